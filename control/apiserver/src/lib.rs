@@ -1,0 +1,3 @@
+//! The Kubernetes API: one pipeline for every request, one generic engine for every kind.
+
+pub mod nodes;

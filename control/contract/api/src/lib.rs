@@ -1,0 +1,22 @@
+//! The words that both ends speak: object identity, Status, selectors, quantities, names.
+//!
+//! Pure data and pure functions. It refuses to do I/O, to know a clock (callers pass `now`), and to
+//! know any single kind: what a kind is stands in `rimward-control-kinds`.
+//!
+//! Typed kinds are those of [`k8s_openapi`]; the API server itself works on untyped JSON, because a
+//! typed decode drops the fields that it does not know.
+
+pub mod meta;
+pub mod names;
+pub mod quantity;
+pub mod resource;
+pub mod selector;
+pub mod status;
+pub mod user;
+
+pub use k8s_openapi;
+pub use meta::ObjectKey;
+pub use quantity::Quantity;
+pub use resource::{GroupKind, GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource};
+pub use status::{Cause, CauseReason, FieldError, Reason, Status};
+pub use user::UserInfo;

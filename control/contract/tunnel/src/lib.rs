@@ -1,0 +1,1 @@
+//! The QUIC protocol between nodes and the control plane

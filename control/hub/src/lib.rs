@@ -1,0 +1,1 @@
+//! What a connected node is told, and what it may say

@@ -1,0 +1,1 @@
+//! The one schema model and what it drives

@@ -1,0 +1,1 @@
+//! Pull, verify and store images

@@ -1,0 +1,1 @@
+//! HTTP routing from Ingress objects

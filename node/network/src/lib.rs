@@ -1,0 +1,1 @@
+//! Pod addresses and service routing

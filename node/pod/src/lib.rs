@@ -1,0 +1,7 @@
+//! The life of one pod on a node, whatever runs its containers.
+//!
+//! It decides and orders; it refuses to know wasmtime, cgroups, registries, sockets of the pod
+//! network, or the tunnel: those are behind [`runtime::Runtime`] and the traits in [`outside`].
+
+pub mod outside;
+pub mod runtime;

@@ -1,0 +1,132 @@
+//! What a pod needs from the rest of the node, as traits: images, addresses, objects, and the way
+//! up for status and Events. `rimward-node-agent` wires the real ones in.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service};
+use serde::{Deserialize, Serialize};
+
+/// An image that is whole on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// As the pod named it.
+    pub reference: String,
+    /// `name@sha256:…`, for `status.containerStatuses[].imageID`.
+    pub id: String,
+    /// Of the manifest: `sha256:…`.
+    pub digest: String,
+    pub form: ImageForm,
+}
+
+/// What an image turned out to be, read from the image itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageForm {
+    /// A component or a preview-1 core module; `file` is the verified .wasm, `digest` its own.
+    Wasm { file: PathBuf, digest: String, entrypoint: Vec<String>, cmd: Vec<String>, env: Vec<String>, working_dir: String },
+    /// A Linux root file system; layers are unpacked (lowest first).
+    Linux { layers: Vec<PathBuf>, entrypoint: Vec<String>, cmd: Vec<String>, env: Vec<String>, working_dir: String, user: String },
+}
+
+/// Why there is no image: `reason` is what kubectl shows while waiting.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct ImageError {
+    /// `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`, `ImageInspectError`.
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// Credentials for one registry host, from imagePullSecrets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RegistryAuth {
+    pub registry: String,
+    pub username: String,
+    pub password: String,
+}
+
+/// The node's image store.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// Whether the reference is here already (no pull needed under IfNotPresent).
+    async fn present(&self, reference: &str) -> Option<Image>;
+
+    /// The image, pulled if the policy wants it. Concurrent calls for one reference share a pull.
+    async fn ensure(&self, reference: &str, policy: PullPolicy, auth: &[RegistryAuth]) -> Result<Image, ImageError>;
+}
+
+/// A pod's place in the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// As the API shows it.
+    pub pod_ips: Vec<IpAddr>,
+    /// Where listeners really bind.
+    pub bind_ip: IpAddr,
+    pub netns: Option<PathBuf>,
+}
+
+/// Gives pods addresses. Keyed by pod UID; both calls may be repeated, also after a restart.
+#[async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// `host_network` pods get the node's own address.
+    async fn attach(&self, pod_uid: &str, host_network: bool) -> Result<Attachment, String>;
+
+    async fn detach(&self, pod_uid: &str);
+
+    /// Where a probe of this node connects to reach `pod_ip`.
+    fn reach(&self, pod_ip: IpAddr) -> IpAddr;
+
+    /// The cluster DNS server as pods of this node reach it.
+    fn dns_server(&self) -> std::net::SocketAddr;
+
+    fn host_ip(&self) -> IpAddr;
+}
+
+/// A token for a pod's projected volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub token: String,
+    pub expires_at: jiff::Timestamp,
+}
+
+/// Why an object is not to be had: not there (yet), or the control plane cannot be reached and the
+/// node has never seen it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// Kubernetes' words: `configmap "x" not found`.
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The objects that this node's pods may see.
+#[async_trait]
+pub trait Objects: Send + Sync + 'static {
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<ConfigMap>, ObjectError>;
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, ObjectError>;
+    /// A token bound to the pod (TokenRequest through the hub).
+    async fn token(&self, pod: &Pod, audiences: &[String], expiration_seconds: i64) -> Result<Token, ObjectError>;
+    /// Services of a namespace, for Kubernetes' service environment variables.
+    fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
+    /// Wakes when any ConfigMap or Secret changed: mounted volumes are then refreshed.
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// The way up. Calls never block: the newest status of a pod replaces an unsent older one.
+pub trait Reports: Send + Sync + 'static {
+    fn pod_status(&self, pod: &Pod, status: PodStatus);
+    /// The pod's containers have ended and its resources are released: the API object may go.
+    fn pod_terminated(&self, pod: &Pod, status: PodStatus);
+    /// A Kubernetes Event about a pod (`field_path` such as `spec.containers{web}`, or empty).
+    fn event(&self, pod: &Pod, field_path: &str, warning: bool, reason: &str, message: &str);
+}

@@ -1,0 +1,187 @@
+//! What runs containers: the trait that `wasm` and `oci` implement, and the fake.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::outside::Image;
+
+/// One run of one container: a restart has the next attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunId {
+    pub pod_uid: String,
+    pub container: String,
+    /// 0 for the first run; equals the restart count.
+    pub attempt: u32,
+}
+
+impl std::fmt::Display for RunId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}#{}", self.pod_uid, self.container, self.attempt)
+    }
+}
+
+/// Everything a runtime needs to start one container. Complete and serialisable: a runtime keeps it
+/// on disk so that the next agent can adopt what runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    pub id: RunId,
+    pub pod_namespace: String,
+    pub pod_name: String,
+    /// Of the container's spec and the pod-level settings that shape it; adoption compares it.
+    pub spec_hash: String,
+    pub image: Image,
+    /// argv after Kubernetes' rules for command and args against the image's entrypoint and cmd.
+    /// For a component argv[0] is the command, else the component's name.
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub working_dir: String,
+    pub mounts: Vec<Mount>,
+    /// The pod's address as the API shows it.
+    pub pod_ip: IpAddr,
+    /// Where this node really binds it: equal to `pod_ip` with a pod network, a loopback address in
+    /// user mode (see `rimward-node-network`).
+    pub bind_ip: IpAddr,
+    /// A network namespace to be in (`/run/netns/…`), when pods have one.
+    pub netns: Option<PathBuf>,
+    /// Declared TCP containerPorts, in order. A handler is served on each of them, else on 8080.
+    pub tcp_ports: Vec<u16>,
+    pub resources: Resources,
+    /// The file that the runtime appends log lines to, in the CRI format
+    /// (`<RFC3339Nano> <stdout|stderr> <F|P> <text>`).
+    pub log_path: PathBuf,
+    pub user: User,
+    pub dns: Dns,
+    /// Extra /etc/hosts entries (hostAliases).
+    pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// `wasm`, `wasm-isolated`, `runc` …; empty is the node's default for the image.
+    pub runtime_class: String,
+    pub stdin: bool,
+    pub tty: bool,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub memory_limit_bytes: Option<u64>,
+    /// Thousandths of a core.
+    pub cpu_limit_millis: Option<u64>,
+    pub cpu_request_millis: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub uid: Option<i64>,
+    pub gid: Option<i64>,
+    pub supplemental_gids: Vec<i64>,
+}
+
+/// A prepared directory or file of the node, seen by the container at a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub host_path: PathBuf,
+    pub container_path: String,
+    pub read_only: bool,
+}
+
+/// The pod's resolver settings after dnsPolicy and dnsConfig.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Socket addresses really reachable from the container.
+    pub servers: Vec<std::net::SocketAddr>,
+    pub searches: Vec<String>,
+    pub ndots: u8,
+}
+
+/// What a runtime says without being asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RuntimeEvent {
+    Started { id: RunId, at: jiff::Timestamp },
+    Exited { id: RunId, exit: Exit },
+    /// Something a user should see as an Event on the pod (`Warning`, reason, message), which did
+    /// not end the container: a handler's request was refused for memory, say.
+    Notice { id: RunId, reason: String, message: String },
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// 0–255; 128 + signal when a signal ended it; 137 with `OOMKilled`.
+    pub code: i32,
+    pub signal: Option<i32>,
+    /// `Completed`, `Error`, `OOMKilled`, `ContainerCannotRun`, `StartError` …
+    pub reason: String,
+    /// A trap's text, say. Empty mostly.
+    pub message: String,
+    pub started_at: jiff::Timestamp,
+    pub finished_at: jiff::Timestamp,
+}
+
+/// A run that a runtime knows: what an agent finds when it starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    pub id: RunId,
+    pub spec_hash: String,
+    pub started_at: Option<jiff::Timestamp>,
+    /// None while it runs.
+    pub exit: Option<Exit>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_nanos: u64,
+    pub memory_bytes: u64,
+}
+
+/// Why a container did not start: `reason` becomes the waiting reason in the pod's status, `message`
+/// names the cause (the missing import, the trap), for a person.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct StartError {
+    /// `CreateContainerError`, `RunContainerError`, `CreateContainerConfigError` …
+    pub reason: String,
+    pub message: String,
+}
+
+/// Runs containers. One event feed; every call is safe to repeat.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// `wasm`, `oci`, `fake`: the scheme of the containerID in a pod's status.
+    fn name(&self) -> &'static str;
+
+    /// Whether images of this form are its business.
+    fn runs(&self, image: &Image) -> bool;
+
+    /// Connects to what an earlier agent left running, and says what there is, ended runs included
+    /// that were not yet removed. Called once, before anything else; events flow into `events` from
+    /// then on.
+    async fn adopt(&self, events: mpsc::Sender<RuntimeEvent>) -> Result<Vec<Known>, StartError>;
+
+    /// Makes sure that what can be done before a start is done: compiles the image, say. `start`
+    /// does it too when this was not called.
+    async fn prepare(&self, image: &Image) -> Result<(), StartError>;
+
+    /// Starts a container. When it answers, it runs (a handler: its ports answer).
+    async fn start(&self, spec: ContainerSpec) -> Result<(), StartError>;
+
+    /// Asks it to end, forces it after `grace`. An [`RuntimeEvent::Exited`] follows. Not known is fine.
+    async fn stop(&self, id: &RunId, grace: Duration);
+
+    /// Forgets an ended run.
+    async fn remove(&self, id: &RunId);
+
+    async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// Runs a command in a container's environment; see issue 4. The default says that it cannot.
+    async fn exec(&self, id: &RunId, _argv: Vec<String>) -> Result<Exit, StartError> {
+        Err(StartError {
+            reason: "ExecNotSupported".into(),
+            message: format!("the {} runtime cannot run commands in {id}", self.name()),
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! The Wasm runtime: wasmtime in wasm-host processes

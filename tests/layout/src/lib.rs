@@ -1,0 +1,1 @@
+//! Arrows between crates, and the paths that documents name
