@@ -85,6 +85,12 @@ pub trait Network: Send + Sync + 'static {
     /// Where a probe of this node connects to reach `pod_ip`.
     fn reach(&self, pod_ip: IpAddr) -> IpAddr;
 
+    /// Where a probe of this node connects to reach a port of `pod_ip`. User mode moves ports that
+    /// an ordinary user cannot bind; with a pod network they are as the pod says.
+    fn reach_port(&self, pod_ip: IpAddr, port: u16) -> std::net::SocketAddr {
+        std::net::SocketAddr::new(self.reach(pod_ip), port)
+    }
+
     /// The cluster DNS server as pods of this node reach it.
     fn dns_server(&self) -> std::net::SocketAddr;
 
