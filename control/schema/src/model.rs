@@ -1,0 +1,223 @@
+//! What an object may look like: definitions, their fields, and how each behaves when it is
+//! decoded, merged and owned.
+
+use std::collections::HashMap;
+
+use rimward_api::GroupVersionKind;
+use serde_json::Value;
+
+/// A graph of definitions. Names are those of OpenAPI: `io.k8s.api.core.v1.Pod`.
+#[derive(Debug, Default)]
+pub struct Model {
+    definitions: Vec<Definition>,
+    by_name: HashMap<Box<str>, DefId>,
+}
+
+/// The index of a definition within its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DefId(pub(crate) u32);
+
+/// An object with known fields.
+#[derive(Debug)]
+pub struct Definition {
+    pub name: Box<str>,
+    /// The kinds that have this shape; empty for a part of a kind.
+    pub kinds: Vec<GroupVersionKind>,
+    /// Sorted by name.
+    pub fields: Box<[Field]>,
+    /// `x-kubernetes-map-type: atomic`: owned and merged as a whole.
+    pub atomic: bool,
+}
+
+/// A field of a definition.
+#[derive(Debug)]
+pub struct Field {
+    pub name: Box<str>,
+    pub ty: Type,
+    pub presence: Presence,
+    /// As OpenAPI tells: a client must send it.
+    pub required: bool,
+    /// The declared default (`x-…` facts); procedural defaults live with the kinds.
+    pub default: Option<Box<Value>>,
+    /// Strategic merge patch: the key by which a list of objects merges.
+    pub merge_key: Option<Box<str>>,
+    pub patch: PatchStrategy,
+    /// `x-kubernetes-map-type: atomic` on this use of an object or map.
+    pub atomic: bool,
+    /// The Go type as its error messages print it, without the pointer: `[]v1.Container`.
+    pub go_type: Box<str>,
+    pub proto: Option<Proto>,
+}
+
+/// When a field is there in the normal form of an object, which is what Go's decode and encode leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// A pointer with omitempty: kept unless absent or null.
+    Pointer,
+    /// omitempty or omitzero: kept unless zero (`""`, 0, false, `[]`, `{}` of a map).
+    NonZero,
+    /// Always there, with the zero value of its type when not sent. Objects are of this sort
+    /// even when they are marked omitempty, since Go never takes a struct to be empty.
+    Always,
+    /// As it was sent, null included: fields of a custom resource.
+    AsSent,
+}
+
+/// Tags of a strategic merge patch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PatchStrategy {
+    pub merge: bool,
+    pub replace: bool,
+    pub retain_keys: bool,
+}
+
+/// The protobuf encoding of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proto {
+    pub number: u32,
+    pub wire: Wire,
+    /// Numbers of the embedded messages around the field, outermost first. JSON shows them flattened.
+    pub within: Box<[u32]>,
+}
+
+/// The protobuf wire type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Varint,
+    Bytes,
+    Fixed32,
+    Fixed64,
+}
+
+/// The type of a value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Type {
+    Bool,
+    String,
+    /// Base64 in JSON.
+    Bytes,
+    Int32,
+    Int64,
+    /// A double.
+    Number,
+    /// An int32 or a string.
+    IntOrString,
+    Quantity,
+    /// RFC 3339 in UTC with whole seconds.
+    Time,
+    /// RFC 3339 in UTC with microseconds.
+    MicroTime,
+    /// An embedded object (`RawExtension`): kept as sent, null when absent.
+    Raw,
+    /// Any JSON, kept as sent.
+    Any,
+    Map(Box<MapType>),
+    List(Box<ListType>),
+    Object(DefId),
+    /// The unions of apiextensions: an object of the definition, or what the alternative says.
+    SchemaOr(Alternative, DefId),
+}
+
+/// What stands beside a schema in `JSONSchemaPropsOr…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alternative {
+    Bool,
+    /// A list of schemas.
+    List,
+    /// A list of strings.
+    Strings,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct MapType {
+    pub value: Type,
+    pub atomic: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListType {
+    pub item: Type,
+    pub kind: ListKind,
+}
+
+/// `x-kubernetes-list-type`: how a list is owned and merged by server-side apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListKind {
+    Atomic,
+    Set,
+    /// By the values of these keys.
+    Map(Box<[Box<str>]>),
+}
+
+impl Model {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The definition of that name.
+    pub fn definition(&self, name: &str) -> Option<&Definition> {
+        self.id(name).map(|id| self.get(id))
+    }
+
+    pub fn id(&self, name: &str) -> Option<DefId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The id of a name that is known to be there.
+    ///
+    /// # Panics
+    /// When the model lacks it: a mistake of the program, not of its input.
+    pub fn expect(&self, name: &str) -> DefId {
+        self.id(name).unwrap_or_else(|| panic!("the schema model lacks {name}"))
+    }
+
+    pub fn get(&self, id: DefId) -> &Definition {
+        &self.definitions[id.0 as usize]
+    }
+
+    pub fn definitions(&self) -> impl Iterator<Item = (DefId, &Definition)> {
+        self.definitions.iter().enumerate().map(|(i, d)| (DefId(i as u32), d))
+    }
+
+    /// The definition of a kind.
+    pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<DefId> {
+        let same = |k: &GroupVersionKind| k.kind == kind && k.group == group && k.version == version;
+        self.definitions().find(|(_, d)| d.kinds.len() == 1 && d.kinds.iter().any(same)).map(|(id, _)| id)
+    }
+
+    /// Adds a definition; one of the same name is replaced and keeps its id, so a definition may be
+    /// referred to (by [`Model::reserve`]) before it is there.
+    pub fn add(&mut self, mut definition: Definition) -> DefId {
+        definition.fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let id = self.reserve(&definition.name.clone());
+        self.definitions[id.0 as usize] = definition;
+        id
+    }
+
+    /// The id that a name has or will have.
+    pub fn reserve(&mut self, name: &str) -> DefId {
+        if let Some(id) = self.id(name) {
+            return id;
+        }
+        let id = DefId(self.definitions.len() as u32);
+        self.definitions.push(Definition { name: name.into(), kinds: vec![], fields: Box::default(), atomic: false });
+        self.by_name.insert(name.into(), id);
+        id
+    }
+}
+
+impl Definition {
+    /// The field of that name; case matters, as it does to a Kubernetes server.
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.index(name).map(|i| &self.fields[i])
+    }
+
+    pub(crate) fn index(&self, name: &str) -> Option<usize> {
+        self.fields.binary_search_by(|f| (*f.name).cmp(name)).ok()
+    }
+
+    /// The bare Go name: `PodSpec`.
+    pub fn go_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
