@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::logs::{LogError, LogRequest};
 use crate::outside::{Images, Network, Objects, Reports};
 use crate::runtime::{RunId, Runtime, StartError, Usage};
@@ -28,6 +29,22 @@ pub struct Config {
     pub cluster_domain: String,
     /// What limits default to in the downward API.
     pub allocatable: Allocatable,
+    /// A directory in memory for Secrets and tokens; None keeps them below `data_dir`.
+    /// [`memory_dir`] finds one.
+    pub memory_dir: Option<PathBuf>,
+    pub clock: Clock,
+}
+
+/// A directory on an existing tmpfs for the pods of this data directory, when this process is root.
+pub fn memory_dir(data_dir: &std::path::Path) -> Option<PathBuf> {
+    use sha2::{Digest, Sha256};
+    let on_tmpfs = rustix::fs::statfs("/run").is_ok_and(|f| f.f_type as u64 == 0x0102_1994);
+    if !rustix::process::geteuid().is_root() || !on_tmpfs {
+        return None;
+    }
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    Some(PathBuf::from("/run/rimward").join(short).join("pods"))
 }
 
 /// The node's `status.allocatable`, as far as the downward API shows it.
