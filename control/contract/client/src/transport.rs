@@ -13,7 +13,10 @@ pub type Body = BoxStream<'static, Result<Bytes, TransportError>>;
 /// TransportError: the response carries it with its Status body.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, TransportError>;
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Body>, TransportError>;
 }
 
 /// The request may or may not have been carried out.
