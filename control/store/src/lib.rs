@@ -12,10 +12,17 @@
 //! - [`Store::list`] at a revision is exact and stable while that revision is retained;
 //! - [`Store::watch`] from any retained revision misses nothing; what was compacted says so.
 
+pub mod conformance;
+pub mod feed;
+mod memory;
+mod txn;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use memory::MemoryStore;
 
 /// A position in the one revision sequence. 0 is "before everything".
 pub type Revision = u64;
@@ -47,10 +54,21 @@ pub enum Expect {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    Put { key: String, value: Bytes, expect: Expect },
-    Delete { key: String, expect: Expect },
-    /// Only a condition.
-    Check { key: String, expect: Expect },
+    Put {
+        key: String,
+        value: Bytes,
+        expect: Expect,
+    },
+    Delete {
+        key: String,
+        expect: Expect,
+    },
+    /// Only a condition. (Deleting a key that is absent changes nothing either: a transaction that
+    /// changes nothing takes no revision.)
+    Check {
+        key: String,
+        expect: Expect,
+    },
 }
 
 /// Applied whole or not at all, at one revision. A key may occur once.
@@ -107,6 +125,9 @@ pub enum CommitError {
     Conflict { op: usize, current: Option<Entry> },
     #[error("the transaction is too large: {what}")]
     TooLarge { what: String },
+    /// The transaction makes no sense, whatever is stored: a key occurs twice.
+    #[error("the transaction is invalid: {what}")]
+    Invalid { what: String },
     #[error(transparent)]
     Store(#[from] Error),
 }
@@ -150,10 +171,15 @@ pub trait Store: Send + Sync + 'static {
     /// checks takes no revision and answers with the newest.
     async fn commit(&self, txn: Txn) -> Result<Revision, CommitError>;
 
-    /// Changes of keys that start with `prefix`, in transactions later than `after`.
+    /// Changes of keys that start with `prefix`, in transactions later than `after`. A revision
+    /// that has not happened yet is [`Error::Future`]. A watch that waits in `next` does not age: it
+    /// survives any compaction. One that is not asked while its events are compacted away answers
+    /// [`Error::Compacted`].
     fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, Error>;
 
-    /// Forgets history before `revision`; the state at it stays readable.
+    /// Forgets history before `revision`; the state at it stays readable. Answers once that is
+    /// durable; the space is freed in the background. Repeating a compaction, or asking for an older
+    /// one, does nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 }
 
