@@ -1,1 +1,18 @@
-//! Pull, verify and store images
+//! Images on a node: named, pulled, verified, stored once, by digest.
+//!
+//! Wasm artifacts and Linux images come through the same door; what an image is, is read from the
+//! image itself ([`form`]). It refuses to compile or to run anything, and to trust a byte whose
+//! digest it did not compute.
+//!
+//! Where an image comes from: a name without a registry host is looked for in the cluster's own
+//! registry first, through the node's tunnel ([`ClusterRegistry`]); any other registry is reached
+//! directly with TLS.
+
+mod content;
+mod fetch;
+mod form;
+mod name;
+mod store;
+
+pub use fetch::{ClusterRegistry, ClusterResponse, RemoteConfig};
+pub use store::{Config, ImageStore, StoredImage};

@@ -1,1 +1,1 @@
-//! Arrows between crates, and the paths that documents name
+//! Nothing here: the tests are in `tests/`.

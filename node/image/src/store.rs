@@ -1,0 +1,358 @@
+//! The node's images: which names are here, and the pull that brings one.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rimward_node_pod::outside::{Image, ImageError, ImageForm, Images, PullPolicy, RegistryAuth};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::content::{Content, ContentError, digest_of};
+use crate::fetch::{
+    ClusterRegistry, FetchError, InCluster, Remote, RemoteConfig, Source, remote_client,
+};
+use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
+use crate::name::Name;
+
+pub struct Config {
+    pub dir: PathBuf,
+    pub remote: RemoteConfig,
+    /// The largest layer that is taken, in bytes.
+    pub layer_bytes_max: u64,
+    /// Pulls at once; more wait.
+    pub pulls_max: usize,
+}
+
+impl Config {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, remote: RemoteConfig::default(), layer_bytes_max: 1 << 30, pulls_max: 4 }
+    }
+}
+
+/// An image as `rimward image list` and Node.status.images show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredImage {
+    pub image: Image,
+    pub size_bytes: u64,
+    pub pulled_at: jiff::Timestamp,
+}
+
+/// A handle on the node's images; clones share them.
+#[derive(Clone)]
+pub struct ImageStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    content: Content,
+    cluster: Arc<dyn ClusterRegistry>,
+    remote: oci_client::Client,
+    layer_bytes_max: u64,
+    slots: Semaphore,
+    images: Mutex<HashMap<String, StoredImage>>,
+    /// One pull a name at a time; the later ones find the first one's result.
+    pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl ImageStore {
+    /// Opens the directory and reads which images are there.
+    ///
+    /// # Errors
+    /// A sentence that names the path (or the option) at fault.
+    pub fn open(config: Config, cluster: Arc<dyn ClusterRegistry>) -> Result<Self, String> {
+        let at = |e: std::io::Error| format!("image store {}: {e}", config.dir.display());
+        let content = Content::open(&config.dir).map_err(at)?;
+        std::fs::create_dir_all(config.dir.join("names")).map_err(at)?;
+        let images = read_names(&config.dir.join("names")).map_err(at)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                content,
+                cluster,
+                remote: remote_client(&config.remote)?,
+                layer_bytes_max: config.layer_bytes_max,
+                slots: Semaphore::new(config.pulls_max),
+                images: Mutex::new(images),
+                pulling: Mutex::default(),
+                dir: config.dir,
+            }),
+        })
+    }
+
+    /// All images by name.
+    pub fn list(&self) -> Vec<StoredImage> {
+        let mut all: Vec<_> = self.inner.images.lock().values().cloned().collect();
+        all.sort_by(|a, b| a.image.reference.cmp(&b.image.reference));
+        all
+    }
+}
+
+/// Names whose files are gone or damaged are forgotten: the next use pulls them again.
+fn read_names(dir: &Path) -> std::io::Result<HashMap<String, StoredImage>> {
+    let mut images = HashMap::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let stored =
+            std::fs::read(&path).ok().and_then(|c| serde_json::from_slice::<StoredImage>(&c).ok());
+        match stored {
+            Some(stored) if files_exist(&stored.image) => {
+                images.insert(stored.image.reference.clone(), stored);
+            }
+            _ => {
+                tracing::warn!(path = %path.display(), "forgetting an image whose record or files are damaged")
+            }
+        }
+    }
+    Ok(images)
+}
+
+fn files_exist(image: &Image) -> bool {
+    match &image.form {
+        ImageForm::Wasm { file, .. } => file.exists(),
+        ImageForm::Linux { layers, .. } => layers.iter().all(|l| l.exists()),
+    }
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn present(&self, reference: &str) -> Option<Image> {
+        self.inner.images.lock().get(reference).map(|stored| stored.image.clone())
+    }
+
+    async fn ensure(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        auth: &[RegistryAuth],
+    ) -> Result<Image, ImageError> {
+        let name = Name::parse(reference, &self.inner.cluster.hosts())?;
+        let present = self.present(reference).await;
+        match (policy, present) {
+            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(image)) => return Ok(image),
+            (PullPolicy::Never, None) => {
+                return Err(ImageError {
+                    reason: "ErrImageNeverPull".into(),
+                    message: format!(
+                        "Container image {reference:?} is not present with pull policy of Never"
+                    ),
+                });
+            }
+            _ => {}
+        }
+        let turn = self.inner.pulling.lock().entry(reference.to_owned()).or_default().clone();
+        let asked_at = jiff::Timestamp::now();
+        let result = {
+            let _only_one_pull_of_this_name = turn.lock().await;
+            let fresh = self.inner.images.lock().get(reference).cloned();
+            match fresh {
+                Some(stored) if stored.pulled_at >= asked_at => Ok(stored.image),
+                _ => self.inner.pull(reference, &name, auth).await,
+            }
+        };
+        let mut pulling = self.inner.pulling.lock();
+        // Two left: the map's and ours. Nobody waits.
+        if pulling.get(reference).is_some_and(|turn| Arc::strong_count(turn) <= 2) {
+            pulling.remove(reference);
+        }
+        result
+    }
+}
+
+impl Inner {
+    async fn pull(
+        &self,
+        reference: &str,
+        name: &Name,
+        auth: &[RegistryAuth],
+    ) -> Result<Image, ImageError> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let pulled = self.pull_from_anywhere(reference, name, auth).await;
+        let (image, size_bytes) = pulled.map_err(|message| ImageError {
+            reason: "ErrImagePull".into(),
+            message: format!("failed to pull image {reference:?}: {message}"),
+        })?;
+        let stored =
+            StoredImage { image: image.clone(), size_bytes, pulled_at: jiff::Timestamp::now() };
+        self.remember(stored).map_err(|e| ImageError {
+            reason: "ErrImagePull".into(),
+            message: format!(
+                "failed to store image {reference:?} under {}: {e}",
+                self.dir.display()
+            ),
+        })?;
+        Ok(image)
+    }
+
+    async fn pull_from_anywhere(
+        &self,
+        reference: &str,
+        name: &Name,
+        auth: &[RegistryAuth],
+    ) -> Result<(Image, u64), String> {
+        let remote = Remote::new(&self.remote, name, auth);
+        let Some(repository) = &name.in_cluster else {
+            return self.pull_from(&remote, reference, name).await.map_err(|e| e.to_string());
+        };
+        let in_cluster = InCluster { registry: &*self.cluster, repository };
+        match self.pull_from(&in_cluster, reference, name).await {
+            Err(FetchError::NotFound(here)) if !name.has_host => {
+                // Names without a host mean the default registry everywhere else.
+                let outside = self.pull_from(&remote, reference, name).await;
+                outside.map_err(|e| format!("{here}: not found; {e}"))
+            }
+            other => other.map_err(|e| e.to_string()),
+        }
+    }
+
+    async fn pull_from(
+        &self,
+        source: &dyn Source,
+        reference: &str,
+        name: &Name,
+    ) -> Result<(Image, u64), FetchError> {
+        let (mut manifest, digest) = self.manifest(source, name.version()).await?;
+        let failed = FetchError::Failed;
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let mut plan = form::plan(&manifest, architecture).map_err(failed)?;
+        if let Plan::Entry { digest } = &plan {
+            manifest = self.manifest(source, digest).await?.0;
+            plan = form::plan(&manifest, architecture).map_err(failed)?;
+        }
+        let (form, size_bytes) = match plan {
+            Plan::Entry { .. } => {
+                return Err(failed("an image index inside an image index is not supported".into()));
+            }
+            Plan::WasmLayer { digest, config } => {
+                let run = self.run_config(source, &manifest, config.as_deref()).await?;
+                self.wasm_layer(source, &manifest, digest, run.config).await?
+            }
+            Plan::ByConfig { config } => {
+                let image = self.run_config(source, &manifest, Some(&config)).await?;
+                if image.architecture != "wasm" && !image.os.starts_with("wasi") {
+                    return Err(failed(format!(
+                        "{reference} is a {}/{} container image; this node runs WebAssembly images only",
+                        image.os, image.architecture
+                    )));
+                }
+                self.compat(source, &manifest, image.config).await?
+            }
+        };
+        let id = name.id(&digest);
+        Ok((Image { reference: reference.to_owned(), id, digest, form }, size_bytes))
+    }
+
+    /// A manifest, checked against its digest where the version is one.
+    async fn manifest(
+        &self,
+        source: &dyn Source,
+        version: &str,
+    ) -> Result<(Manifest, String), FetchError> {
+        let content = source.manifest(version).await?;
+        let digest = digest_of(&content);
+        if version.starts_with("sha256:") && version != digest {
+            return Err(FetchError::Failed(format!(
+                "the manifest has digest {digest}, not {version}: the registry or the network altered it"
+            )));
+        }
+        let manifest = serde_json::from_slice(&content)
+            .map_err(|e| FetchError::Failed(format!("the manifest is not valid: {e}")))?;
+        Ok((manifest, digest))
+    }
+
+    async fn blob(
+        &self,
+        source: &dyn Source,
+        digest: &str,
+        size: u64,
+        max: u64,
+    ) -> Result<PathBuf, FetchError> {
+        let failed = |e: ContentError| FetchError::Failed(format!("blob {digest}: {e}"));
+        let path = self.content.path(digest).map_err(failed)?;
+        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
+            return Ok(path);
+        }
+        let stream = source.blob(digest, size).await?;
+        self.content.store(digest, max, stream).await.map_err(failed)
+    }
+
+    /// The config blob; empty when there is none or it is not an image config (Wasm artifacts have
+    /// configs of their own, whose fields a container does not use).
+    async fn run_config(
+        &self,
+        source: &dyn Source,
+        manifest: &Manifest,
+        digest: Option<&str>,
+    ) -> Result<ImageConfig, FetchError> {
+        const CONFIG_BYTES_MAX: u64 = 1 << 20;
+        let Some(digest) = digest else { return Ok(ImageConfig::default()) };
+        let size = manifest.config.as_ref().map_or(0, |c| c.size);
+        let path = self.blob(source, digest, size, CONFIG_BYTES_MAX).await?;
+        let content = read(&path).await?;
+        Ok(serde_json::from_slice(&content).unwrap_or_default())
+    }
+
+    async fn wasm_layer(
+        &self,
+        source: &dyn Source,
+        manifest: &Manifest,
+        digest: String,
+        run: RunConfig,
+    ) -> Result<(ImageForm, u64), FetchError> {
+        let size = manifest.layers.iter().find(|l| l.digest == digest).map_or(0, |l| l.size);
+        let file = self.blob(source, &digest, size, self.layer_bytes_max).await?;
+        let size = tokio::fs::metadata(&file).await.map_or(size, |m| m.len());
+        Ok((wasm_form(file, digest, run), size))
+    }
+
+    /// A `wasi/wasm` image: the Wasm file lies inside tar layers.
+    async fn compat(
+        &self,
+        source: &dyn Source,
+        manifest: &Manifest,
+        run: RunConfig,
+    ) -> Result<(ImageForm, u64), FetchError> {
+        let mut layers = Vec::new();
+        for layer in &manifest.layers {
+            let path = self.blob(source, &layer.digest, layer.size, self.layer_bytes_max).await?;
+            layers.push(read(&path).await?);
+        }
+        let (max, config) = (self.layer_bytes_max, run.clone());
+        let unpacked =
+            tokio::task::spawn_blocking(move || form::wasm_in_layers(&layers, &config, max));
+        let content = unpacked
+            .await
+            .map_err(|e| FetchError::Failed(e.to_string()))?
+            .map_err(FetchError::Failed)?;
+        let stored = self.content.store_own(&content).await;
+        let (digest, file) = stored.map_err(|e| FetchError::Failed(e.to_string()))?;
+        Ok((wasm_form(file, digest, run), content.len() as u64))
+    }
+
+    /// Keeps the record on disk, then in memory.
+    fn remember(&self, stored: StoredImage) -> std::io::Result<()> {
+        let content = serde_json::to_vec(&stored).expect("the record has no maps with odd keys");
+        let key = digest_of(stored.image.reference.as_bytes());
+        let path = self.dir.join("names").join(key.trim_start_matches("sha256:"));
+        let staged = self.dir.join("staging").join(uuid::Uuid::new_v4().simple().to_string());
+        std::fs::write(&staged, content)?;
+        std::fs::rename(&staged, path)?;
+        self.images.lock().insert(stored.image.reference.clone(), stored);
+        Ok(())
+    }
+}
+
+fn wasm_form(file: PathBuf, digest: String, run: RunConfig) -> ImageForm {
+    let RunConfig { entrypoint, cmd, env, working_dir, .. } = run;
+    ImageForm::Wasm { file, digest, entrypoint, cmd, env, working_dir }
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, FetchError> {
+    tokio::fs::read(path).await.map_err(|e| FetchError::Failed(format!("{}: {e}", path.display())))
+}

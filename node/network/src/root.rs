@@ -1,0 +1,210 @@
+//! The network of a node that runs as root.
+//!
+//! ```text
+//!  host namespace                               pods' namespace (one per node)
+//!   clients ──► nft: Service → pod ──► veth ════ eth0 ── local 10.42.3.0/24 (AnyIP)
+//!      └──────► TUN ──► tunnel ──► other nodes      └── nft: Service → pod, on the way out
+//! ```
+//!
+//! Every pod address is local in the pods' namespace, without a device or a thread for each: a Wasm host
+//! binds (address, port) there. The same Service rules are in both namespaces, so that a pod that calls a
+//! Service keeps its source address. Rejected: a veth per Wasm pod (10,000 of them cost more than the
+//! pods), and rules on the host alone (a pod calling a neighbour through a Service would need masquerade).
+//!
+//! What exists is kept: Wasm hosts live in the namespace across restarts of the agent.
+
+mod command;
+mod namespace;
+mod overlay;
+mod rules;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Service;
+use rimward_api::ObjectKey;
+use rimward_client::{Cache, Delta};
+use rimward_node_pod::outside::{Attachment, Network};
+use tokio_util::sync::CancellationToken;
+
+use crate::addresses::{Addresses, Block};
+use crate::backends::Backends;
+use crate::services::routes;
+
+pub use command::CommandError;
+pub use overlay::{Overlay, PacketPath};
+
+pub struct Config {
+    /// For the records of pod addresses.
+    pub dir: PathBuf,
+    /// Tells the namespaces and devices of several nodes on one machine apart; stable over restarts.
+    pub node_key: String,
+    pub pod_block: Block,
+    /// All pods of the cluster: what the TUN device leads to.
+    pub cluster_block: Block,
+    pub host_ip: IpAddr,
+    /// The cluster DNS server's address in the API, such as 10.43.0.10.
+    pub dns_ip: Ipv4Addr,
+}
+
+/// The host's end of the veth: where servers for this node's pods listen (DNS, API access).
+pub const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 1);
+pub(crate) const POD_END: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
+
+/// Names of what this node makes in the kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub namespace: String,
+    pub veth: String,
+    pub tun: String,
+    pub table: String,
+}
+
+impl Names {
+    fn new(node_key: &str) -> Self {
+        // FNV-1a: names must be the same in every build, and device names have 15 characters.
+        let hash = node_key
+            .bytes()
+            .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        Self {
+            namespace: format!("rimward-{hash:08x}"),
+            veth: format!("rw{hash:08x}h"),
+            tun: format!("rw{hash:08x}t"),
+            table: format!("rimward_{hash:08x}"),
+        }
+    }
+}
+
+/// Pod addresses in the pods' namespace.
+pub struct RootNetwork {
+    addresses: Addresses,
+    names: Names,
+    config: Config,
+}
+
+impl RootNetwork {
+    /// Makes (or finds) the namespace, the veth, the addresses and the empty rules.
+    ///
+    /// # Errors
+    /// The command that failed, with what it said.
+    pub async fn open(config: Config) -> Result<Self, String> {
+        let addresses = Addresses::open(&config.dir, config.pod_block)?;
+        let names = Names::new(&config.node_key);
+        namespace::ensure(&names, &config).await.map_err(|e| e.to_string())?;
+        rules::ensure(&names, &config).await.map_err(|e| e.to_string())?;
+        Ok(Self { addresses, names, config })
+    }
+
+    /// The namespace for Wasm hosts.
+    pub fn namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.names.namespace)
+    }
+
+    /// Opens the way to the other nodes; see [`Overlay::run`].
+    pub async fn overlay(&self) -> Result<Overlay, String> {
+        overlay::open(&self.names, &self.config).await
+    }
+
+    /// Removes everything that was made. Pods must have ended.
+    pub async fn remove(&self) {
+        rules::remove(&self.names).await;
+        namespace::remove(&self.names).await;
+    }
+
+    /// Keeps the rules in step with the Services until shutdown.
+    ///
+    /// `fixed` are ways in that lead to servers of the agent itself: (Service address, port) of DNS and of
+    /// the API, to a local address.
+    pub async fn run_services(
+        &self,
+        services: Cache<Service>,
+        backends: Backends,
+        node: String,
+        fixed: Vec<Fixed>,
+        shutdown: CancellationToken,
+    ) {
+        let mut rules = rules::Rules::new(self.names.clone(), fixed);
+        let (mut deltas, mut changed) = (services.subscribe(), backends.subscribe());
+        loop {
+            let mut touched = std::collections::BTreeSet::new();
+            let mut all = false;
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                delta = deltas.next() => match delta {
+                    Some(Delta::Key(key)) => drop(touched.insert(key)),
+                    Some(Delta::All) => all = true,
+                    None => return,
+                },
+                key = changed.recv() => match key {
+                    Ok(key) => drop(touched.insert(key)),
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => all = true,
+                    Err(_) => return,
+                },
+            }
+            // Whatever else is already here goes into the same atomic batch.
+            while let Some(delta) = deltas.try_next() {
+                match delta {
+                    Delta::Key(key) => drop(touched.insert(key)),
+                    Delta::All => all = true,
+                }
+            }
+            while let Ok(key) = changed.try_recv() {
+                touched.insert(key);
+            }
+            if all {
+                touched.extend(rules.known());
+                touched.extend(services.list().into_iter().map(|(key, _)| key));
+            }
+            let wanted = touched.into_iter().map(|key: ObjectKey| {
+                let service = services.get_key(&key);
+                let routes = service.map(|s| routes(&key, &s, &backends.of(&key), &node));
+                (key, routes.unwrap_or_default())
+            });
+            if let Err(error) = rules.apply(wanted.collect()).await {
+                tracing::error!(%error, "cannot program Services; they are tried again with the next change");
+            }
+        }
+    }
+}
+
+/// A way in that is always there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    pub address: Ipv4Addr,
+    pub protocol: crate::services::Protocol,
+    pub port: u16,
+    pub to: SocketAddr,
+}
+
+#[async_trait]
+impl Network for RootNetwork {
+    async fn attach(&self, pod_uid: &str, host_network: bool) -> Result<Attachment, String> {
+        if host_network {
+            let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+            return Ok(Attachment {
+                pod_ips: vec![self.config.host_ip],
+                bind_ip: any,
+                netns: None,
+            });
+        }
+        let address = IpAddr::from(self.addresses.give(pod_uid)?);
+        Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
+    }
+
+    async fn detach(&self, pod_uid: &str) {
+        self.addresses.take_back(pod_uid);
+    }
+
+    fn reach(&self, pod_ip: IpAddr) -> IpAddr {
+        pod_ip
+    }
+
+    fn dns_server(&self) -> SocketAddr {
+        SocketAddr::new(self.config.dns_ip.into(), 53)
+    }
+
+    fn host_ip(&self) -> IpAddr {
+        self.config.host_ip
+    }
+}
