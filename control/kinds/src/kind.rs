@@ -58,7 +58,18 @@ pub struct Kind {
     /// Set while the behaviour behind the kind does not exist yet: the text of the Warning header
     /// that a write to it answers with.
     pub not_yet: Option<String>,
+    /// Set when records are stored in another kind's form (`storage` names whose): how to get there
+    /// and back. The order of a write is then: decode and `default` in the served form, `to_stored`,
+    /// and from there on all hooks of the *stored* form; of a read: `from_stored` on what is kept.
+    pub conversion: Option<Arc<dyn Conversion>>,
     pub hooks: Arc<dyn Hooks>,
+}
+
+/// A second served form of records that another kind stores: `events.k8s.io/v1` Event,
+/// `autoscaling/v1` HorizontalPodAutoscaler. `apiVersion` and `kind` are left to the engine.
+pub trait Conversion: Send + Sync + 'static {
+    fn to_stored(&self, served: Value) -> Value;
+    fn from_stored(&self, stored: Value) -> Value;
 }
 
 impl Kind {

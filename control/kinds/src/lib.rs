@@ -2,7 +2,33 @@
 //!
 //! It refuses I/O: hooks see objects, never the store. What needs other objects (allocating a
 //! cluster IP, admission, quota) is the API server's.
+//!
+//! What a resource is called and offers is data (`facts/resources.json`); what it does is a
+//! [`rules::Rules`]: a row of functions, written beside the other rules of its family. A rule that
+//! several kinds share is written once, in `check`.
 
 pub mod kind;
+pub mod catalog;
+pub mod rules;
+pub mod bootstrap;
 
-pub use kind::{Hooks, Kind, Scope, Subresource};
+pub mod pod;
+pub mod service;
+pub mod core;
+pub mod apps;
+pub mod batch;
+pub mod autoscaling;
+pub mod networking;
+pub mod rbac;
+pub mod storage;
+pub mod cluster;
+pub mod extension;
+
+pub mod check;
+pub mod path;
+pub mod print;
+pub mod read;
+
+pub use catalog::{Catalog, builtin};
+pub use kind::{Column, Conversion, Hooks, Kind, Scope, Subresource, Write};
+pub use path::{Errors, Path};

@@ -1,0 +1,84 @@
+//! What keeps pods running: Deployment, ReplicaSet and their like, also of the core group.
+
+pub mod daemonset;
+pub mod deployment;
+pub mod replicaset;
+pub mod statefulset;
+
+use serde_json::Value;
+
+use crate::check::{self, selector};
+use crate::path::{Errors, Path};
+use crate::pod::spec;
+use crate::print;
+use crate::read::{Read, is_empty};
+use crate::rules::Rules;
+
+pub const CONTROLLER_REVISION: Rules = Rules {
+    create: |object, e| {
+        check::not_negative(object.at("revision"), &Path::Root.field("revision"), e);
+        if !object.has("data") {
+            e.required(&Path::Root.field("data"), "data is mandatory");
+        }
+    },
+    update: |new, old, e| {
+        check::not_negative(new.at("revision"), &Path::Root.field("revision"), e);
+        check::immutable(new.at("data"), old.at("data"), &Path::Root.field("data"), e);
+    },
+    cells: print::workload::controller_revision,
+    ..Rules::PLAIN
+};
+
+pub const POD_TEMPLATE: Rules = Rules {
+    default: crate::pod::defaults::template,
+    create: |object, e| spec::template(object.at("template"), &Path::Root.field("template"), e),
+    update: |new, _, e| spec::template(new.at("template"), &Path::Root.field("template"), e),
+    generation: true,
+    cells: print::pod::template,
+    ..Rules::PLAIN
+};
+
+/// A workload's selector and template: the selector must be there, be good, and choose the pods of
+/// the template.
+pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    let (selector, at) = (spec.at("selector"), path.field("selector"));
+    let labels = spec.deep(&["template", "metadata", "labels"]);
+    let template = path.field("template");
+    let mismatch = |e: &mut Errors| {
+        let shown = if labels.is_null() { Value::Object(Default::default()) } else { labels.clone() };
+        e.invalid(&template.field("metadata").field("labels"), shown, "`selector` does not match template `labels`");
+    };
+    if selector.is_null() {
+        e.required(&at, "");
+        mismatch(e);
+        return;
+    }
+    let wrong = e.count(|e| selector::label_selector(selector, &at, e));
+    if selector::is_empty(selector) {
+        e.invalid(&at, selector.clone(), "empty selector is invalid for deployment");
+    } else if wrong > 0 {
+        e.invalid(&at, selector.clone(), "invalid label selector");
+    } else if !selector::matches(selector, labels) {
+        mismatch(e);
+    }
+}
+
+/// A template whose pods run until they are deleted.
+pub fn always_restarting(template: &Value, path: &Path<'_>, e: &mut Errors) {
+    spec::template(template, path, e);
+    let pod = template.at("spec");
+    let policy = pod.text("restartPolicy");
+    if policy != "Always" && matches!(policy, "OnFailure" | "Never") {
+        e.not_supported(&path.field("spec").field("restartPolicy"), policy, &["Always"]);
+    } else if policy != "Always" && !policy.is_empty() {
+        e.not_supported(&path.field("spec").field("restartPolicy"), policy, &["Always"]);
+    }
+    if !is_empty(pod.at("activeDeadlineSeconds")) {
+        e.forbidden(&path.field("spec").field("activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported");
+    }
+}
+
+/// Warnings about a template's pods.
+pub fn template_warnings(object: &Value) -> Vec<String> {
+    spec::warnings(object.deep(&["spec", "template", "spec"]), "spec.template.spec")
+}

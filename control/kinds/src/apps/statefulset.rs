@@ -1,0 +1,124 @@
+//! StatefulSet.
+
+use rimward_api::names;
+use serde_json::{Value, json};
+
+use super::{always_restarting, selector_and_template};
+use crate::check;
+use crate::path::{Errors, Path};
+use crate::print;
+use crate::read::{Read, fill, fill_text, items_mut, member};
+use crate::rules::Rules;
+
+pub const STATEFULSET: Rules = Rules {
+    default,
+    prepare_create: |object| object["status"] = json!({ "replicas": 0, "availableReplicas": 0 }),
+    create: |object, e| statefulset(object, e),
+    update,
+    name: names::dns1123_label,
+    status: true,
+    generation: true,
+    cells: print::workload::statefulset,
+    warnings: super::template_warnings,
+    ..Rules::PLAIN
+};
+
+fn default(object: &mut Value) {
+    let Some(spec) = member(object, "spec") else { return };
+    fill_text(spec, "podManagementPolicy", "OrderedReady");
+    if let Some(strategy) = member(spec, "updateStrategy") {
+        fill_text(strategy, "type", "RollingUpdate");
+        if strategy.text("type") == "RollingUpdate"
+            && let Some(rolling) = member(strategy, "rollingUpdate")
+        {
+            fill(rolling, "partition", 0);
+        }
+    }
+    if let Some(retention) = member(spec, "persistentVolumeClaimRetentionPolicy") {
+        fill_text(retention, "whenDeleted", "Retain");
+        fill_text(retention, "whenScaled", "Retain");
+    }
+    fill(spec, "replicas", 1);
+    fill(spec, "revisionHistoryLimit", 10);
+    crate::pod::defaults::template(spec);
+    for claim in items_mut(spec, "volumeClaimTemplates") {
+        fill_text(claim, "apiVersion", "v1");
+        fill_text(claim, "kind", "PersistentVolumeClaim");
+        if let Some(spec) = member(claim, "spec") {
+            crate::pod::defaults::claim_spec(spec);
+        }
+        if let Some(status) = member(claim, "status") {
+            fill_text(status, "phase", "Pending");
+        }
+    }
+}
+
+fn statefulset(object: &Value, e: &mut Errors) {
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    let policy = spec.text("podManagementPolicy");
+    match policy {
+        "" => e.required(&path.field("podManagementPolicy"), ""),
+        "OrderedReady" | "Parallel" => {}
+        other => e.invalid(&path.field("podManagementPolicy"), other, "must be 'OrderedReady' or 'Parallel'"),
+    }
+    strategy(spec.at("updateStrategy"), &path.field("updateStrategy"), e);
+    let at = path.field("persistentVolumeClaimRetentionPolicy");
+    for field in ["whenDeleted", "whenScaled"] {
+        let policy = spec.deep(&["persistentVolumeClaimRetentionPolicy", field]);
+        check::one_of(policy, &["Delete", "Retain"], &at.field(field), e);
+    }
+    for field in ["replicas", "minReadySeconds"] {
+        check::not_negative(spec.at(field), &path.field(field), e);
+    }
+    check::not_negative(spec.deep(&["ordinals", "start"]), &path.field("ordinals").field("start"), e);
+    check::not_negative(spec.at("revisionHistoryLimit"), &path.field("revisionHistoryLimit"), e);
+    let service = spec.text("serviceName");
+    if !service.is_empty() {
+        e.invalid_each(&path.field("serviceName"), service, names::dns1123_subdomain(service));
+    }
+    selector_and_template(spec, &path, e);
+    always_restarting(spec.at("template"), &path.field("template"), e);
+}
+
+fn strategy(strategy: &Value, path: &Path<'_>, e: &mut Errors) {
+    match strategy.text("type") {
+        "" => e.required(&path.field("type"), ""),
+        "OnDelete" => {
+            if strategy.has("rollingUpdate") {
+                e.invalid(&path.field("rollingUpdate"), strategy.at("rollingUpdate").clone(), "only allowed for updateStrategy 'RollingUpdate'");
+            }
+        }
+        "RollingUpdate" => {
+            let at = path.field("rollingUpdate");
+            let rolling = strategy.at("rollingUpdate");
+            check::not_negative(rolling.at("partition"), &at.field("partition"), e);
+            let unavailable = rolling.at("maxUnavailable");
+            check::count_or_percentage(unavailable, &at.field("maxUnavailable"), e);
+            if !unavailable.is_null() && check::is_zero_count(unavailable) {
+                e.invalid(&at.field("maxUnavailable"), unavailable.clone(), "cannot be 0");
+            }
+            check::at_most_all(unavailable, &at.field("maxUnavailable"), e);
+        }
+        other => e.invalid(&path.field("type"), other, "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+}
+
+/// The fields of a StatefulSet that may change.
+const CHANGEABLE: [&str; 7] = [
+    "replicas", "ordinals", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds", "revisionHistoryLimit",
+];
+
+fn update(new: &Value, old: &Value, e: &mut Errors) {
+    statefulset(new, e);
+    let mut after = new.at("spec").clone();
+    for field in CHANGEABLE {
+        crate::read::keep(&mut after, old.at("spec"), field);
+    }
+    if !crate::read::same(&after, old.at("spec")) {
+        e.forbidden(
+            &Path::Root.field("spec"),
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        );
+    }
+}

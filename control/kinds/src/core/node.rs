@@ -1,0 +1,111 @@
+//! Node.
+
+use rimward_api::names;
+use serde_json::{Value, json};
+
+use crate::check::{self, net, resources};
+use crate::kind::Write;
+use crate::path::{Errors, Path};
+use crate::print;
+use crate::read::{Read, fill, members};
+use crate::rules::{Field, Rules};
+
+pub const NODE: Rules = Rules {
+    default,
+    prepare_create: |object| {
+        // A node that is registered may bring its status along.
+        if !object.has("status") {
+            object["status"] = json!({});
+        }
+    },
+    prepare_update,
+    create: |object, e| spec(object, e),
+    update,
+    update_sub: |sub, new, _, e| {
+        if sub == "status" {
+            status(new, e);
+        }
+    },
+    fields: &[("spec.unschedulable", Field::Flag(&["spec", "unschedulable"]))],
+    cells: print::node::node,
+    ..Rules::PLAIN
+};
+
+fn default(object: &mut Value) {
+    if let Some(status) = object.get_mut("status")
+        && status.has("capacity")
+    {
+        let capacity = status.at("capacity").clone();
+        fill(status, "allocatable", capacity);
+    }
+}
+
+fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
+    match write {
+        Write::Main => crate::read::keep(new, old, "status"),
+        Write::Sub("status") => crate::read::keep(new, old, "spec"),
+        Write::Sub(_) => {}
+    }
+}
+
+fn spec(node: &Value, e: &mut Errors) {
+    let path = Path::Root.field("spec");
+    taints(node.at("spec").list("taints"), &path.field("taints"), e);
+    let ranges = node.at("spec").list("podCIDRs");
+    let list = path.field("podCIDRs");
+    for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
+        net::cidr(range, &list.index(i), e);
+    }
+    if ranges.len() > 2 {
+        e.invalid(&list, Value::Array(ranges.to_vec()), "may specify no more than one CIDR for each IP family");
+    }
+}
+
+fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, taint) in taints.iter().enumerate() {
+        let at = path.index(i);
+        let (key, effect) = (taint.text("key"), taint.text("effect"));
+        e.invalid_each(&at.field("key"), key, names::qualified_name(key));
+        e.invalid_each(&at.field("value"), taint.text("value"), names::label_value(taint.text("value")));
+        let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+        check::required_one_of(taint.at("effect"), &effects, &at.field("effect"), e);
+        if taints[..i].iter().any(|t| t.text("key") == key && t.text("effect") == effect) {
+            let mut shown = taint.clone();
+            crate::read::remove(&mut shown, "timeAdded");
+            e.duplicate(&at, shown);
+        }
+    }
+}
+
+fn update(new: &Value, old: &Value, e: &mut Errors) {
+    let path = Path::Root.field("spec");
+    let (after, before) = (new.at("spec"), old.at("spec"));
+    taints(after.list("taints"), &path.field("taints"), e);
+    // Addresses are handed out once.
+    if !before.list("podCIDRs").is_empty() && before.at("podCIDRs") != after.at("podCIDRs") {
+        e.forbidden(&path.field("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
+    }
+    if !before.text("providerID").is_empty() && before.text("providerID") != after.text("providerID") {
+        e.forbidden(&path.field("providerID"), "node updates may not change providerID except from \"\" to valid");
+    }
+    if before.at("configSource") != after.at("configSource") && after.has("configSource") {
+        e.forbidden(&path.field("configSource"), "configSource may not be set");
+    }
+}
+
+fn status(node: &Value, e: &mut Errors) {
+    let path = Path::Root.field("status");
+    let list = path.field("addresses");
+    let addresses = node.at("status").list("addresses");
+    for (i, address) in addresses.iter().enumerate() {
+        if addresses[..i].contains(address) {
+            e.duplicate(&list.index(i), address.clone());
+        }
+    }
+    for field in ["capacity", "allocatable"] {
+        let at = path.field(field);
+        for (name, value) in members(node.at("status").at(field)) {
+            resources::resource_value(name, value, &at.key(name), e);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Pod, and the pod templates inside other kinds.
+
+pub mod affinity;
+pub mod container;
+pub mod defaults;
+pub mod env;
+pub mod probe;
+pub mod resources;
+pub mod security;
+pub mod spec;
+pub mod update;
+pub mod volume;
+
+pub use resources::{pod_limits, pod_requests, qos_class};
+
+use crate::print;
+use crate::rules::{Field, Rules};
+
+pub const POD: Rules = Rules {
+    default: defaults::pod,
+    prepare_create: update::prepare_create,
+    prepare_update: update::prepare_update,
+    create: spec::create,
+    update: update::update,
+    update_sub: update::update_sub,
+    status: true,
+    generation: true,
+    fields: &[
+        ("spec.nodeName", Field::Text(&["spec", "nodeName"])),
+        ("spec.restartPolicy", Field::Text(&["spec", "restartPolicy"])),
+        ("spec.schedulerName", Field::Text(&["spec", "schedulerName"])),
+        ("spec.serviceAccountName", Field::Text(&["spec", "serviceAccountName"])),
+        ("spec.hostNetwork", Field::Flag(&["spec", "hostNetwork"])),
+        ("status.phase", Field::Text(&["status", "phase"])),
+        ("status.podIP", Field::Text(&["status", "podIP"])),
+        ("status.nominatedNodeName", Field::Text(&["status", "nominatedNodeName"])),
+    ],
+    cells: print::pod::pod,
+    warnings: |pod| spec::warnings(pod.get("spec").unwrap_or(&serde_json::Value::Null), "spec"),
+    grace_period: update::grace_period,
+    ..Rules::PLAIN
+};

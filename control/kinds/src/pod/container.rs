@@ -1,0 +1,182 @@
+//! Containers, init containers and ephemeral containers.
+
+use rimward_api::names;
+use serde_json::Value;
+
+use super::volume::Volumes;
+use super::{env, probe, security};
+use crate::check::{self, resources, text};
+use crate::path::{Errors, Path};
+use crate::read::Read;
+
+/// What a container may refer to.
+pub struct Surroundings<'a> {
+    pub volumes: &'a Volumes<'a>,
+    pub claims: &'a [&'a str],
+    pub grace_seconds: i64,
+}
+
+pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
+    if list.is_empty() {
+        return e.required(path, "");
+    }
+    for (i, container) in list.iter().enumerate() {
+        let at = path.index(i);
+        common(container, around, &at, e);
+        let name = container.text("name");
+        if !name.is_empty() && list[..i].iter().any(|c| c.text("name") == name) {
+            e.duplicate(&at.field("name"), name);
+        }
+        probe::lifecycle(container.at("lifecycle"), around.grace_seconds, &at.field("lifecycle"), e);
+        probe::probes(container, &at, e);
+        let policy = container.at("restartPolicy");
+        check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
+    }
+    host_ports(list, path, e);
+}
+
+/// Init containers; those that restart always are sidecars and may have probes.
+pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
+    let list = spec.list("initContainers");
+    for (i, container) in list.iter().enumerate() {
+        let at = path.index(i);
+        common(container, around, &at, e);
+        let name = container.text("name");
+        let same = |c: &Value| c.text("name") == name;
+        if !name.is_empty() && (list[..i].iter().any(same) || spec.list("containers").iter().any(same)) {
+            e.duplicate(&at.field("name"), name);
+        }
+        let policy = container.at("restartPolicy");
+        check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
+        host_ports(std::slice::from_ref(container), path, e);
+        if policy == "Always" {
+            probe::lifecycle(container.at("lifecycle"), around.grace_seconds, &at.field("lifecycle"), e);
+            probe::probes(container, &at, e);
+            continue;
+        }
+        for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            if container.has(field) {
+                e.forbidden(&at.field(field), "may not be set for init containers without restartPolicy=Always");
+            }
+        }
+    }
+}
+
+/// Ephemeral containers have no ports, probes, lifecycle or resources.
+pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
+    let list = spec.list("ephemeralContainers");
+    for (i, container) in list.iter().enumerate() {
+        let at = path.index(i);
+        common(container, around, &at, e);
+        let name = container.text("name");
+        let same = |c: &Value| c.text("name") == name;
+        let others = ["containers", "initContainers"];
+        if !name.is_empty()
+            && (list[..i].iter().any(same) || others.iter().any(|o| spec.list(o).iter().any(same)))
+        {
+            e.duplicate(&at.field("name"), name);
+        }
+        let target = container.text("targetContainerName");
+        if !target.is_empty()
+            && !others.iter().any(|o| spec.list(o).iter().any(|c| c.text("name") == target))
+        {
+            e.not_found(&at.field("targetContainerName"), target);
+        }
+        for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy", "restartPolicy"] {
+            if !crate::read::is_empty(container.at(field)) {
+                e.forbidden(&at.field(field), "cannot be set for an Ephemeral Container");
+            }
+        }
+        if !crate::read::is_empty(container.at("resources")) {
+            e.forbidden(&at.field("resources"), "cannot be set for an Ephemeral Container");
+        }
+    }
+}
+
+fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
+    match container.text("name") {
+        "" => e.required(&path.field("name"), ""),
+        name => e.invalid_each(&path.field("name"), name, names::dns1123_label(name)),
+    }
+    match container.text("image") {
+        "" => e.required(&path.field("image"), ""),
+        image if image.trim() != image => {
+            e.invalid(&path.field("image"), image, "must not have leading or trailing whitespace");
+        }
+        _ => {}
+    }
+    let policy = container.at("terminationMessagePolicy");
+    let policy_at = path.field("terminationMessagePolicy");
+    check::required_one_of(policy, &["FallbackToLogsOnError", "File"], &policy_at, e);
+    ports(container.list("ports"), &path.field("ports"), e);
+    env::env(container.list("env"), &path.field("env"), e);
+    env::env_from(container.list("envFrom"), &path.field("envFrom"), e);
+    around.volumes.mounts(container, path, e);
+    let pull = container.at("imagePullPolicy");
+    check::required_one_of(pull, &["Always", "IfNotPresent", "Never"], &path.field("imagePullPolicy"), e);
+    resources::container_resources(container.at("resources"), around.claims, &path.field("resources"), e);
+    resize_policy(container, &path.field("resizePolicy"), e);
+    security::container(container.at("securityContext"), &path.field("securityContext"), e);
+}
+
+fn ports(ports: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, port) in ports.iter().enumerate() {
+        let at = path.index(i);
+        let name = port.text("name");
+        if !name.is_empty() {
+            let wrong = text::port_name(name);
+            if wrong.is_empty() && ports[..i].iter().any(|p| p.text("name") == name) {
+                e.duplicate(&at.field("name"), name);
+            }
+            e.invalid_each(&at.field("name"), name, wrong);
+        }
+        match port.int("containerPort").unwrap_or_default() {
+            0 => e.required(&at.field("containerPort"), ""),
+            number if !text::is_port(number) => e.invalid(&at.field("containerPort"), number, text::PORT_RANGE),
+            _ => {}
+        }
+        let host = port.int("hostPort").unwrap_or_default();
+        if host != 0 && !text::is_port(host) {
+            e.invalid(&at.field("hostPort"), host, text::PORT_RANGE);
+        }
+        check::required_one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &at.field("protocol"), e);
+    }
+}
+
+/// No two containers take the same port of the host.
+fn host_ports(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
+    let mut taken: Vec<(&str, &str, i64)> = Vec::new();
+    for (i, container) in containers.iter().enumerate() {
+        let (at, ports) = (path.index(i), container.list("ports"));
+        let list = at.field("ports");
+        for (j, port) in ports.iter().enumerate() {
+            let number = port.int("hostPort").unwrap_or_default();
+            if number == 0 {
+                continue;
+            }
+            let key = (port.text("protocol"), port.text("hostIP"), number);
+            if taken.contains(&key) {
+                e.duplicate(&list.index(j).field("hostPort"), format!("{}/{}/{}", key.0, key.1, key.2));
+            }
+            taken.push(key);
+        }
+    }
+}
+
+fn resize_policy(container: &Value, path: &Path<'_>, e: &mut Errors) {
+    let policies = container.list("resizePolicy");
+    for (i, policy) in policies.iter().enumerate() {
+        let at = path.index(i);
+        let resource = policy.text("resourceName");
+        if policies[..i].iter().any(|p| p.text("resourceName") == resource) {
+            e.duplicate(&at, resource);
+        }
+        match resource {
+            "cpu" | "memory" => {}
+            "" => e.required(&at.field("resourceName"), ""),
+            other => e.not_supported(&at.field("resourceName"), other, &["cpu", "memory"]),
+        }
+        let restart = policy.at("restartPolicy");
+        check::required_one_of(restart, &["NotRequired", "RestartContainer"], &at.field("restartPolicy"), e);
+    }
+}

@@ -1,0 +1,185 @@
+//! Environment variables, and references to fields, ConfigMaps and Secrets.
+
+use rimward_api::names;
+use serde_json::Value;
+
+use crate::check::{resources, text};
+use crate::path::{Errors, Path};
+use crate::read::Read;
+
+/// Fields that a variable can show.
+const ENV_FIELDS: [&str; 9] = [
+    "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
+    "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
+];
+/// Fields that a file of a volume can show.
+pub const VOLUME_FIELDS: [&str; 5] =
+    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+/// Fields that have a value to show at all.
+const KNOWN_FIELDS: [&str; 14] = [
+    "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid",
+    "spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName", "spec.schedulerName", "status.phase",
+    "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
+];
+const RESOURCES: [&str; 6] = [
+    "limits.cpu", "limits.ephemeral-storage", "limits.memory",
+    "requests.cpu", "requests.ephemeral-storage", "requests.memory",
+];
+
+pub fn env(variables: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, variable) in variables.iter().enumerate() {
+        let at = path.index(i);
+        match variable.text("name") {
+            "" => e.required(&at.field("name"), ""),
+            name => e.invalid_each(&at.field("name"), name, text::env_name(name)),
+        }
+        if variable.at("valueFrom").is_object() {
+            value_from(variable, &at.field("valueFrom"), e);
+        }
+    }
+}
+
+fn value_from(variable: &Value, path: &Path<'_>, e: &mut Errors) {
+    let from = variable.at("valueFrom");
+    let mut sources = 0;
+    if from.has("fieldRef") {
+        sources += 1;
+        field_ref(from.at("fieldRef"), &ENV_FIELDS, &path.field("fieldRef"), e);
+    }
+    if from.has("resourceFieldRef") {
+        sources += 1;
+        resource_field_ref(from.at("resourceFieldRef"), false, &path.field("resourceFieldRef"), e);
+    }
+    for name in ["configMapKeyRef", "secretKeyRef"] {
+        if from.has(name) {
+            sources += 1;
+            key_ref(from.at(name), &path.field(name), e);
+        }
+    }
+    if from.has("fileKeyRef") {
+        sources += 1;
+        file_key_ref(from.at("fileKeyRef"), &path.field("fileKeyRef"), e);
+    }
+    if sources == 0 {
+        e.invalid(path, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`");
+    } else if !variable.text("value").is_empty() {
+        e.invalid(path, "", "may not be specified when `value` is not empty");
+    } else if sources > 1 {
+        e.invalid(path, "", "may not have more than one field specified at a time");
+    }
+}
+
+fn key_ref(reference: &Value, path: &Path<'_>, e: &mut Errors) {
+    if reference.text("name").is_empty() {
+        e.required(&path.field("name"), "");
+    }
+    match reference.text("key") {
+        "" => e.required(&path.field("key"), ""),
+        key => e.invalid_each(&path.field("key"), key, text::config_key(key)),
+    }
+}
+
+fn file_key_ref(reference: &Value, path: &Path<'_>, e: &mut Errors) {
+    match reference.text("key") {
+        "" => e.required(&path.field("key"), ""),
+        key => e.invalid_each(&path.field("key"), key, text::env_name(key)),
+    }
+    match reference.text("volumeName") {
+        "" => e.required(&path.field("volumeName"), ""),
+        name => e.invalid_each(&path.field("volumeName"), name, names::dns1123_label(name)),
+    }
+    match reference.text("path") {
+        "" => e.required(&path.field("path"), ""),
+        file => e.invalid_each(&path.field("path"), file, text::descending_path(file)),
+    }
+}
+
+/// A field of the pod itself, among those that `allowed` names.
+pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path<'_>, e: &mut Errors) {
+    let (version, field) = (reference.text("apiVersion"), reference.text("fieldPath"));
+    if version.is_empty() {
+        return e.required(&path.field("apiVersion"), "");
+    }
+    let at = path.field("fieldPath");
+    if field.is_empty() {
+        return e.required(&at, "");
+    }
+    let (base, subscript) = match field.strip_suffix("']").and_then(|f| f.split_once("['")) {
+        Some((base, key)) => (base, Some(key)),
+        None => (if field == "spec.host" { "spec.nodeName" } else { field }, None),
+    };
+    if version != "v1" {
+        return e.invalid(&at, field, &format!("error converting fieldPath: unsupported pod version: {version}"));
+    }
+    match subscript {
+        Some(key) => match base {
+            "metadata.annotations" => e.invalid_each(&at, key, names::qualified_name(&key.to_lowercase())),
+            "metadata.labels" => e.invalid_each(&at, key, names::qualified_name(key)),
+            _ if KNOWN_FIELDS.contains(&base) => e.invalid(&at, base, "does not support subscript"),
+            _ => e.invalid(&at, field, &format!("error converting fieldPath: field label does not support subscript: {field}")),
+        },
+        None if !KNOWN_FIELDS.contains(&base) => {
+            e.invalid(&at, field, &format!("error converting fieldPath: field label not supported: {field}"));
+        }
+        None if !allowed.contains(&base) => e.not_supported(&at, base, allowed),
+        None => {}
+    }
+}
+
+/// A container's limit or request. In a volume, the container has to be named.
+pub fn resource_field_ref(reference: &Value, in_volume: bool, path: &Path<'_>, e: &mut Errors) {
+    let resource = reference.text("resource");
+    if in_volume && reference.text("containerName").is_empty() {
+        return e.required(&path.field("containerName"), "");
+    }
+    if resource.is_empty() {
+        return e.required(&path.field("resource"), "");
+    }
+    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| resource.starts_with(p));
+    if !RESOURCES.contains(&resource) && !huge {
+        return e.not_supported(&path.field("resource"), resource, &RESOURCES);
+    }
+    divisor(resource, reference.at("divisor"), &path.field("divisor"), e);
+}
+
+fn divisor(resource: &str, divisor: &Value, path: &Path<'_>, e: &mut Errors) {
+    let Some(quantity) = resources::quantity(divisor) else { return };
+    if quantity.is_zero() {
+        return;
+    }
+    let (good, shown) = match resource {
+        "limits.cpu" | "requests.cpu" => (&["1m", "1"][..], "1m and 1 are supported with the cpu resource"),
+        _ => (
+            &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"][..],
+            "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with this resource",
+        ),
+    };
+    let text = quantity.to_string();
+    if !good.contains(&text.as_str()) {
+        e.invalid(path, resource, &format!("only divisor's values {shown}"));
+    }
+}
+
+pub fn env_from(sources: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, source) in sources.iter().enumerate() {
+        let at = path.index(i);
+        let prefix = source.text("prefix");
+        if !prefix.is_empty() {
+            e.invalid_each(&at.field("prefix"), prefix, text::env_name(prefix));
+        }
+        let mut count = 0;
+        for name in ["configMapRef", "secretRef"] {
+            if source.has(name) {
+                count += 1;
+                if source.at(name).text("name").is_empty() {
+                    e.required(&at.field(name).field("name"), "");
+                }
+            }
+        }
+        match count {
+            0 => e.invalid(&at, "", "must specify one of: `configMapRef` or `secretRef`"),
+            1 => {}
+            _ => e.invalid(&at, "", "may not have more than one field specified at a time"),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What may change in a pod that exists.
+
+use serde_json::{Value, json};
+
+use super::{qos_class, spec};
+use crate::check;
+use crate::kind::Write;
+use crate::path::{Errors, Path};
+use crate::read::{Read, keep, same};
+
+/// The fields of a pod's spec that an update may change; the rest is munged to be equal before the
+/// two are compared.
+const CHANGEABLE: [&str; 3] = ["activeDeadlineSeconds", "tolerations", "schedulingGates"];
+
+pub fn prepare_create(pod: &mut Value) {
+    let class = qos_class(pod);
+    let mut status = json!({ "phase": "Pending", "qosClass": class });
+    if !pod.at("spec").list("schedulingGates").is_empty() {
+        status["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+    pod["status"] = status;
+}
+
+pub fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
+    match write {
+        Write::Sub("ephemeralcontainers") => only(new, old, |spec, wanted| {
+            keep(spec, wanted, "ephemeralContainers");
+        }),
+        Write::Sub("resize") => only(new, old, resize),
+        Write::Sub("status") => {
+            // The owner and the class are not the status writer's.
+            let owners = old.at("metadata").get("ownerReferences").cloned();
+            if let Some(Value::Object(meta)) = new.get_mut("metadata") {
+                match owners {
+                    Some(owners) => meta.insert("ownerReferences".to_owned(), owners),
+                    None => meta.remove("ownerReferences"),
+                };
+            }
+            if let Some(status) = new.get_mut("status") {
+                keep(status, old.at("status"), "qosClass");
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The old pod, with what `take` takes from the new spec.
+fn only(new: &mut Value, old: &Value, take: fn(&mut Value, &Value)) {
+    let mut spec = old.at("spec").clone();
+    take(&mut spec, new.at("spec"));
+    new["spec"] = spec;
+    keep(new, old, "status");
+    if let (Value::Object(meta), Value::Object(before)) = (&mut new["metadata"], old.at("metadata")) {
+        for field in ["labels", "annotations", "ownerReferences", "finalizers"] {
+            match before.get(field) {
+                Some(value) => meta.insert(field.to_owned(), value.clone()),
+                None => meta.remove(field),
+            };
+        }
+    }
+}
+
+/// Resources and resize policy of the containers that both have.
+fn resize(spec: &mut Value, wanted: &Value) {
+    for list in ["containers", "initContainers"] {
+        for container in crate::read::items_mut(spec, list) {
+            let name = container.text("name").to_owned();
+            if let Some(asked) = wanted.list(list).iter().find(|c| c.text("name") == name) {
+                keep(container, asked, "resources");
+                keep(container, asked, "resizePolicy");
+            }
+        }
+    }
+}
+
+/// `ValidatePodUpdate`, without the object's metadata.
+pub fn update(new: &Value, old: &Value, e: &mut Errors) {
+    let (spec, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
+    spec::pod_spec(spec, new.at("metadata").text("name"), &path, e);
+    for list in ["containers", "initContainers"] {
+        if spec.list(list).len() != before.list(list).len() {
+            return e.forbidden(&path.field(list), "pod updates may not add or remove containers");
+        }
+    }
+    deadline(spec, before, &path.field("activeDeadlineSeconds"), e);
+    gates(spec, before, &path.field("schedulingGates"), e);
+    tolerations(spec, before, &path.field("tolerations"), e);
+    if !same(&munged(spec, before), before) {
+        e.forbidden(&path, "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)");
+    }
+}
+
+fn deadline(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let value = |spec: &Value| spec.int("activeDeadlineSeconds");
+    match (value(new), value(old)) {
+        (Some(new), Some(old)) if new > old => {
+            e.invalid(path, new, "must be less than or equal to previous value");
+        }
+        (None, Some(_)) => {
+            e.invalid(path, Value::Null, "must not update from a positive integer to nil value");
+        }
+        _ => {}
+    }
+}
+
+fn gates(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    for gate in new.list("schedulingGates") {
+        if !old.list("schedulingGates").contains(gate) {
+            e.forbidden(path, "only deletion is allowed, but found new scheduling gate");
+        }
+    }
+}
+
+/// Tolerations may be added, and the seconds of one that is there may change.
+fn tolerations(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    const FIELDS: [&str; 4] = ["key", "operator", "value", "effect"];
+    let kept = |before: &Value| {
+        new.list("tolerations").iter().any(|t| FIELDS.iter().all(|f| t.text(f) == before.text(f)))
+    };
+    if !old.list("tolerations").iter().all(kept) {
+        e.forbidden(path, "existing toleration can not be modified except its tolerationSeconds");
+    }
+}
+
+/// The new spec with everything that may change as it was.
+fn munged(spec: &Value, old: &Value) -> Value {
+    let mut munged = spec.clone();
+    for list in ["containers", "initContainers"] {
+        for (i, container) in crate::read::items_mut(&mut munged, list).enumerate() {
+            if let Some(before) = old.list(list).get(i) {
+                keep(container, before, "image");
+            }
+        }
+    }
+    for field in CHANGEABLE {
+        keep(&mut munged, old, field);
+    }
+    if old.int("terminationGracePeriodSeconds").is_some_and(|s| s < 0)
+        && spec.int("terminationGracePeriodSeconds") == Some(1)
+    {
+        keep(&mut munged, old, "terminationGracePeriodSeconds");
+    }
+    // A pod that waits at its gates may still be narrowed.
+    if !old.list("schedulingGates").is_empty() {
+        for field in ["nodeSelector", "affinity"] {
+            keep(&mut munged, old, field);
+        }
+    }
+    munged
+}
+
+/// Writes to subresources.
+pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
+    let path = Path::Root.field("spec");
+    match sub {
+        "ephemeralcontainers" => {
+            spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
+            let (after, before) = (new.at("spec").list("ephemeralContainers"), old.at("spec").list("ephemeralContainers"));
+            for container in before {
+                let name = container.text("name");
+                match after.iter().find(|c| c.text("name") == name) {
+                    None => e.forbidden(&path.field("ephemeralContainers"), &format!("existing ephemeral containers {name:?} may not be removed\n")),
+                    Some(c) if !same(c, container) => {
+                        e.forbidden(&path.field("ephemeralContainers"), &format!("existing ephemeral containers {name:?} may not be changed\n"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        "resize" => {
+            spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
+            if qos_class(new) != old.at("status").text("qosClass") && old.at("status").has("qosClass") {
+                e.invalid(&path, Value::Null, "Pod QOS Class may not change as a result of resizing");
+            }
+        }
+        "status" => status(new.at("status"), old, e),
+        _ => {}
+    }
+}
+
+fn status(status: &Value, old: &Value, e: &mut Errors) {
+    let path = Path::Root.field("status");
+    let nominated = status.text("nominatedNodeName");
+    if !nominated.is_empty() {
+        e.invalid_each(&path.field("nominatedNodeName"), nominated, rimward_api::names::dns1123_subdomain(nominated));
+    }
+    let list = path.field("podIPs");
+    for (i, ip) in status.list("podIPs").iter().enumerate() {
+        check::net::ip(ip.text("ip"), &list.index(i), e);
+    }
+    // A container that ended for good does not run again.
+    let policy = old.at("spec").text("restartPolicy");
+    if policy == "Always" || old.at("status").list("containerStatuses").is_empty() {
+        return;
+    }
+    let list = path.field("containerStatuses");
+    for (i, before) in old.at("status").list("containerStatuses").iter().enumerate() {
+        let ended = before.deep(&["state", "terminated"]);
+        let fine = ended.is_null() || (policy == "OnFailure" && ended.int("exitCode").unwrap_or_default() != 0);
+        let name = before.text("name");
+        let now = status.list("containerStatuses").iter().find(|c| c.text("name") == name);
+        if !fine && now.is_some_and(|c| c.deep(&["state", "terminated"]).is_null()) {
+            e.forbidden(&list.index(i).field("state"), "may not be transitioned to non-terminated state");
+        }
+    }
+}
+
+/// `terminationGracePeriodSeconds`, at least 1, unless it is 0.
+pub fn grace_period(pod: &Value) -> Option<i64> {
+    match pod.at("spec").int("terminationGracePeriodSeconds") {
+        Some(seconds) if seconds < 0 => Some(1),
+        Some(seconds) => Some(seconds),
+        None => Some(30),
+    }
+}
