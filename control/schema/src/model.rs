@@ -11,6 +11,7 @@ use serde_json::Value;
 pub struct Model {
     definitions: Vec<Definition>,
     by_name: HashMap<Box<str>, DefId>,
+    by_kind: HashMap<GroupVersionKind, DefId>,
 }
 
 /// The index of a definition within its model.
@@ -27,6 +28,8 @@ pub struct Definition {
     pub fields: Box<[Field]>,
     /// `x-kubernetes-map-type: atomic`: owned and merged as a whole.
     pub atomic: bool,
+    /// Indices of the fields that are there even when nobody said them; filled by [`Model::add`].
+    pub(crate) constant: Box<[u16]>,
 }
 
 /// A field of a definition.
@@ -54,6 +57,8 @@ pub struct Field {
 pub enum Presence {
     /// A pointer with omitempty: kept unless absent or null.
     Pointer,
+    /// A pointer without omitempty: null when not sent.
+    PointerOrNull,
     /// omitempty or omitzero: kept unless zero (`""`, 0, false, `[]`, `{}` of a map).
     NonZero,
     /// Always there, with the zero value of its type when not sent. Objects are of this sort
@@ -181,15 +186,26 @@ impl Model {
 
     /// The definition of a kind.
     pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<DefId> {
-        let same = |k: &GroupVersionKind| k.kind == kind && k.group == group && k.version == version;
-        self.definitions().find(|(_, d)| d.kinds.len() == 1 && d.kinds.iter().any(same)).map(|(id, _)| id)
+        let kind = GroupVersionKind { group: group.into(), version: version.into(), kind: kind.into() };
+        self.by_kind.get(&kind).copied()
     }
 
     /// Adds a definition; one of the same name is replaced and keeps its id, so a definition may be
     /// referred to (by [`Model::reserve`]) before it is there.
+    ///
+    /// # Panics
+    /// When it has more than [`FIELDS_MAX`] fields.
     pub fn add(&mut self, mut definition: Definition) -> DefId {
+        assert!(definition.fields.len() <= FIELDS_MAX, "{} has too many fields", definition.name);
         definition.fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let constant = |f: &Field| matches!(f.presence, Presence::Always | Presence::PointerOrNull);
+        let fields = definition.fields.iter().enumerate();
+        definition.constant = fields.filter(|(_, f)| constant(f)).map(|(i, _)| i as u16).collect();
         let id = self.reserve(&definition.name.clone());
+        // Options and events belong to every group; such a definition is no group's kind.
+        if let [kind] = definition.kinds.as_slice() {
+            self.by_kind.insert(kind.clone(), id);
+        }
         self.definitions[id.0 as usize] = definition;
         id
     }
@@ -200,13 +216,20 @@ impl Model {
             return id;
         }
         let id = DefId(self.definitions.len() as u32);
-        self.definitions.push(Definition { name: name.into(), kinds: vec![], fields: Box::default(), atomic: false });
+        self.definitions.push(Definition::new(name, vec![], Box::default(), false));
         self.by_name.insert(name.into(), id);
         id
     }
 }
 
+/// The most fields that one definition can have.
+pub const FIELDS_MAX: usize = 128;
+
 impl Definition {
+    pub fn new(name: &str, kinds: Vec<GroupVersionKind>, fields: Box<[Field]>, atomic: bool) -> Self {
+        Self { name: name.into(), kinds, fields, atomic, constant: Box::default() }
+    }
+
     /// The field of that name; case matters, as it does to a Kubernetes server.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.index(name).map(|i| &self.fields[i])
