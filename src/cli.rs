@@ -1,0 +1,208 @@
+//! The command line. `rimward help COMMAND` prints the texts below.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs WebAssembly and containers at the edge, behind the Kubernetes API.
+#[derive(Parser)]
+#[command(version, disable_help_subcommand = false)]
+pub struct Cli {
+    /// What to log: `info`, `debug`, or per part as `info,rimward_node_pod=debug`.
+    #[arg(long, global = true, env = "RIMWARD_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// A whole cluster in one process: control plane and one node.
+    #[cfg(all(feature = "control", feature = "node"))]
+    Up(Up),
+    /// The control plane: API server, store, scheduler, controllers, node hub, image registry.
+    #[cfg(feature = "control")]
+    Control(Control),
+    /// A node: joins a control plane and runs pods.
+    #[cfg(feature = "node")]
+    Node(Node),
+    /// Tokens by which nodes join.
+    #[cfg(feature = "control")]
+    Token(Token),
+    /// Images in the cluster's own registry.
+    Image(Image),
+    /// Prints the version.
+    Version,
+}
+
+/// Where things are kept.
+#[derive(Args)]
+pub struct DataDir {
+    /// Where everything is kept; made if it is not there. [default: /var/lib/rimward as root, else
+    /// ~/.local/share/rimward]
+    #[arg(long, env = "RIMWARD_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl DataDir {
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        let dir = match (&self.data_dir, is_root(), std::env::var_os("HOME")) {
+            (Some(dir), ..) => dir.clone(),
+            (None, true, _) => PathBuf::from("/var/lib/rimward"),
+            (None, false, Some(home)) => PathBuf::from(home).join(".local/share/rimward"),
+            (None, false, None) => anyhow::bail!("HOME is not set: say where data goes with --data-dir"),
+        };
+        // Paths are handed to other processes, whose working directory is another.
+        std::path::absolute(&dir).map_err(|e| anyhow::anyhow!("--data-dir {}: {e}", dir.display()))
+    }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(feature = "control")]
+#[derive(Args)]
+pub struct ControlPorts {
+    /// Address on which the API and the tunnel listen.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub listen: IpAddr,
+    /// TCP port of the API; 0 picks a free one, which the kubeconfig names.
+    #[arg(long, default_value_t = 6443)]
+    pub api_port: u16,
+    /// UDP port that nodes dial; 0 picks a free one.
+    #[arg(long, default_value_t = 6444)]
+    pub tunnel_port: u16,
+    /// Address by which clients and nodes reach this machine, for the certificate and the kubeconfig.
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// Seconds that a node may be silent before it is NotReady.
+    #[arg(long, default_value_t = 40)]
+    pub node_grace_seconds: u64,
+}
+
+#[cfg(feature = "node")]
+#[derive(Args)]
+pub struct NodeOptions {
+    /// The node's name. [default: the host name]
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// TCP port of the HTTP Ingress; 0 picks a free one. [default: 80 as root, else 8080]
+    #[arg(long)]
+    pub ingress_http_port: Option<u16>,
+    /// Pods that this node takes at most.
+    #[arg(long, default_value_t = 250)]
+    pub max_pods: u32,
+    /// Work without the privileges that are there: addresses on loopback, no kernel rules.
+    #[arg(long)]
+    pub user_mode: bool,
+    /// Labels of the Node, as `key=value`; repeatable.
+    #[arg(long = "node-label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// PEM file of a certificate authority to trust for image registries; repeatable.
+    #[arg(long, value_name = "FILE")]
+    pub registry_ca: Vec<PathBuf>,
+    /// HOST:PORT of an image registry that speaks plain HTTP; repeatable.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub plain_http_registry: Vec<String>,
+}
+
+#[cfg(all(feature = "control", feature = "node"))]
+#[derive(Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    #[command(flatten)]
+    pub ports: ControlPorts,
+    #[command(flatten)]
+    pub node: NodeOptions,
+}
+
+#[cfg(feature = "control")]
+#[derive(Args)]
+pub struct Control {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    #[command(flatten)]
+    pub ports: ControlPorts,
+}
+
+#[cfg(feature = "node")]
+#[derive(Args)]
+pub struct Node {
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    /// HOST:PORT of the control plane's tunnel.
+    #[arg(long)]
+    pub server: String,
+    /// A token from `rimward token create`; needed until the node has joined.
+    #[arg(long, env = "RIMWARD_TOKEN")]
+    pub token: Option<String>,
+    #[command(flatten)]
+    pub node: NodeOptions,
+}
+
+/// Which cluster a command speaks to.
+#[derive(Args)]
+pub struct Cluster {
+    /// The kubeconfig. [default: $KUBECONFIG, else ~/.kube/config, else the data directory's]
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+#[cfg(feature = "control")]
+#[derive(Args)]
+pub struct Token {
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+#[cfg(feature = "control")]
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Makes a token and prints it.
+    Create {
+        /// Hours until it expires; 0 is never.
+        #[arg(long, default_value_t = 24)]
+        hours: u64,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+#[derive(Args)]
+pub struct Image {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Pushes a Wasm file as an image that pods can name.
+    Push {
+        /// The component or module.
+        file: PathBuf,
+        /// `name:tag`, as pods will name it.
+        name: String,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+impl Cli {
+    pub fn start_log(&self) {
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).unwrap_or_else(|error| {
+            eprintln!("--log {:?}: {error}; logging at info", self.log);
+            tracing_subscriber::EnvFilter::new("info")
+        });
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
+/// Tells why the command failed, on one line.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("rimward: {error:#}");
+    ExitCode::FAILURE
+}
