@@ -1,1 +1,32 @@
-//! The Wasm runtime: wasmtime in wasm-host processes
+//! Runs WebAssembly for pods: [`rimward_node_pod::runtime::Runtime`] on wasmtime.
+//!
+//! Guests never run in the agent. The agent starts this same binary again as `wasm-host`
+//! ([`host_main`]), a process of its own session and, under root, of an unprivileged user; it is
+//! told what to run over a Unix socket. A host outlives its agent, and the next agent finds it by
+//! that socket. What a component exports decides what it is: a `wasi:http` handler has no instance
+//! until a request comes, a `wasi:cli/run` command or a preview-1 module is a task that lives until
+//! it ends.
+//!
+//! Machine code is made once per image by a third, limited process, `wasm-compile`
+//! ([`compile_main`]), and kept in a cache that only the agent writes.
+//!
+//! What it refuses to do: pull or verify images, give addresses, restart anything, know Kubernetes
+//! objects, or run a guest whose imports it cannot satisfy.
+//!
+//! Reading order: [`Config`], `protocol` (what agent and host say to each other), `agent` (the
+//! Runtime), `artifact` and `compile` (machine code and its cache), `engine`, then `host`.
+
+mod address;
+mod agent;
+mod artifact;
+mod compile;
+mod config;
+mod engine;
+mod host;
+mod protocol;
+
+pub use address::AddressMap;
+pub use agent::WasmRuntime;
+pub use compile::compile_main;
+pub use config::Config;
+pub use host::host_main;
