@@ -13,6 +13,7 @@ use crate::rules::{Field, Rules};
 pub const LEASE: Rules = Rules {
     create: |object, e| lease(object, e),
     update: |new, _, e| lease(new, e),
+    unconditional: false,
     cells: print::node::lease,
     ..Rules::PLAIN
 };
@@ -88,6 +89,7 @@ pub const RUNTIME_CLASS: Rules = Rules {
         }
     },
     update: |new, old, e| check::immutable(new.at("handler"), old.at("handler"), &Path::Root.field("handler"), e),
+    unconditional: false,
     cells: print::node::runtime_class,
     ..Rules::PLAIN
 };
@@ -151,6 +153,7 @@ pub const POD_DISRUPTION_BUDGET: Rules = Rules {
     update: |new, _, e| budget(new, e),
     status: true,
     generation: true,
+    unconditional: false,
     cells: print::autoscaling::disruption_budget,
     ..Rules::PLAIN
 };
@@ -171,8 +174,10 @@ fn budget(object: &Value, e: &mut Errors) {
 
 pub const FLOW_SCHEMA: Rules = Rules {
     default: |object| {
-        if let Some(spec) = member(object, "spec") {
-            fill(spec, "matchingPrecedence", 1000);
+        if let Some(spec) = member(object, "spec")
+            && spec.int("matchingPrecedence").unwrap_or_default() == 0
+        {
+            spec["matchingPrecedence"] = 1000.into();
         }
     },
     prepare_create: |object| object["status"] = json!({}),

@@ -12,6 +12,7 @@ use crate::rules::Rules;
 pub const VALIDATING_WEBHOOKS: Rules = Rules {
     default: |object| items_mut(object, "webhooks").for_each(webhook),
     generation: true,
+    unconditional: false,
     cells: print::extension::webhooks,
     ..Rules::PLAIN
 };
@@ -47,6 +48,7 @@ pub const VALIDATING_POLICY: Rules = Rules {
     prepare_create: |object| object["status"] = json!({}),
     status: true,
     generation: true,
+    unconditional: false,
     cells: print::extension::validating_policy,
     ..Rules::PLAIN
 };
@@ -54,6 +56,7 @@ pub const VALIDATING_POLICY: Rules = Rules {
 pub const MUTATING_POLICY: Rules = Rules {
     default: |object| policy(object),
     generation: true,
+    unconditional: false,
     cells: print::extension::mutating_policy,
     ..Rules::PLAIN
 };
@@ -80,6 +83,7 @@ pub const POLICY_BINDING: Rules = Rules {
         }
     },
     generation: true,
+    unconditional: false,
     cells: print::extension::policy_binding,
     ..Rules::PLAIN
 };
@@ -107,6 +111,7 @@ pub const CUSTOM_RESOURCE_DEFINITION: Rules = Rules {
     update: |new, _, e| definition(new, e),
     status: true,
     generation: true,
+    unconditional: false,
     cells: print::name_created,
     ..Rules::PLAIN
 };
@@ -149,6 +154,7 @@ pub const API_SERVICE: Rules = Rules {
     create: |object, e| api_service(object, e),
     update: |new, _, e| api_service(new, e),
     status: true,
+    unconditional: false,
     cells: print::extension::api_service,
     ..Rules::PLAIN
 };

@@ -138,6 +138,13 @@ pub trait Hooks: Send + Sync + 'static {
         false
     }
 
+    /// Whether an update may come without a resourceVersion; where it may not, Kubernetes refuses it
+    /// with `metadata.resourceVersion: Invalid value: 0: must be specified for an update`, before any
+    /// other rule.
+    fn allows_unconditional_update(&self) -> bool {
+        true
+    }
+
     /// The value of a selectable field, "" where it is not set.
     fn field<'a>(&self, _object: &'a Value, _field: &str) -> Option<std::borrow::Cow<'a, str>> {
         None

@@ -43,6 +43,8 @@ pub struct Rules {
     /// way round.
     pub status: bool,
     pub generation: bool,
+    /// Whether an update may come without a resourceVersion.
+    pub unconditional: bool,
     pub fields: &'static [Selectable],
     pub cells: fn(&Value, Timestamp) -> Vec<Value>,
     pub warnings: fn(&Value) -> Vec<String>,
@@ -60,6 +62,7 @@ impl Rules {
         name: names::dns1123_subdomain,
         status: false,
         generation: false,
+        unconditional: true,
         fields: &[],
         cells: |object, _| vec![object.at("metadata").at("name").clone()],
         warnings: |_| Vec::new(),
@@ -109,6 +112,10 @@ impl Hooks for Rules {
 
     fn has_generation(&self) -> bool {
         self.generation
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        self.unconditional
     }
 
     fn field<'a>(&self, object: &'a Value, field: &str) -> Option<Cow<'a, str>> {

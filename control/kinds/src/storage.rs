@@ -182,6 +182,7 @@ pub const CSI_DRIVER: Rules = Rules {
             check::immutable(new.at("spec").at(field), old.at("spec").at(field), &path.field(field), e);
         }
     },
+    unconditional: false,
     cells: print::storage::csi_driver,
     ..Rules::PLAIN
 };
@@ -195,12 +196,15 @@ fn csi_driver(object: &Value, e: &mut Errors) {
     }
 }
 
-pub const CSI_NODE: Rules = Rules { cells: print::storage::csi_node, ..Rules::PLAIN };
-pub const CSI_STORAGE_CAPACITY: Rules = Rules { cells: print::name_created, ..Rules::PLAIN };
+pub const CSI_NODE: Rules = Rules { unconditional: false,
+    cells: print::storage::csi_node, ..Rules::PLAIN };
+pub const CSI_STORAGE_CAPACITY: Rules = Rules { unconditional: false,
+    cells: print::name_created, ..Rules::PLAIN };
 pub const VOLUME_ATTACHMENT: Rules = Rules {
     prepare_create: |object| object["status"] = json!({ "attached": false }),
     update: |new, old, e| check::immutable(new.at("spec"), old.at("spec"), &Path::Root.field("spec"), e),
     status: true,
+    unconditional: false,
     cells: print::storage::volume_attachment,
     ..Rules::PLAIN
 };

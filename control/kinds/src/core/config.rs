@@ -143,6 +143,15 @@ pub const SERVICE_ACCOUNT: Rules = Rules { cells: print::name_age, ..Rules::PLAI
 
 pub const LIMIT_RANGE: Rules = Rules {
     default: default_limit_range,
+    // A LimitRange needs no name of its own.
+    prepare_create: |object| {
+        let uid = object.deep(&["metadata", "uid"]).clone();
+        if let Some(meta) = member(object, "metadata")
+            && !uid.is_null()
+        {
+            fill_text(meta, "name", uid.as_str().unwrap_or_default());
+        }
+    },
     create: limit_range,
     update: |new, _, e| limit_range(new, e),
     cells: print::name_created,

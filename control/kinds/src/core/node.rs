@@ -50,7 +50,7 @@ fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
 
 fn spec(node: &Value, e: &mut Errors) {
     let path = Path::Root.field("spec");
-    taints(node.at("spec").list("taints"), &path.field("taints"), e);
+    taints(node.at("spec").list("taints"), &Path::Root.field("metadata").field("taints"), e);
     let ranges = node.at("spec").list("podCIDRs");
     let list = path.field("podCIDRs");
     for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
@@ -80,7 +80,8 @@ fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
 fn update(new: &Value, old: &Value, e: &mut Errors) {
     let path = Path::Root.field("spec");
     let (after, before) = (new.at("spec"), old.at("spec"));
-    taints(after.list("taints"), &path.field("taints"), e);
+    // Kubernetes looks at the spec and says metadata.
+    taints(after.list("taints"), &Path::Root.field("metadata").field("taints"), e);
     // Addresses are handed out once.
     if !before.list("podCIDRs").is_empty() && before.at("podCIDRs") != after.at("podCIDRs") {
         e.forbidden(&path.field("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
