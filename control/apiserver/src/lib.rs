@@ -1,3 +1,60 @@
 //! The Kubernetes API: one pipeline for every request, one generic engine for every kind.
+//!
+//! A request comes by TLS ([`serve`]) or from inside the process ([`ApiServer::client`]), goes through
+//! the visible list of steps in [`pipeline`], and ends in [`rest`], which knows no kind: what differs
+//! from kind to kind is data and hooks of `rimward-control-kinds`, what a body must look like is
+//! `rimward-control-schema`'s, what is durable is `rimward-control-store`'s.
+//!
+//! It refuses to keep objects in memory (small indexes for authorization aside), to re-encode what is
+//! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]).
+
+mod config;
+mod server;
+
+mod in_process;
+mod serve;
+
+mod audit;
+mod authn;
+mod flow;
+mod pipeline;
+mod rbac;
+mod request;
+
+mod admission;
+mod decode;
+mod error;
+mod meta;
+mod negotiate;
+mod options;
+mod pools;
+mod record;
+mod rest;
+mod views;
+mod watch;
+
+mod discovery;
+mod metrics;
+mod openapi;
+mod paths;
+mod reviews;
+
+mod bootstrap;
+mod mirror;
+mod served;
+mod sweep;
 
 pub mod nodes;
+
+mod body;
+
+pub use audit::{Audit, Event as AuditEvent};
+pub use authn::tokens::KeyError;
+pub use body::{BoxBody, BoxError};
+pub use config::Config;
+pub use nodes::Nodes;
+pub use paths::GIT_VERSION;
+pub use pools::NotACidr;
+pub use request::Attributes;
+pub use serve::Extra;
+pub use server::{ApiServer, StartError};

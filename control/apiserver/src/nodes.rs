@@ -33,7 +33,12 @@ pub enum NodeError {
 pub trait Nodes: Send + Sync + 'static {
     /// A container's log as it is (or will be, with follow) written.
     async fn logs(
-        &self, node: &str, pod_namespace: &str, pod_name: &str, pod_uid: &str, options: LogOptions,
+        &self,
+        node: &str,
+        pod_namespace: &str,
+        pod_name: &str,
+        pod_uid: &str,
+        options: LogOptions,
     ) -> Result<BoxStream<'static, Result<Bytes, NodeError>>, NodeError>;
 
     /// When the node was last heard of, for the renewTime overlay of its Lease.
@@ -41,8 +46,12 @@ pub trait Nodes: Send + Sync + 'static {
 
     /// A byte stream to an address of the pod network, as that node reaches it: what port-forward
     /// and the pod and service proxies use.
-    async fn dial(&self, node: &str, pod_ip: std::net::IpAddr, port: u16)
-    -> Result<Box<dyn Duplex>, NodeError>;
+    async fn dial(
+        &self,
+        node: &str,
+        pod_ip: std::net::IpAddr,
+        port: u16,
+    ) -> Result<Box<dyn Duplex>, NodeError>;
 }
 
 /// A bidirectional byte stream.

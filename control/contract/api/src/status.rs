@@ -51,6 +51,7 @@ pub enum CauseReason {
     UnexpectedServerResponse,
     FieldManagerConflict,
     ResourceVersionTooLarge,
+    NamespaceTerminating,
 }
 
 /// One entry of `status.details.causes`.

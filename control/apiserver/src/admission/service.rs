@@ -1,0 +1,286 @@
+//! Cluster IPs and node ports of Services, and the fields that follow from them.
+//! <https://kubernetes.io/docs/concepts/services-networking/service/>
+
+use std::net::Ipv4Addr;
+
+use rimward_api::{FieldError, Status};
+use serde_json::{Value, json};
+
+use super::Review;
+use crate::pools::{Held, Pools, Refusal, Reservation};
+use crate::server::Inner;
+
+pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>, Status> {
+    let mut errors = Vec::new();
+    let mut reservations = Vec::new();
+    let held = review.old.map(Held::of).unwrap_or_default();
+    let old = review.old;
+    let service = &mut *review.object;
+    if !service["spec"].is_object() {
+        return Ok(reservations);
+    }
+    let kind =
+        service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
+    if let Some(old) = old {
+        keep_allocated(service, &old["spec"], &kind);
+    }
+    let spec = &mut service["spec"];
+    let mut hold = |taken: Result<Reservation, Refusal>| taken.map(|r| reservations.push(r));
+    if kind == "ExternalName" {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            remove(spec, field);
+        }
+    } else {
+        addresses(&server.pools, spec, &held, &mut hold, &mut errors);
+        families(spec);
+    }
+    node_ports(&server.pools, spec, &kind, &held, &mut hold, &mut errors);
+    if errors.is_empty() {
+        return Ok(reservations);
+    }
+    let name = review.text("name").to_owned();
+    Err(Status::invalid(&review.served.group_kind(), &name, &errors))
+}
+
+type Hold<'a> = dyn FnMut(Result<Reservation, Refusal>) -> Result<(), Refusal> + 'a;
+
+fn remove(spec: &mut Value, field: &str) {
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove(field);
+    }
+}
+
+fn text<'a>(spec: &'a Value, field: &str) -> &'a str {
+    spec.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A client that replaces a Service need not repeat what was allocated to it.
+fn keep_allocated(service: &mut Value, old: &Value, kind: &str) {
+    let new = &mut service["spec"];
+    let old_kind = old.get("type").and_then(Value::as_str).unwrap_or("ClusterIP");
+    if kind != "ExternalName" && old_kind != "ExternalName" {
+        let unset = text(new, "clusterIP").is_empty()
+            && new.get("clusterIPs").and_then(Value::as_array).is_none_or(Vec::is_empty);
+        if unset {
+            for field in ["clusterIP", "clusterIPs"] {
+                if let Some(value) = old.get(field) {
+                    new[field] = value.clone();
+                }
+            }
+        }
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            if let Some(value) = old.get(field)
+                && new.get(field).is_none()
+            {
+                new[field] = value.clone();
+            }
+        }
+    }
+    let ported = |k: &str| matches!(k, "NodePort" | "LoadBalancer");
+    if ported(kind) && ported(old_kind) {
+        let before = old.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
+        let identity = |p: &Value| (p.get("protocol").cloned(), p.get("port").cloned());
+        for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            if port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) == 0
+                && let Some(same) = before.iter().find(|b| identity(b) == identity(port))
+                && let Some(node_port) = same.get("nodePort")
+            {
+                port["nodePort"] = node_port.clone();
+            }
+        }
+    }
+    if health_checked(new, kind)
+        && let Some(port) = old.get("healthCheckNodePort")
+        && new.get("healthCheckNodePort").is_none()
+    {
+        new["healthCheckNodePort"] = port.clone();
+    }
+}
+
+fn health_checked(spec: &Value, kind: &str) -> bool {
+    kind == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
+}
+
+fn addresses(
+    pools: &Pools,
+    spec: &mut Value,
+    held: &Held,
+    hold: &mut Hold<'_>,
+    errors: &mut Vec<FieldError>,
+) {
+    let listed = spec
+        .get("clusterIPs")
+        .and_then(Value::as_array)
+        .and_then(|a| a.first())
+        .and_then(Value::as_str);
+    let asked = match text(spec, "clusterIP") {
+        "" => listed.unwrap_or_default().to_owned(),
+        ip => ip.to_owned(),
+    };
+    let set = |spec: &mut Value, ip: &str| {
+        spec["clusterIP"] = ip.into();
+        if listed_differs(spec, ip) {
+            spec["clusterIPs"] = json!([ip]);
+        }
+    };
+    if asked == "None" {
+        return set(spec, "None");
+    }
+    let mut refuse = |value: Value, why: String| {
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs",
+            &value,
+            &format!("failed to allocate IP {why}"),
+        ));
+    };
+    if asked.is_empty() {
+        match pools.any_address() {
+            Ok((address, reservation)) => {
+                let _any_address_was_free = hold(Ok(reservation));
+                set(spec, &address.to_string());
+            }
+            Err(_) => refuse(json!([]), ": range is full".into()),
+        }
+        return;
+    }
+    // What is not an address is for validation to refuse, with its own words.
+    let Ok(address) = asked.parse::<Ipv4Addr>() else { return set(spec, &asked) };
+    set(spec, &asked);
+    if held.addresses.contains(&address) {
+        return;
+    }
+    match hold(pools.address(address)) {
+        Ok(()) => {}
+        Err(Refusal::OutOfRange) => {
+            refuse(
+                json!([asked]),
+                format!("{asked}: the provided network does not match the current range"),
+            );
+        }
+        Err(_) => refuse(json!([asked]), format!("{asked}: provided IP is already allocated")),
+    }
+}
+
+/// `clusterIPs` repeats `clusterIP`, unless the client set both and must be told that they differ.
+fn listed_differs(spec: &Value, ip: &str) -> bool {
+    let first = spec
+        .get("clusterIPs")
+        .and_then(Value::as_array)
+        .and_then(|a| a.first())
+        .and_then(Value::as_str);
+    first != Some(ip) && first.is_none_or(str::is_empty)
+}
+
+fn families(spec: &mut Value) {
+    let headless = text(spec, "clusterIP") == "None";
+    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
+    if headless && !selects {
+        // Nobody routes to it, so it may speak both families wherever it is.
+        if text(spec, "ipFamilyPolicy").is_empty() {
+            spec["ipFamilyPolicy"] = "RequireDualStack".into();
+        }
+        if spec.get("ipFamilies").is_none() {
+            spec["ipFamilies"] = match text(spec, "ipFamilyPolicy") {
+                "SingleStack" => json!(["IPv4"]),
+                _ => json!(["IPv4", "IPv6"]),
+            };
+        }
+        return;
+    }
+    if text(spec, "ipFamilyPolicy").is_empty() {
+        spec["ipFamilyPolicy"] = "SingleStack".into();
+    }
+    if spec.get("ipFamilies").is_none() {
+        spec["ipFamilies"] = json!(["IPv4"]);
+    }
+}
+
+fn node_ports(
+    pools: &Pools,
+    spec: &mut Value,
+    kind: &str,
+    held: &Held,
+    hold: &mut Hold<'_>,
+    errors: &mut Vec<FieldError>,
+) {
+    let allocates = match kind {
+        "NodePort" => true,
+        "LoadBalancer" => spec.get("allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
+        _ => false,
+    };
+    let range = format!("{}-{}", pools.ports().start(), pools.ports().end());
+    let refusal = |refusal: Refusal| match refusal {
+        Refusal::OutOfRange => {
+            format!("provided port is not in the valid range. The range of valid ports is {range}")
+        }
+        Refusal::Taken => "provided port is already allocated".to_owned(),
+        Refusal::Exhausted => "failed to allocate a nodePort: range is full".to_owned(),
+    };
+    let may_hold = matches!(kind, "NodePort" | "LoadBalancer");
+    let mut mine: Vec<(u64, u64, String)> = Vec::new();
+    for (i, port) in
+        spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().enumerate()
+    {
+        let number = |field: &str| port.get(field).and_then(Value::as_u64).unwrap_or(0);
+        let protocol = text(port, "protocol").to_owned();
+        let (outer, node_port) = (number("port"), number("nodePort"));
+        let at = format!("spec.ports[{i}].nodePort");
+        if !may_hold {
+            continue;
+        }
+        if node_port != 0 {
+            // One number may serve several protocols of a Service.
+            let shared = mine.iter().any(|(_, n, p)| *n == node_port && *p != protocol);
+            let kept = u16::try_from(node_port).is_ok_and(|n| held.ports.contains(&n));
+            if !shared && !kept {
+                let taken = u16::try_from(node_port)
+                    .map_err(|_| Refusal::OutOfRange)
+                    .and_then(|n| pools.port(n));
+                if let Err(e) = hold(taken) {
+                    errors.push(FieldError::invalid(at, &json!(node_port), &refusal(e)));
+                }
+            }
+            mine.push((outer, node_port, protocol));
+        } else if allocates {
+            let shared = mine
+                .iter()
+                .find(|(o, n, p)| *o == outer && *p != protocol && *n != 0)
+                .map(|(_, n, _)| *n);
+            let given = match shared {
+                Some(n) => n,
+                None => match pools.any_port() {
+                    Ok((n, reservation)) => {
+                        let _any_port_was_free = hold(Ok(reservation));
+                        n.into()
+                    }
+                    Err(e) => {
+                        errors.push(FieldError::invalid(at, &json!(0), &refusal(e)));
+                        continue;
+                    }
+                },
+            };
+            port["nodePort"] = given.into();
+            mine.push((outer, given, protocol));
+        }
+    }
+    if !health_checked(spec, kind) {
+        return;
+    }
+    let asked = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0);
+    let at = "spec.healthCheckNodePort";
+    if asked == 0 {
+        match pools.any_port() {
+            Ok((n, reservation)) => {
+                let _any_port_was_free = hold(Ok(reservation));
+                spec["healthCheckNodePort"] = n.into();
+            }
+            Err(e) => errors.push(FieldError::invalid(at, &json!(0), &refusal(e))),
+        }
+    } else if !u16::try_from(asked).is_ok_and(|n| held.ports.contains(&n)) {
+        let taken =
+            u16::try_from(asked).map_err(|_| Refusal::OutOfRange).and_then(|n| pools.port(n));
+        if let Err(e) = hold(taken) {
+            errors.push(FieldError::invalid(at, &json!(asked), &refusal(e)));
+        }
+    }
+}

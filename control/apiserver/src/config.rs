@@ -1,0 +1,66 @@
+//! What the API server is told at start.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rimward_control_store::Store;
+
+use crate::audit::Audit;
+
+#[derive(Clone)]
+pub struct Config {
+    pub store: Arc<dyn Store>,
+    /// `10.43.0.0/16`; its first address is the `kubernetes` Service.
+    pub service_cidr: String,
+    pub node_port_range: std::ops::RangeInclusive<u16>,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    /// `iss` of ServiceAccount tokens: a URL.
+    pub issuer: String,
+    /// PEM of the P-256 private key (PKCS #8) that signs ServiceAccount tokens (ES256).
+    pub token_key: String,
+    /// PEM of the cluster's CA, as `kube-root-ca.crt` publishes it.
+    pub ca_pem: String,
+    /// Audiences of tokens that this server accepts; the first is the default of a TokenRequest.
+    pub api_audiences: Vec<String>,
+    /// Where clients inside the cluster reach this server: the endpoint of the `kubernetes` Service.
+    pub advertise: SocketAddr,
+    /// How long Events are kept.
+    pub event_ttl: Duration,
+    /// How much history watches and continued lists can go back.
+    pub history: Duration,
+    /// Reads and writes in flight beyond which others wait.
+    pub reads_max: usize,
+    pub writes_max: usize,
+    /// Hears of every request.
+    pub audit: Option<Arc<dyn Audit>>,
+}
+
+impl Config {
+    /// The defaults of a cluster, around what has none.
+    pub fn new(
+        store: Arc<dyn Store>,
+        token_key: String,
+        ca_pem: String,
+        advertise: SocketAddr,
+    ) -> Self {
+        let issuer = "https://kubernetes.default.svc.cluster.local".to_owned();
+        Self {
+            store,
+            service_cidr: "10.43.0.0/16".into(),
+            node_port_range: 30000..=32767,
+            cluster_domain: "cluster.local".into(),
+            api_audiences: vec![issuer.clone()],
+            issuer,
+            token_key,
+            ca_pem,
+            advertise,
+            event_ttl: Duration::from_secs(3600),
+            history: Duration::from_secs(600),
+            reads_max: 400,
+            writes_max: 200,
+            audit: None,
+        }
+    }
+}

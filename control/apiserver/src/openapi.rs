@@ -1,0 +1,162 @@
+//! The OpenAPI routes: documents are made from the schema model when first asked for, and kept.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rimward_api::{GroupVersion, Status};
+use rimward_control_schema::openapi::{self as model, ResourceInfo, SubresourceInfo};
+use serde_json::{Value, json};
+
+use crate::body::Response;
+use crate::error;
+use crate::paths::{GIT_VERSION, document, etag};
+use crate::request::Call;
+use crate::served::{Registry, Served};
+use crate::server::Inner;
+
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const V2_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// Documents made so far, by path.
+#[derive(Default)]
+pub struct Documents {
+    made: Mutex<HashMap<String, Arc<(Bytes, String)>>>,
+}
+
+impl Documents {
+    /// The document, made on a thread for blocking work when it is not there yet: the whole of v2
+    /// takes long enough to be noticed by others.
+    async fn get(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> Bytes + Send + 'static,
+    ) -> Result<Arc<(Bytes, String)>, Status> {
+        if let Some(found) = self.made.lock().get(name) {
+            return Ok(found.clone());
+        }
+        let bytes = tokio::task::spawn_blocking(make).await.map_err(Status::internal)?;
+        let tag = etag(&bytes);
+        let made = Arc::new((bytes, tag));
+        self.made.lock().insert(name.to_owned(), made.clone());
+        Ok(made)
+    }
+}
+
+pub async fn serve(server: &Arc<Inner>, call: &Call, path: &str) -> Result<Response, Status> {
+    let owned = server.clone();
+    match path {
+        "/openapi/v2" => {
+            let accept = call.header("accept");
+            let protobuf = accept.contains(V2_PROTOBUF) || accept.contains(V2_PROTOBUF_OLD);
+            let made = match protobuf {
+                true => {
+                    server
+                        .openapi
+                        .get("v2.pb", move || model::v2_protobuf(&v2(&owned)).into())
+                        .await?
+                }
+                false => server.openapi.get("v2", move || v2(&owned).to_string().into()).await?,
+            };
+            let content = if protobuf { V2_PROTOBUF } else { "application/json" };
+            Ok(document(call, content, &made.0, &made.1))
+        }
+        "/openapi/v3" => Ok(index(call, &server.registry)),
+        _ => {
+            let under = path.strip_prefix("/openapi/v3/").unwrap_or_default();
+            let Some(gv) = versions(&server.registry).into_iter().find(|gv| name_of(gv) == under)
+            else {
+                return Ok(error::page_not_found());
+            };
+            let made = server
+                .openapi
+                .get(under, move || v3(&owned.registry, &gv).to_string().into())
+                .await?;
+            let mut response = document(call, "application/json", &made.0, &made.1);
+            if call.query.get("hash").is_some() {
+                // A path with the hash names one content for ever.
+                let forever = http::HeaderValue::from_static("public, immutable");
+                response.headers_mut().insert(http::header::CACHE_CONTROL, forever);
+            }
+            Ok(response)
+        }
+    }
+}
+
+/// Every served group and version, once.
+fn versions(registry: &Registry) -> Vec<GroupVersion> {
+    let mut all: Vec<GroupVersion> = Vec::new();
+    for served in registry.all() {
+        let gv = served.kind.group_version();
+        if !all.contains(&gv) {
+            all.push(gv);
+        }
+    }
+    all
+}
+
+/// `api/v1`, `apis/apps/v1`.
+fn name_of(gv: &GroupVersion) -> String {
+    gv.url_prefix().trim_start_matches('/').to_owned()
+}
+
+fn index(call: &Call, registry: &Registry) -> Response {
+    let mut paths = serde_json::Map::new();
+    for gv in versions(registry) {
+        let name = name_of(&gv);
+        // Built-in documents change with the program only, so its version stands for their content.
+        let hash = etag(format!("{GIT_VERSION} {name}").as_bytes());
+        paths.insert(
+            name.clone(),
+            json!({ "serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}") }),
+        );
+    }
+    let bytes = Bytes::from(json!({ "paths": paths }).to_string());
+    document(call, "application/json", &bytes, &etag(&bytes))
+}
+
+fn info(registry: &Registry, served: &Served) -> Option<ResourceInfo> {
+    let kind = &served.kind;
+    Some(ResourceInfo {
+        group: kind.group.clone(),
+        version: kind.version.clone(),
+        kind: kind.kind.clone(),
+        resource: kind.resource.clone(),
+        namespaced: kind.namespaced(),
+        verbs: kind.verbs.clone(),
+        definition: served.definition?,
+        subresources: kind
+            .subresources
+            .iter()
+            .map(|s| {
+                let speaks = s.speaks.clone();
+                let definition = match &speaks {
+                    None => served.definition,
+                    Some((g, v, k)) => registry.model.of_kind(g, v, k),
+                };
+                SubresourceInfo {
+                    name: s.name.clone(),
+                    verbs: s.verbs.clone(),
+                    speaks: speaks.unwrap_or_else(|| {
+                        (kind.group.clone(), kind.version.clone(), kind.kind.clone())
+                    }),
+                    definition,
+                }
+            })
+            .collect(),
+    })
+}
+
+fn v2(server: &Inner) -> Value {
+    let registry = &server.registry;
+    let all: Vec<ResourceInfo> = registry.all().iter().filter_map(|s| info(registry, s)).collect();
+    model::v2_document(registry.model, &all)
+}
+
+fn v3(registry: &Registry, gv: &GroupVersion) -> Value {
+    let of = |s: &&Arc<Served>| s.kind.group == gv.group && s.kind.version == gv.version;
+    let some: Vec<ResourceInfo> =
+        registry.all().iter().filter(of).filter_map(|s| info(registry, s)).collect();
+    model::v3_document(registry.model, &gv.group, &gv.version, &some)
+}

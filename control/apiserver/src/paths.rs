@@ -1,0 +1,159 @@
+//! What is served beside resources: discovery, OpenAPI, version, health, metrics, token keys.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::HeaderValue;
+use rimward_api::Status;
+use serde_json::json;
+
+use crate::body::{self, Response};
+use crate::error;
+use crate::request::Call;
+use crate::server::Inner;
+use crate::{discovery, openapi};
+
+/// Kubernetes' version that the API is, with ours behind it.
+pub const GIT_VERSION: &str = concat!("v1.36.2+rimward", env!("CARGO_PKG_VERSION"));
+
+pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status> {
+    if !matches!(call.attributes.verb.as_str(), "get" | "head") {
+        return Err(error::method_not_allowed());
+    }
+    let path = call.attributes.path.trim_end_matches('/');
+    match path {
+        "" => Ok(index(server)),
+        "/version" => Ok(error::json(200, version().to_string())),
+        "/livez" | "/readyz" | "/healthz" => Ok(health(server, call, path)),
+        "/metrics" => Ok(error::typed(
+            200,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            server.metrics.encode(),
+        )),
+        "/openid/v1/jwks" => {
+            Ok(error::typed(200, "application/jwk-set+json", server.tokens.key_set().to_string()))
+        }
+        "/.well-known/openid-configuration" => Ok(error::json(200, openid(server).to_string())),
+        path if path.starts_with("/openapi/") => openapi::serve(server, call, path).await,
+        path if path == "/api"
+            || path == "/apis"
+            || path.starts_with("/api/")
+            || path.starts_with("/apis/") =>
+        {
+            Ok(discovery::serve(&server.discovery, call, path))
+        }
+        path => match path.strip_prefix("/livez/").or_else(|| path.strip_prefix("/readyz/")) {
+            Some("ping") => Ok(error::text(200, "ok")),
+            _ => Ok(error::page_not_found()),
+        },
+    }
+}
+
+fn index(server: &Inner) -> Response {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into()];
+    for served in server.registry.all().iter().filter(|s| !s.kind.group.is_empty()) {
+        for path in
+            [format!("/apis/{}", served.kind.group), served.kind.group_version().url_prefix()]
+        {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    let others = [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
+    paths.extend(others.map(str::to_owned));
+    paths.sort();
+    error::json(200, json!({ "paths": paths }).to_string())
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1", "minor": "36",
+        "emulationMajor": "1", "emulationMinor": "36",
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
+        "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }),
+    })
+}
+
+fn health(server: &Inner, call: &Call, path: &str) -> Response {
+    // The store answers from memory which revision it has: a failed one has ended the process.
+    let mut checks = vec![("ping", true), ("log", true)];
+    if path != "/livez" {
+        checks.push(("store", true));
+        checks.push(("started", server.ready.load(Ordering::Acquire)));
+        checks.push(("shutdown", !server.stop.is_cancelled()));
+    }
+    let name = path.trim_start_matches('/');
+    let well = checks.iter().all(|(_, ok)| *ok);
+    if well && call.query.get("verbose").is_none() {
+        return error::text(200, "ok");
+    }
+    let mut text = String::new();
+    for (check, ok) in checks {
+        text += &match ok {
+            true => format!("[+]{check} ok\n"),
+            false => format!("[-]{check} failed: reason withheld\n"),
+        };
+    }
+    text += &format!("{name} check {}\n", if well { "passed" } else { "failed" });
+    error::text(if well { 200 } else { 500 }, text)
+}
+
+fn openid(server: &Inner) -> serde_json::Value {
+    json!({
+        "issuer": server.config.issuer,
+        "jwks_uri": format!("{}/openid/v1/jwks", server.config.issuer.trim_end_matches('/')),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    })
+}
+
+/// Answers a document, or 304 to a client that has it.
+pub fn document(
+    call: &Call,
+    content_type: &'static str,
+    bytes: &bytes::Bytes,
+    etag: &str,
+) -> Response {
+    let mut response = match call.header("if-none-match").contains(etag) {
+        true => {
+            let mut response = http::Response::new(body::empty());
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+            response
+        }
+        false if bytes.len() >= body::GZIP_BYTES_MIN && crate::negotiate::gzip(&call.headers) => {
+            let mut response = error::typed(200, content_type, body::gzip(bytes));
+            crate::views::mark_gzip(&mut response);
+            response
+        }
+        false => error::typed(200, content_type, bytes.clone()),
+    };
+    let headers = response.headers_mut();
+    headers.insert(http::header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{etag}\"")) {
+        headers.insert(http::header::ETAG, etag);
+    }
+    response
+}
+
+/// The hash that names a document's content.
+pub fn etag(bytes: &[u8]) -> String {
+    use sha2::{Digest as _, Sha256};
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02X}")).collect()
+}

@@ -1,0 +1,275 @@
+//! Requests on resources: which handler answers which verb and subresource.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use rimward_api::{ObjectKey, Status};
+
+use crate::body::{self, Response};
+use crate::decode::{self, PatchKind};
+use crate::error;
+use crate::negotiate;
+use crate::options::{WriteOptions, parse_revision, too_large};
+use crate::request::{Call, Resource};
+use crate::reviews;
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views::Stored;
+use crate::{paths, watch};
+
+pub mod binding;
+pub mod delete;
+pub mod eviction;
+pub mod finalize;
+pub mod list;
+pub mod log;
+pub mod scale;
+pub mod token;
+pub mod write;
+
+use write::{Author, Change, Written};
+
+/// Admission and storage: the last steps of the pipeline.
+pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Status> {
+    let Some(target) = call.attributes.resource.clone() else {
+        return paths::serve(server, call).boxed().await;
+    };
+    let Some(served) = server.registry.get(&target.gvr()).cloned() else {
+        return match server.registry.has_version(&target.group, &target.version) {
+            true => Err(error::no_such_resource()),
+            false => Ok(error::page_not_found()),
+        };
+    };
+    let on_namespaces = served.is("", "namespaces");
+    if !served.kind.namespaced() && !target.namespace.is_empty() && !on_namespaces {
+        return Err(error::no_such_resource());
+    }
+    if served.kind.namespaced()
+        && target.namespace.is_empty()
+        && !target.name.is_empty()
+        && call.attributes.verb != "watch"
+    {
+        return Err(error::no_such_resource());
+    }
+    let namespace = if served.kind.namespaced() { target.namespace.clone() } else { String::new() };
+    let key = ObjectKey::new(namespace, target.name.clone());
+    if target.subresource.is_empty() {
+        return main(server, call, &served, &key).boxed().await;
+    }
+    subresource(server, call, &served, &target, &key).boxed().await
+}
+
+/// Reads the body, once it is known to be wanted.
+pub async fn take_body(call: &mut Call) -> Result<Bytes, Status> {
+    body::read(std::mem::replace(call.body.get_mut(), body::empty())).await
+}
+
+async fn main(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+) -> Result<Response, Status> {
+    let verb = call.attributes.verb.clone();
+    if !served.kind.verbs.contains(&verb) {
+        return Err(error::method_not_allowed());
+    }
+    match verb.as_str() {
+        "get" => get(server, call, served, key).await,
+        "list" => list::list(server, call, served, &key.namespace).await,
+        "watch" => watch::watch(server, call, served, &key.namespace).await,
+        "create" if reviews::is_review(served) => {
+            reviews::answer(server, call, served, &key.namespace).await
+        }
+        "create" if served.is("", "bindings") => binding::create(server, call, key).await,
+        "create" if !key.name.is_empty() => Err(error::method_not_allowed()),
+        "create" if served.kind.namespaced() && key.namespace.is_empty() => {
+            Err(error::method_not_allowed())
+        }
+        "create" => create(server, call, served, &key.namespace).await,
+        "update" => update(server, call, served, key, "").await,
+        "patch" => patch(server, call, served, key, "").await,
+        "delete" => {
+            let body = take_body(call).await?;
+            delete::one(server, call, served, key, &body).await
+        }
+        "deletecollection" => {
+            let body = take_body(call).await?;
+            delete::collection(server, call, served, &key.namespace, &body).await
+        }
+        _ => Err(error::method_not_allowed()),
+    }
+}
+
+async fn subresource(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    target: &Resource,
+    key: &ObjectKey,
+) -> Result<Response, Status> {
+    let Some(sub) = served.kind.subresource(&target.subresource) else {
+        return Err(error::no_such_resource());
+    };
+    if !sub.verbs.contains(&call.attributes.verb) {
+        return Err(error::method_not_allowed());
+    }
+    let verb = call.attributes.verb.clone();
+    match (target.subresource.as_str(), verb.as_str()) {
+        ("scale", _) => scale::serve(server, call, served, key).await,
+        ("binding", "create") => binding::create(server, call, key).await,
+        ("eviction", "create") => eviction::create(server, call, served, key).await,
+        ("token", "create") => token::create(server, call, key).await,
+        ("finalize", "update") => finalize::update(server, call, served, key).await,
+        ("log", "get") => log::get(server, call, served, key).await,
+        ("exec" | "attach" | "portforward" | "proxy", _) => {
+            Err(error::not_implemented(&format!("{}/{}", served.kind.resource, target.subresource)))
+        }
+        (_, "get") => get(server, call, served, key).await,
+        (sub, "update") => update(server, call, served, key, sub).await,
+        (sub, "patch") => patch(server, call, served, key, sub).await,
+        _ => Err(error::method_not_allowed()),
+    }
+}
+
+/// Reads one object, as new as the request demands.
+pub async fn read(
+    server: &Inner,
+    call: &Call,
+    served: &Served,
+    key: &ObjectKey,
+) -> Result<Stored, Status> {
+    if let Some(text) = call.query.get("resourceVersion").filter(|t| !t.is_empty()) {
+        let asked = parse_revision(text)?;
+        if asked > server.store.revision() {
+            return Err(too_large(asked, server.store.revision()));
+        }
+    }
+    find(server, served, key).await
+}
+
+pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<Stored, Status> {
+    let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
+    let entry = entry.ok_or_else(|| Status::not_found(&served.group_resource(), &key.name))?;
+    Stored::open(&entry)
+}
+
+async fn get(
+    server: &Arc<Inner>,
+    call: &Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+) -> Result<Response, Status> {
+    let stored = read(server, call, served, key).await?;
+    server.respond(call, served, &stored, 200)
+}
+
+/// The Warning of a kind whose behaviour does not exist yet.
+fn warn_not_yet(call: &mut Call, served: &Served) {
+    call.warnings.extend(served.kind.not_yet.clone());
+}
+
+async fn create(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    namespace: &str,
+) -> Result<Response, Status> {
+    negotiate::accepted(&call.headers)?;
+    let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
+    let body = take_body(call).await?;
+    let object = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let author = Author { user: &call.user, options: &options };
+    let written = server.create(served, namespace, object, &author, &mut call.warnings).await?;
+    warn_not_yet(call, served);
+    answer(server, call, served, &written)
+}
+
+async fn update(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+    sub: &str,
+) -> Result<Response, Status> {
+    negotiate::accepted(&call.headers)?;
+    let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
+    let body = take_body(call).await?;
+    let object = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let author = Author { user: &call.user, options: &options };
+    let change = Change::Replace(object);
+    let written = server.update(served, key, sub, change, &author, &mut call.warnings).await?;
+    warn_not_yet(call, served);
+    answer(server, call, served, &written)
+}
+
+async fn patch(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+    sub: &str,
+) -> Result<Response, Status> {
+    negotiate::accepted(&call.headers)?;
+    let kind = decode::patch_kind(call)?;
+    let options =
+        WriteOptions::parse(&call.query, "PatchOptions", call.agent(), kind == PatchKind::Apply)?;
+    let body = take_body(call).await?;
+    let author = Author { user: &call.user, options: &options };
+    let change = match kind {
+        PatchKind::Apply => {
+            Change::Apply(applied(server, served, key, &body, &options, &mut call.warnings)?)
+        }
+        kind => Change::Patch(kind, &body),
+    };
+    let written = server.update(served, key, sub, change, &author, &mut call.warnings).await?;
+    warn_not_yet(call, served);
+    answer(server, call, served, &written)
+}
+
+/// The body of an apply: checked as an object, kept as it was sent.
+fn applied(
+    server: &Inner,
+    served: &Served,
+    key: &ObjectKey,
+    body: &Bytes,
+    options: &WriteOptions,
+    warnings: &mut Vec<String>,
+) -> Result<serde_json::Value, Status> {
+    use rimward_control_schema::{Format, decode as schema};
+    let mut sent = schema::any(body, Format::Yaml)?;
+    if let Some(expected) = served.expected() {
+        let decoded = schema::object(
+            server.registry.model,
+            &expected,
+            body,
+            Format::Yaml,
+            options.validation,
+        )?;
+        warnings.extend(decoded.warnings);
+    }
+    if sent
+        .pointer("/metadata/managedFields")
+        .and_then(serde_json::Value::as_array)
+        .is_some_and(|m| !m.is_empty())
+    {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let meta = crate::meta::metadata(&mut sent);
+    meta.remove("managedFields");
+    meta.entry("name").or_insert_with(|| key.name.as_str().into());
+    if served.kind.namespaced() {
+        meta.entry("namespace").or_insert_with(|| key.namespace.as_str().into());
+    }
+    Ok(sent)
+}
+
+pub fn answer(
+    server: &Inner,
+    call: &Call,
+    served: &Served,
+    written: &Written,
+) -> Result<Response, Status> {
+    server.respond(call, served, &written.stored, if written.created { 201 } else { 200 })
+}

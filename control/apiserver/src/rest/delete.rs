@@ -1,0 +1,398 @@
+//! Deletion: preconditions, grace, finalizers, and what remains when all are done.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use rimward_api::meta::str_at;
+use rimward_api::{ObjectKey, Status, UserInfo};
+use rimward_control_store::{CommitError, Expect, Op, Txn};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::admission;
+use crate::body::Response;
+use crate::error;
+use crate::meta;
+use crate::negotiate;
+use crate::options::{DeleteOptions, ListOptions, Propagation};
+use crate::record::Record;
+use crate::request::Call;
+use crate::rest::list::Reader;
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views::Stored;
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+const ATTEMPTS_MAX: usize = 64;
+/// Deletes of a collection that run at a time.
+const COLLECTION_WIDTH: usize = 16;
+
+/// What became of the object.
+pub struct Deleted {
+    /// The object as last stored, or as marked.
+    pub stored: Stored,
+    /// It is no longer there.
+    pub gone: bool,
+}
+
+/// What a delete does to an object now.
+#[derive(Debug, PartialEq)]
+enum Plan {
+    Remove,
+    /// Store this instead, and leave the rest to grace and finalizers.
+    Mark(Box<Value>),
+    /// It is on its way already.
+    Wait,
+}
+
+/// Decides, without touching anything.
+fn plan(served: &Served, object: &Value, options: &DeleteOptions, now: Timestamp) -> Plan {
+    let mut new = object.clone();
+    let deleting = str_at(object, &["metadata", "deletionTimestamp"]).map(str::to_owned);
+    let marked_grace = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    let grace = grace_seconds(served, object, options);
+    let finalizers = finalizers_after(served, object, options);
+    let changed_finalizers = finalizers != finalizers_of(object);
+    set_finalizers(&mut new, &finalizers);
+    // A namespace is finalized through its own subresource too.
+    let held = !finalizers.is_empty() || !own_finalizers(served, object).is_empty();
+
+    match (&deleting, grace) {
+        (None, grace) => {
+            let seconds = grace.unwrap_or(0);
+            if seconds == 0 && !held {
+                return Plan::Remove;
+            }
+            mark(&mut new, now + SignedDuration::from_secs(seconds), seconds);
+            if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|g| *g > 0) {
+                meta::metadata(&mut new).insert("generation".into(), (generation + 1).into());
+            }
+            if served.is("", "namespaces") {
+                new["status"]["phase"] = "Terminating".into();
+            }
+            Plan::Mark(Box::new(new))
+        }
+        (Some(when), Some(seconds))
+            if options.grace_seconds.is_some() && seconds < marked_grace.unwrap_or(0) =>
+        {
+            if seconds == 0 && !held {
+                return Plan::Remove;
+            }
+            // The shorter period counts from when the longer one began.
+            let end: Timestamp = when.parse().unwrap_or(now);
+            let began = end - SignedDuration::from_secs(marked_grace.unwrap_or(0));
+            mark(&mut new, began + SignedDuration::from_secs(seconds), seconds);
+            Plan::Mark(Box::new(new))
+        }
+        (Some(_), _) if marked_grace.unwrap_or(0) == 0 && !held => Plan::Remove,
+        (Some(_), _) if changed_finalizers => Plan::Mark(Box::new(new)),
+        (Some(_), _) => Plan::Wait,
+    }
+}
+
+/// The grace period that counts; None for kinds that have none.
+fn grace_seconds(served: &Served, object: &Value, options: &DeleteOptions) -> Option<i64> {
+    let default = served.stored.hooks.grace_period(object)?;
+    // A pod that no node has, or that ended, needs nobody's grace.
+    let unassigned = str_at(object, &["spec", "nodeName"]).unwrap_or_default().is_empty();
+    let ended = matches!(str_at(object, &["status", "phase"]), Some("Succeeded" | "Failed"));
+    if served.is("", "pods") && (unassigned || ended) {
+        return Some(0);
+    }
+    Some(options.grace_seconds.unwrap_or(default).max(0))
+}
+
+fn mark(object: &mut Value, at: Timestamp, grace: i64) {
+    let meta = meta::metadata(object);
+    meta.insert("deletionTimestamp".into(), meta::time(at).into());
+    meta.insert("deletionGracePeriodSeconds".into(), grace.into());
+}
+
+fn finalizers_of(object: &Value) -> Vec<String> {
+    let list = object["metadata"].get("finalizers").and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// `spec.finalizers` of a namespace.
+fn own_finalizers<'a>(served: &Served, object: &'a Value) -> &'a [Value] {
+    match served.is("", "namespaces") {
+        true => {
+            object["spec"].get("finalizers").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+        }
+        false => &[],
+    }
+}
+
+fn set_finalizers(object: &mut Value, finalizers: &[String]) {
+    let meta = meta::metadata(object);
+    match finalizers {
+        [] => meta.remove("finalizers"),
+        list => meta.insert("finalizers".into(), json!(list)),
+    };
+}
+
+fn finalizers_after(served: &Served, object: &Value, options: &DeleteOptions) -> Vec<String> {
+    let present = finalizers_of(object);
+    let has = |name: &str| present.iter().any(|f| f == name);
+    let (orphan, foreground) = match options.propagation {
+        Some(policy) => (policy == Propagation::Orphan, policy == Propagation::Foreground),
+        None => {
+            let orphan = has(ORPHAN) || (!has(FOREGROUND) && served.rules.orphans_by_default);
+            (orphan, has(FOREGROUND))
+        }
+    };
+    let collected = |f: &String| f == ORPHAN || f == FOREGROUND;
+    let mut after: Vec<String> = present.iter().filter(|f| !collected(f)).cloned().collect();
+    if orphan {
+        after.push(ORPHAN.into());
+    }
+    if foreground {
+        after.push(FOREGROUND.into());
+    }
+    // The order that clients saw stays when the set did not change.
+    let same = after.len() == present.len() && after.iter().all(|f| present.contains(f));
+    if same { present } else { after }
+}
+
+/// Whether an updated object has nothing left that holds it: then the update is its end.
+pub fn finalized(served: &Served, object: &Value) -> bool {
+    let meta = &object["metadata"];
+    meta.get("deletionTimestamp").is_some()
+        && meta.get("deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
+        && finalizers_of(object).is_empty()
+        && own_finalizers(served, object).is_empty()
+}
+
+impl Inner {
+    pub async fn delete(
+        &self,
+        served: &Arc<Served>,
+        key: &ObjectKey,
+        options: &DeleteOptions,
+        user: &UserInfo,
+    ) -> Result<Deleted, Status> {
+        admission::namespace::check_delete(served, key)?;
+        let store_key = served.key(key);
+        let resource = served.group_resource();
+        for _ in 0..ATTEMPTS_MAX {
+            let entry = self.store.get(&store_key, None).await.map_err(error::store)?;
+            let Some(entry) = entry else { return Err(Status::not_found(&resource, &key.name)) };
+            let stored = Stored::open(&entry)?;
+            check_preconditions(served, key, &stored, options)?;
+            let object = stored.stored_value(served)?;
+            let plan = plan(served, &object, options, Timestamp::now());
+            let (op, after) = match &plan {
+                Plan::Wait => return Ok(Deleted { stored, gone: false }),
+                Plan::Remove => {
+                    let op =
+                        Op::Delete { key: store_key.clone(), expect: Expect::At(entry.revision) };
+                    (op, None)
+                }
+                Plan::Mark(new) => {
+                    let bytes = Record::encode(new, &served.stored)
+                        .map_err(|e| Status::bad_request(e.to_string()))?;
+                    let record = Record::open(&bytes).expect("was just encoded");
+                    let expect = Expect::At(entry.revision);
+                    (Op::Put { key: store_key.clone(), value: bytes, expect }, Some(record))
+                }
+            };
+            let gone = after.is_none();
+            let record = after.unwrap_or_else(|| stored.record.clone());
+            if options.dry_run {
+                return Ok(Deleted { stored: Stored { record, ..stored }, gone });
+            }
+            match self.store.commit(Txn { ops: vec![op] }).await {
+                Ok(revision) => {
+                    tracing::debug!(resource = %resource, key = %key, user = %user.name, gone, "deleted");
+                    let new = match &plan {
+                        Plan::Mark(new) => Some(&**new),
+                        _ => None,
+                    };
+                    self.after_write(served, Some(&object), new, revision).await;
+                    return Ok(Deleted { stored: Stored { record, revision, ..stored }, gone });
+                }
+                Err(CommitError::Conflict { .. }) => {}
+                Err(e) => return Err(error::commit(e)),
+            }
+        }
+        Err(Status::conflict(&resource, &key.name, "it changed faster than it could be deleted"))
+    }
+}
+
+fn check_preconditions(
+    served: &Served,
+    key: &ObjectKey,
+    stored: &Stored,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
+    let conflict = |what: &str, asked: &str, is: &str| {
+        let why = format!(
+            "Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}"
+        );
+        Err(Status::conflict(&served.group_resource(), &key.name, &why))
+    };
+    let (uid, revision) = (stored.record.uid(), stored.revision.to_string());
+    match (&options.uid, &options.revision) {
+        (Some(asked), _) if asked != uid => conflict("UID", asked, uid),
+        (_, Some(asked)) if *asked != revision => conflict("ResourceVersion", asked, &revision),
+        _ => Ok(()),
+    }
+}
+
+/// DELETE of one object.
+pub async fn one(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+    body: &Bytes,
+) -> Result<Response, Status> {
+    negotiate::accepted(&call.headers)?;
+    let options = DeleteOptions::parse(&call.query, &as_json(call, body)?)?;
+    let defaulted = served.rules.orphans_by_default && options.propagation.is_none();
+    if defaulted && served.is("batch", "jobs") {
+        call.warnings.push(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning".into(),
+        );
+    }
+    let deleted = server.delete(served, key, &options, &call.user).await?;
+    if !deleted.gone || served.rules.returns_deleted {
+        return server.respond(call, served, &deleted.stored, 200);
+    }
+    let mut details = json!({ "name": key.name, "kind": served.kind.resource, "uid": deleted.stored.record.uid() });
+    if !served.kind.group.is_empty() {
+        details["group"] = served.kind.group.as_str().into();
+    }
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+    });
+    Ok(error::json(200, status.to_string()))
+}
+
+/// DELETE of a collection: of what was selected when it was asked for.
+pub async fn collection(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    namespace: &str,
+    body: &Bytes,
+) -> Result<Response, Status> {
+    let options = DeleteOptions::parse(&call.query, &as_json(call, body)?)?;
+    let list = ListOptions::parse(&call.query, &served.kind, false)?;
+    let (items, list_meta) = Reader::start(server, served, namespace, list)?.gather().await?;
+    let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));
+    let keys: Vec<ObjectKey> = items.iter().map(|item| key_of(served, item)).collect();
+    let mut keys = keys.into_iter();
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < COLLECTION_WIDTH
+            && let Some(key) = keys.next()
+        {
+            let (server, served, options, user) =
+                (server.clone(), served.clone(), options.clone(), user.clone());
+            running.spawn(async move {
+                server.delete(&served, &key, &options, &user).await.map(|_| ())
+            });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok(Err(e))) if !e.is_not_found() => return Err(e),
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Err(Status::internal(e)),
+        }
+    }
+    let mut shown = Vec::with_capacity(items.len());
+    for item in &items {
+        shown.push(server.value(served, item)?);
+    }
+    let list = json!({
+        "kind": format!("{}List", served.kind.kind), "apiVersion": served.kind.api_version(),
+        "metadata": list_meta.to_value(), "items": shown,
+    });
+    Ok(error::json(200, list.to_string()))
+}
+
+/// The namespace and name in a store key.
+pub fn key_of(served: &Served, stored: &Stored) -> ObjectKey {
+    let relative = stored.key.strip_prefix(served.kind.storage.as_str()).unwrap_or(&stored.key);
+    match relative.split_once('/') {
+        Some((namespace, name)) if served.kind.namespaced() => ObjectKey::new(namespace, name),
+        _ => ObjectKey::new("", relative),
+    }
+}
+
+/// DeleteOptions may come as YAML, as every body.
+fn as_json(call: &Call, body: &Bytes) -> Result<Bytes, Status> {
+    match negotiate::sent(&call.headers) {
+        Ok(negotiate::Encoding::Yaml) if !body.is_empty() => {
+            let value =
+                rimward_control_schema::decode::any(body, rimward_control_schema::Format::Yaml)?;
+            Ok(value.to_string().into())
+        }
+        // Without a body the type says nothing.
+        Err(_) if body.is_empty() => Ok(Bytes::new()),
+        other => other.map(|_| body.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::served::Registry;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    #[track_caller]
+    fn check(resource: &str, object: Value, options: DeleteOptions, expected: Option<Value>) {
+        let registry = Registry::builtin();
+        let served =
+            registry.all().iter().find(|s| s.kind.resource == resource).expect("is served").clone();
+        match (plan(&served, &object, &options, at("2026-01-01T00:00:00Z")), expected) {
+            (Plan::Remove, None) => {}
+            (Plan::Mark(new), Some(expected)) => assert_eq!(new["metadata"], expected),
+            (plan, expected) => panic!("planned {plan:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn plans() {
+        let plain = json!({ "metadata": { "name": "x" } });
+        check("configmaps", plain.clone(), DeleteOptions::default(), None);
+        let foreground =
+            || DeleteOptions { propagation: Some(Propagation::Foreground), ..Default::default() };
+        check(
+            "configmaps",
+            plain,
+            foreground(),
+            Some(json!({
+                "name": "x", "finalizers": ["foregroundDeletion"],
+                "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0,
+            })),
+        );
+        // Another policy replaces the one before.
+        check(
+            "configmaps",
+            json!({ "metadata": { "finalizers": ["orphan"], "deletionTimestamp": "x", "deletionGracePeriodSeconds": 0 } }),
+            foreground(),
+            Some(
+                json!({ "finalizers": ["foregroundDeletion"], "deletionTimestamp": "x", "deletionGracePeriodSeconds": 0 }),
+            ),
+        );
+        check(
+            "namespaces",
+            json!({ "metadata": { "name": "n" }, "spec": { "finalizers": ["kubernetes"] } }),
+            DeleteOptions::default(),
+            Some(
+                json!({ "name": "n", "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0 }),
+            ),
+        );
+        let pod = |node: &str| json!({ "metadata": {}, "spec": { "nodeName": node, "terminationGracePeriodSeconds": 30 } });
+        check("pods", pod(""), DeleteOptions::default(), None);
+        let now = || DeleteOptions { grace_seconds: Some(0), ..Default::default() };
+        check("pods", pod("n"), now(), None);
+    }
+}

@@ -1,0 +1,282 @@
+//! Lists: pages of records at one revision, streamed when they are long.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use rimward_api::{ObjectKey, Status};
+use rimward_control_store::{Error, ListRequest, Revision};
+
+use crate::body::{self, BoxError, GZIP_BYTES_MIN, Response};
+use crate::error;
+use crate::negotiate::{self, Encoding, Form, Shape};
+use crate::options::{At, ListOptions, encode_continue, too_large};
+use crate::request::Call;
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views::{self, ListMeta, Stored};
+
+/// Records read from the store at a time.
+const PAGE: usize = 500;
+
+const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. \
+You can start a new list without the continue parameter, or use the continue token in this response to retrieve \
+the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that \
+were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
+pub async fn list(
+    server: &Arc<Inner>,
+    call: &Call,
+    served: &Arc<Served>,
+    namespace: &str,
+) -> Result<Response, Status> {
+    let form = negotiate::accepted(&call.headers)?;
+    let options = ListOptions::parse(&call.query, &served.kind, false)?;
+    let reader = Reader::start(server, served, namespace, options)?;
+    let plain = form.encoding == Encoding::Json && form.shape != Shape::Table;
+    if plain && reader.options.limit == 0 && reader.only.is_none() {
+        return stream(call, form.shape, reader).await;
+    }
+    let (items, meta) = reader.gather().await?;
+    if form.shape == Shape::Table {
+        let table = server.table(served, &items, views::include(&call.query)?, meta, true)?;
+        return Ok(views::encoded(200, form, &table.to_string()));
+    }
+    let mut out = open(served, form.shape, &meta);
+    push_items(server, served, form.shape, &items, true, &mut out)?;
+    out.extend_from_slice(b"]}");
+    Ok(finish(call, form, out))
+}
+
+fn finish(call: &Call, form: Form, out: Vec<u8>) -> Response {
+    match form.encoding {
+        Encoding::Yaml => {
+            views::encoded(200, form, std::str::from_utf8(&out).expect("JSON is UTF-8"))
+        }
+        Encoding::Json if out.len() >= GZIP_BYTES_MIN && negotiate::gzip(&call.headers) => {
+            views::gzipped(200, &out)
+        }
+        Encoding::Json => error::json(200, out),
+    }
+}
+
+/// `{"kind":"PodList",…,"items":[`
+fn open(served: &Served, shape: Shape, meta: &ListMeta) -> Vec<u8> {
+    let meta = meta.to_value();
+    let text = match shape {
+        Shape::Metadata => {
+            format!(
+                r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#
+            )
+        }
+        _ => format!(
+            r#"{{"kind":"{}List","apiVersion":"{}","metadata":{meta},"items":["#,
+            served.kind.kind,
+            served.kind.api_version()
+        ),
+    };
+    text.into_bytes()
+}
+
+fn push_items(
+    server: &Inner,
+    served: &Served,
+    shape: Shape,
+    items: &[Stored],
+    first: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Status> {
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 || !first {
+            out.push(b',');
+        }
+        server.push_object(served, item, shape, false, out)?;
+    }
+    Ok(())
+}
+
+/// A list without limit: the first page decides whether it is one buffer or a stream of pages.
+async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Response, Status> {
+    let items = reader.page(PAGE).await?;
+    let meta = ListMeta::none(reader.revision.expect("a page was read"));
+    let mut out = open(&reader.served, shape, &meta);
+    push_items(&reader.server, &reader.served, shape, &items, true, &mut out)?;
+    let first = items.is_empty();
+    drop(items);
+    if reader.done {
+        out.extend_from_slice(b"]}");
+        return Ok(finish(call, Form { encoding: Encoding::Json, shape }, out));
+    }
+    let head = Bytes::from(out);
+    let pages = futures::stream::unfold(
+        (reader, first, false),
+        move |(mut reader, mut first, ended)| async move {
+            if ended {
+                return None;
+            }
+            let mut out = Vec::new();
+            let page = match reader.page(PAGE).await {
+                Ok(items) => {
+                    push_items(&reader.server, &reader.served, shape, &items, first, &mut out)
+                        .map(|()| first &= items.is_empty())
+                }
+                Err(e) => Err(e),
+            };
+            if let Err(e) = page {
+                // The answer has begun: all that is left is to break it off, so that no client takes the
+                // part for the whole.
+                return Some((Err(BoxError::from(e)), (reader, first, true)));
+            }
+            let ended = reader.done;
+            if ended {
+                out.extend_from_slice(b"]}");
+            }
+            Some((Ok(Bytes::from(out)), (reader, first, ended)))
+        },
+    );
+    let chunks = futures::stream::once(async move { Ok(head) }).chain(pages);
+    let mut response = match negotiate::gzip(&call.headers) {
+        true => {
+            let mut response = http::Response::new(body::stream(body::gzip_stream(chunks)));
+            views::mark_gzip(&mut response);
+            response
+        }
+        false => http::Response::new(body::stream(chunks)),
+    };
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
+/// Reads the selected records of a resource, page by page, at one revision.
+pub struct Reader {
+    server: Arc<Inner>,
+    served: Arc<Served>,
+    options: ListOptions,
+    prefix: String,
+    after: Option<String>,
+    at: Option<Revision>,
+    /// The one key that can match, when the field selector names it.
+    only: Option<String>,
+    /// The revision that is read, known after the first page.
+    pub revision: Option<Revision>,
+    remaining: usize,
+    pub done: bool,
+}
+
+impl Reader {
+    pub fn start(
+        server: &Arc<Inner>,
+        served: &Arc<Served>,
+        namespace: &str,
+        options: ListOptions,
+    ) -> Result<Self, Status> {
+        let at = match options.at {
+            At::Newest => None,
+            At::NotOlderThan(asked) if asked > server.store.revision() => {
+                return Err(too_large(asked, server.store.revision()));
+            }
+            At::NotOlderThan(_) => None,
+            At::Exact(revision) => Some(revision),
+        };
+        let namespace = match (namespace, options.fields.required("metadata.namespace")) {
+            ("", Some(selected)) if served.kind.namespaced() => selected,
+            (given, _) => given,
+        };
+        let whole = !served.kind.namespaced() || !namespace.is_empty();
+        let only = options
+            .fields
+            .required("metadata.name")
+            .filter(|_| whole)
+            .map(|name| served.key(&ObjectKey::new(namespace, name)));
+        let prefix = served.prefix(namespace);
+        Ok(Self {
+            after: options.after.as_ref().map(|key| format!("{}{key}", served.kind.storage)),
+            server: server.clone(),
+            served: served.clone(),
+            options,
+            prefix,
+            at,
+            only,
+            revision: None,
+            remaining: 0,
+            done: false,
+        })
+    }
+
+    /// Everything, or up to the limit with a token that goes on from there.
+    pub async fn gather(mut self) -> Result<(Vec<Stored>, ListMeta), Status> {
+        let limit = self.options.limit;
+        let mut items = Vec::new();
+        while !self.done {
+            let want = match (limit, self.options.selects()) {
+                (0, _) => PAGE,
+                (limit, false) => limit - items.len(),
+                (limit, true) => PAGE.max(limit),
+            };
+            items.extend(self.page(want).await?);
+            if limit > 0 && items.len() >= limit {
+                break;
+            }
+        }
+        let mut meta =
+            ListMeta::none(self.revision.unwrap_or_else(|| self.server.store.revision()));
+        let cut = limit > 0 && items.len() > limit;
+        if limit > 0 && (cut || !self.done) {
+            items.truncate(limit);
+            if let Some(last) = items.last() {
+                let key =
+                    last.key.strip_prefix(self.served.kind.storage.as_str()).unwrap_or(&last.key);
+                meta.token = Some(encode_continue(meta.revision, key));
+            }
+            if !self.options.selects() {
+                meta.remaining = Some(self.remaining);
+            }
+        }
+        Ok((items, meta))
+    }
+
+    /// The selected records among the next `limit`.
+    pub async fn page(&mut self, limit: usize) -> Result<Vec<Stored>, Status> {
+        let at = self.revision.or(self.at);
+        if let Some(key) = &self.only {
+            self.done = true;
+            self.revision = Some(at.unwrap_or_else(|| self.server.store.revision()));
+            let entry = self.server.store.get(key, self.at).await.map_err(|e| self.explain(e))?;
+            let Some(entry) = entry else { return Ok(Vec::new()) };
+            self.revision = self.revision.max(Some(entry.revision));
+            let stored = Stored::open(&entry)?;
+            let selected = self.options.matches(&stored.record, self.relative(&stored.key));
+            return Ok(if selected { vec![stored] } else { Vec::new() });
+        }
+        let request =
+            ListRequest { prefix: self.prefix.clone(), after: self.after.take(), limit, at };
+        let page = self.server.store.list(request).await.map_err(|e| self.explain(e))?;
+        self.revision = Some(page.revision);
+        self.remaining = page.remaining;
+        self.done = page.remaining == 0;
+        self.after = page.entries.last().map(|e| e.key.to_string());
+        let all = !self.options.selects();
+        let mut items = Vec::with_capacity(if all { page.entries.len() } else { 0 });
+        for entry in &page.entries {
+            let stored = Stored::open(entry)?;
+            if all || self.options.matches(&stored.record, self.relative(&stored.key)) {
+                items.push(stored);
+            }
+        }
+        Ok(items)
+    }
+
+    fn relative<'k>(&self, key: &'k str) -> &'k str {
+        key.strip_prefix(self.served.kind.storage.as_str()).unwrap_or(key)
+    }
+
+    fn explain(&self, e: Error) -> Status {
+        match e {
+            Error::Compacted { .. } if self.options.after.is_some() => {
+                Status::expired(CONTINUE_EXPIRED)
+            }
+            other => error::store(other),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `/scale`: the number of replicas of anything that has them, as an `autoscaling/v1` Scale.
+
+use std::sync::Arc;
+
+use rimward_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as TypedSelector;
+use rimward_api::selector::LabelSelector;
+use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
+use serde_json::{Value, json};
+
+use crate::body::Response;
+use crate::decode::{self, PatchKind};
+use crate::error;
+use crate::negotiate;
+use crate::options::WriteOptions;
+use crate::request::Call;
+use crate::rest::take_body;
+use crate::rest::write::{Author, Change};
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views;
+
+const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
+
+pub async fn serve(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+) -> Result<Response, Status> {
+    let form = negotiate::accepted(&call.headers)?;
+    let object = match call.attributes.verb.as_str() {
+        "get" => {
+            let stored = crate::rest::read(server, call, served, key).await?;
+            server.value(served, &stored)?
+        }
+        "update" => replace(server, call, served, key).await?,
+        _ => patch(server, call, served, key).await?,
+    };
+    Ok(views::encoded(200, form, &scale_of(&object).to_string()))
+}
+
+fn scale_of(object: &Value) -> Value {
+    let meta = &object["metadata"];
+    let mut shown = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = meta.get(field) {
+            shown[field] = value.clone();
+        }
+    }
+    let number = |path: &str| object.pointer(path).and_then(Value::as_i64).unwrap_or(0);
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": shown,
+        "spec": { "replicas": number("/spec/replicas") },
+        "status": { "replicas": number("/status/replicas"), "selector": selector_text(object) },
+    })
+}
+
+fn selector_text(object: &Value) -> String {
+    let selector = &object["spec"]["selector"];
+    // A ReplicationController's selector is a plain map.
+    let typed = match selector.get("matchLabels").or(selector.get("matchExpressions")) {
+        Some(_) => selector.clone(),
+        None => json!({ "matchLabels": selector }),
+    };
+    let typed: TypedSelector = serde_json::from_value(typed).unwrap_or_default();
+    LabelSelector::from_typed(&typed).map(|s| s.to_string()).unwrap_or_default()
+}
+
+/// Sets the replicas that a Scale asks for, if they may be.
+fn rescale(object: &mut Value, scale: &Value, key: &ObjectKey) -> Result<(), Status> {
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas < 0 {
+        let kind = GroupKind { group: KIND.0.into(), kind: KIND.2.into() };
+        let error = FieldError::invalid(
+            "spec.replicas",
+            &json!(replicas),
+            "must be greater than or equal to 0",
+        );
+        return Err(Status::invalid(&kind, &key.name, &[error]));
+    }
+    // The version and identity that the client named stay preconditions.
+    for field in ["resourceVersion", "uid"] {
+        if let Some(value) =
+            scale["metadata"].get(field).filter(|v| v.as_str().is_some_and(|t| !t.is_empty()))
+        {
+            object["metadata"][field] = value.clone();
+        }
+    }
+    object["spec"]["replicas"] = replicas.into();
+    Ok(())
+}
+
+async fn replace(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+) -> Result<Value, Status> {
+    let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
+    let body = take_body(call).await?;
+    let scale = decode::spoken(&server.registry, KIND, call, &body, options.validation)?;
+    let named = scale["metadata"].get("name").and_then(Value::as_str).unwrap_or_default();
+    if named != key.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({named}) does not match the name on the URL ({})",
+            key.name
+        )));
+    }
+    let rewrite = |mut object: Value| {
+        rescale(&mut object, &scale, key)?;
+        Ok(object)
+    };
+    write(server, call, served, key, &options, &rewrite).await
+}
+
+async fn patch(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+) -> Result<Value, Status> {
+    let kind = decode::patch_kind(call)?;
+    if kind == PatchKind::Apply {
+        return Err(error::unsupported_media());
+    }
+    let options = WriteOptions::parse(&call.query, "PatchOptions", call.agent(), false)?;
+    let body = take_body(call).await?;
+    let definition = server.registry.model.of_kind(KIND.0, KIND.1, KIND.2);
+    let rewrite = |mut object: Value| {
+        let before = scale_of(&object);
+        let after = decode::apply_patch(&server.registry, definition, kind, &before, &body)?;
+        rescale(&mut object, &after, key)?;
+        Ok(object)
+    };
+    write(server, call, served, key, &options, &rewrite).await
+}
+
+async fn write(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+    options: &WriteOptions,
+    rewrite: &(dyn Fn(Value) -> Result<Value, Status> + Send + Sync),
+) -> Result<Value, Status> {
+    let author = Author { user: &call.user, options };
+    let change = Change::Rewrite(rewrite);
+    let written = server.update(served, key, "scale", change, &author, &mut call.warnings).await?;
+    server.value(served, &written.stored)
+}

@@ -1,0 +1,150 @@
+//! `serviceaccounts/token`: a TokenRequest is answered with a token that is good for what it says.
+//! <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/>
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rimward_api::meta::str_at;
+use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
+use serde_json::{Value, json};
+
+use crate::authn::tokens::{Bound, Reference};
+use crate::body::Response;
+use crate::decode;
+use crate::error;
+use crate::meta;
+use crate::options::WriteOptions;
+use crate::request::Call;
+use crate::rest::{find, take_body};
+use crate::server::Inner;
+use crate::views::Stored;
+
+const SECONDS_DEFAULT: i64 = 3600;
+const SECONDS_MIN: i64 = 600;
+const SECONDS_MAX: i64 = 1 << 32;
+
+pub async fn create(
+    server: &Arc<Inner>,
+    call: &mut Call,
+    key: &ObjectKey,
+) -> Result<Response, Status> {
+    let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
+    let body = take_body(call).await?;
+    let kind = ("authentication.k8s.io", "v1", "TokenRequest");
+    let request = match body.iter().all(u8::is_ascii_whitespace) {
+        true => json!({ "spec": {} }),
+        false => decode::spoken(&server.registry, kind, call, &body, options.validation)?,
+    };
+    let accounts = server.registry.resource("", "serviceaccounts").expect("a built-in kind");
+    let account = find(server, accounts, key).await?;
+    let spec = &request["spec"];
+    let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(SECONDS_DEFAULT);
+    let mut errors = Vec::new();
+    if seconds < SECONDS_MIN {
+        errors.push(FieldError::invalid(
+            "spec.expirationSeconds",
+            &json!(seconds),
+            "may not specify a duration less than 10 minutes",
+        ));
+    }
+    if seconds > SECONDS_MAX {
+        errors.push(FieldError::invalid(
+            "spec.expirationSeconds",
+            &json!(seconds),
+            "may not specify a duration larger than 2^32 seconds",
+        ));
+    }
+    if !errors.is_empty() {
+        let kind = GroupKind { group: kind.0.into(), kind: kind.2.into() };
+        return Err(Status::invalid(&kind, &key.name, &errors));
+    }
+    let listed = spec.get("audiences").and_then(Value::as_array).into_iter().flatten();
+    let mut audiences: Vec<String> = listed.filter_map(Value::as_str).map(str::to_owned).collect();
+    if audiences.is_empty() {
+        audiences = vec![server.config.api_audiences[0].clone()];
+    }
+    let mut bound = Bound {
+        namespace: key.namespace.clone(),
+        serviceaccount: Reference { name: key.name.clone(), uid: account.record.uid().to_owned() },
+        ..Bound::default()
+    };
+    if let Some(reference) = spec.get("boundObjectRef").filter(|r| r.is_object()) {
+        bind(server, key, reference, &mut bound).await?;
+    }
+    let now = Timestamp::now();
+    let (token, ends) = server
+        .tokens
+        .issue(bound, audiences.clone(), seconds, now)
+        .map_err(|e| Status::internal(format!("failed to sign the token: {e}")))?;
+    let mut answer = json!({
+        "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
+        "metadata": { "name": key.name, "namespace": key.namespace, "creationTimestamp": meta::time(now) },
+        "spec": { "audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": spec.get("boundObjectRef") },
+        "status": { "token": token, "expirationTimestamp": meta::time(ends) },
+    });
+    if spec.get("boundObjectRef").is_none() {
+        answer["spec"]["boundObjectRef"] = Value::Null;
+    }
+    Ok(error::json(201, answer.to_string()))
+}
+
+/// Looks up what the token shall be bound to: it must exist, and be the one that is meant.
+async fn bind(
+    server: &Inner,
+    key: &ObjectKey,
+    reference: &Value,
+    bound: &mut Bound,
+) -> Result<(), Status> {
+    let text = |field: &str| reference.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (name, uid) = (text("name"), text("uid"));
+    let resource = match text("kind") {
+        "Pod" => "pods",
+        "Secret" => "secrets",
+        "Node" => "nodes",
+        other => {
+            return Err(Status::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to a {other:?}: only Pod, Secret and Node can be bound to",
+                key.name
+            )));
+        }
+    };
+    let served = server.registry.resource("", resource).expect("a built-in kind");
+    let namespace = if served.kind.namespaced() { key.namespace.as_str() } else { "" };
+    let stored = find(server, served, &ObjectKey::new(namespace, name)).await?;
+    let found = stored.record.uid().to_owned();
+    if !uid.is_empty() && uid != found {
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
+        return Err(Status::conflict(&served.group_resource(), name, &why));
+    }
+    let own = Reference { name: name.to_owned(), uid: found };
+    match resource {
+        "secrets" => bound.secret = Some(own),
+        "nodes" => bound.node = Some(own),
+        _ => {
+            let pod = stored.stored_value(served)?;
+            let runs_as = str_at(&pod, &["spec", "serviceAccountName"]).unwrap_or_default();
+            if runs_as != key.name {
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    key.name
+                )));
+            }
+            bound.node = node_of(server, &pod).await?;
+            bound.pod = Some(own);
+        }
+    }
+    Ok(())
+}
+
+/// Where the pod runs, for the token to tell.
+async fn node_of(server: &Inner, pod: &Value) -> Result<Option<Reference>, Status> {
+    let Some(name) = str_at(pod, &["spec", "nodeName"]).filter(|n| !n.is_empty()) else {
+        return Ok(None);
+    };
+    let key = format!("{}{name}", server.nodes_prefix);
+    let entry = server.store.get(&key, None).await.map_err(error::store)?;
+    let node = entry.as_ref().map(Stored::open).transpose()?;
+    Ok(node.map(|n| Reference { name: name.to_owned(), uid: n.record.uid().to_owned() }))
+}

@@ -1,0 +1,187 @@
+//! The API server: what it holds, how it starts, and its handle.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use rimward_api::{Status, UserInfo};
+use rimward_client::Transport;
+use rimward_control_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::priority::Classes;
+use crate::authn::tokens::{KeyError, Tokens};
+use crate::config::Config;
+use crate::discovery;
+use crate::flow::Flow;
+use crate::in_process::InProcess;
+use crate::metrics::Metrics;
+use crate::mirror::Mirrors;
+use crate::nodes::Nodes;
+use crate::openapi;
+use crate::pools::{NotACidr, Pools};
+use crate::rbac::{Part, Rbac};
+use crate::request::{Attributes, Resource};
+use crate::served::Registry;
+use crate::views::{self, Shared};
+use crate::{bootstrap, sweep};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("service_cidr: {0}")]
+    ServiceCidr(#[from] NotACidr),
+    #[error("node_port_range: {0}-{1} is empty or reaches below 1")]
+    NodePorts(u16, u16),
+    #[error("api_audiences: at least one is needed")]
+    NoAudience,
+    #[error(transparent)]
+    Store(#[from] rimward_control_store::Error),
+    #[error("the stored Services cannot be read: {0}")]
+    Services(Status),
+    #[error("{kind} {name:?} of a fresh cluster cannot be stored: {status}")]
+    Bootstrap { kind: String, name: String, status: Status },
+}
+
+/// A running API server; clones are handles to the same one.
+#[derive(Clone)]
+pub struct ApiServer {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub store: Arc<dyn Store>,
+    pub registry: Registry,
+    pub tokens: Tokens,
+    pub rbac: Rbac,
+    pub priorities: Arc<Classes>,
+    pub mirrors: Mirrors,
+    pub pools: Pools,
+    pub flow: Flow,
+    pub metrics: Metrics,
+    pub nodes: RwLock<Option<Arc<dyn Nodes>>>,
+    pub shared: Shared,
+    pub discovery: discovery::Documents,
+    pub openapi: openapi::Documents,
+    pub ready: AtomicBool,
+    pub stop: CancellationToken,
+    // Prefixes that every pod or token asks for.
+    pub namespaces_prefix: String,
+    pub service_accounts_prefix: String,
+    pub pods_prefix: String,
+    pub secrets_prefix: String,
+    pub nodes_prefix: String,
+}
+
+impl ApiServer {
+    /// Reads what is stored, makes what a fresh cluster holds, and starts to keep house. Answers
+    /// when requests can be served.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let ports = config.node_port_range.clone();
+        if ports.is_empty() || *ports.start() == 0 {
+            return Err(StartError::NodePorts(*ports.start(), *ports.end()));
+        }
+        if config.api_audiences.is_empty() {
+            return Err(StartError::NoAudience);
+        }
+        let registry = Registry::builtin();
+        let prefix = |group: &str, resource: &str| {
+            registry.resource(group, resource).expect("a built-in kind").kind.storage.clone()
+        };
+        let store = config.store.clone();
+        let tokens = Tokens::new(&config.token_key, &config.issuer)?;
+        let pools = Pools::new(config.service_cidr.parse()?, ports);
+        pools.rebuild(&store, &prefix("", "services")).await.map_err(StartError::Services)?;
+
+        let stop = CancellationToken::new();
+        let (rbac, priorities, mut mirrors) =
+            (Rbac::default(), Arc::new(Classes::default()), Mirrors::default());
+        for (resource, part, namespaced) in [
+            ("clusterroles", Part::Roles, false),
+            ("roles", Part::Roles, true),
+            ("clusterrolebindings", Part::Bindings, false),
+            ("rolebindings", Part::Bindings, true),
+        ] {
+            let prefix = prefix("rbac.authorization.k8s.io", resource);
+            mirrors.add(&store, &prefix, rbac.part(part, namespaced), stop.clone()).await?;
+        }
+        let classes = prefix("scheduling.k8s.io", "priorityclasses");
+        mirrors.add(&store, &classes, priorities.clone(), stop.clone()).await?;
+
+        let inner = Arc::new(Inner {
+            namespaces_prefix: prefix("", "namespaces"),
+            service_accounts_prefix: prefix("", "serviceaccounts"),
+            pods_prefix: prefix("", "pods"),
+            secrets_prefix: prefix("", "secrets"),
+            nodes_prefix: prefix("", "nodes"),
+            discovery: discovery::Documents::of(&registry),
+            openapi: openapi::Documents::default(),
+            flow: Flow::new(config.reads_max, config.writes_max),
+            metrics: Metrics::new(),
+            nodes: RwLock::default(),
+            shared: views::shared(),
+            ready: AtomicBool::new(false),
+            store,
+            registry,
+            tokens,
+            rbac,
+            priorities,
+            mirrors,
+            pools,
+            stop,
+            config,
+        });
+        bootstrap::run(&inner).await?;
+        sweep::start(&inner);
+        inner.ready.store(true, Ordering::Release);
+        Ok(Self { inner })
+    }
+
+    /// A client inside this process: the same pipeline under an identity of its own.
+    pub fn client(&self, user: UserInfo, user_agent: &str) -> Arc<dyn Transport> {
+        Arc::new(InProcess::new(self.inner.clone(), user, user_agent))
+    }
+
+    /// Tells how nodes are reached; until then logs answer 503.
+    pub fn set_nodes(&self, nodes: Arc<dyn Nodes>) {
+        *self.inner.nodes.write() = Some(nodes);
+    }
+
+    /// Whether a user may do that to a resource: for endpoints beside the API (the image registry).
+    pub fn authorize(
+        &self,
+        user: &UserInfo,
+        verb: &str,
+        (group, resource, subresource): (&str, &str, &str),
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Status> {
+        let asked = Attributes {
+            verb: verb.into(),
+            path: String::new(),
+            resource: Some(Resource {
+                group: group.into(),
+                version: "*".into(),
+                namespace: namespace.into(),
+                resource: resource.into(),
+                subresource: subresource.into(),
+                name: name.into(),
+                rest: String::new(),
+            }),
+        };
+        self.inner.rbac.authorize(user, &asked)
+    }
+
+    /// The newest durable revision.
+    pub fn revision(&self) -> u64 {
+        self.inner.store.revision()
+    }
+
+    /// Ends watches and background work. Requests that run are finished.
+    pub fn stop(&self) {
+        self.inner.ready.store(false, Ordering::Release);
+        self.inner.stop.cancel();
+    }
+}

@@ -1,0 +1,298 @@
+//! Watches: the store's log, seen through a selector, as a stream of events.
+//!
+//! A watcher holds no events of its own: it pulls the next batch when its client has taken the last,
+//! so a slow client costs a position in the log and nothing else. What an event looks like in JSON is
+//! made once and shared by all who watch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use rimward_api::Status;
+use rimward_control_store::{Batch, Error, Event, Revision, Watch};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::body::{self, BoxError, Response};
+use crate::error;
+use crate::negotiate::{self, Encoding, Form, Shape};
+use crate::options::{ListOptions, too_large};
+use crate::request::Call;
+use crate::rest::list::Reader;
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views::{self, Include, ListMeta, SharedKey, Stored};
+
+/// About how often a bookmark goes out.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A watch without a timeout of its own ends after this, up to twice as long.
+const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
+
+const ADDED: &str = "ADDED";
+const MODIFIED: &str = "MODIFIED";
+const DELETED: &str = "DELETED";
+
+pub async fn watch(
+    server: &Arc<Inner>,
+    call: &Call,
+    served: &Arc<Served>,
+    namespace: &str,
+) -> Result<Response, Status> {
+    let form = negotiate::accepted(&call.headers)?;
+    if form.encoding != Encoding::Json {
+        return Err(Status::bad_request("a watch is served as application/json only"));
+    }
+    let options = ListOptions::parse(&call.query, &served.kind, true)?;
+    let from_state = match (options.since, options.send_initial_events) {
+        (_, Some(initial)) => initial,
+        (None | Some(0), None) => true,
+        (Some(_), None) => false,
+    };
+    if let Some(asked) = options.since
+        && asked > server.store.revision()
+    {
+        return Err(too_large(asked, server.store.revision()));
+    }
+    let namespace = match (namespace, options.fields.required("metadata.namespace")) {
+        ("", Some(selected)) if served.kind.namespaced() => selected.to_owned(),
+        (given, _) => given.to_owned(),
+    };
+    let include = views::include(&call.query)?;
+    let timeout =
+        options.timeout.unwrap_or_else(|| TIMEOUT_MIN.mul_f64(1.0 + rand::random::<f64>()));
+    let mut watcher = Watcher {
+        prefix: served.prefix(&namespace),
+        deadline: Instant::now() + timeout,
+        bookmark_at: Instant::now() + BOOKMARK_EVERY.mul_f64(0.5 + 0.5 * rand::random::<f64>()),
+        server: server.clone(),
+        served: served.clone(),
+        form,
+        include,
+        columns_sent: false,
+        pending: VecDeque::new(),
+        initial: None,
+        feed: None,
+        revision: 0,
+        ended: false,
+        options,
+    };
+    if from_state {
+        // The list's own options: everything that is selected, at the newest revision.
+        let mut list = watcher.options.clone();
+        (list.limit, list.after, list.at) = (0, None, crate::options::At::Newest);
+        let mut reader = Reader::start(server, served, &namespace, list)?;
+        let first = reader.page(usize::MAX >> 1).await?;
+        watcher.revision = reader.revision.expect("a page was read");
+        watcher.initial = Some(first.into());
+    } else {
+        watcher.revision = match watcher.options.since {
+            Some(since) if since > 0 => since,
+            _ => server.store.revision(),
+        };
+    }
+    watcher.open()?;
+    let chunks = futures::stream::unfold(watcher, |mut watcher| async move {
+        let chunk = watcher.next().await?;
+        Some((Ok::<Bytes, BoxError>(chunk), watcher))
+    });
+    let mut response = http::Response::new(body::stream(chunks));
+    let content = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, content);
+    Ok(response)
+}
+
+struct Watcher {
+    server: Arc<Inner>,
+    served: Arc<Served>,
+    options: ListOptions,
+    form: Form,
+    include: Include,
+    columns_sent: bool,
+    prefix: String,
+    /// The state that the watch starts with, not sent yet.
+    initial: Option<VecDeque<Stored>>,
+    feed: Option<Box<dyn Watch>>,
+    pending: VecDeque<Bytes>,
+    /// Everything up to here was sent or is pending.
+    revision: Revision,
+    deadline: Instant,
+    bookmark_at: Instant,
+    ended: bool,
+}
+
+impl Watcher {
+    fn open(&mut self) -> Result<(), Status> {
+        match self.server.store.watch(&self.prefix, self.revision) {
+            Ok(feed) => self.feed = Some(feed),
+            Err(Error::Compacted { asked, oldest }) => self.expire(asked, oldest),
+            Err(e) => return Err(error::store(e)),
+        }
+        Ok(())
+    }
+
+    /// A position that was compacted ends the watch with an event that says so.
+    fn expire(&mut self, asked: Revision, oldest: Revision) {
+        self.fail(&Status::expired(format!("too old resource version: {asked} ({oldest})")));
+    }
+
+    fn fail(&mut self, status: &Status) {
+        let line = format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", status.to_value());
+        self.pending.push_back(line.into());
+        self.feed = None;
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(stored) = self.initial.as_mut().and_then(VecDeque::pop_front) {
+                match self.encode(ADDED, &stored) {
+                    Ok(line) => return Some(line),
+                    Err(e) => self.fail(&e),
+                }
+            }
+            if self.initial.take().is_some()
+                && self.options.send_initial_events == Some(true)
+                && self.options.bookmarks
+            {
+                return Some(self.bookmark(true));
+            }
+            if let Some(line) = self.pending.pop_front() {
+                return Some(line);
+            }
+            if self.ended {
+                return None;
+            }
+            let feed = self.feed.as_mut()?;
+            let wake = self.deadline.min(if self.options.bookmarks {
+                self.bookmark_at
+            } else {
+                self.deadline
+            });
+            let stop = self.server.stop.clone();
+            tokio::select! {
+                batch = feed.next() => match batch {
+                    Ok(batch) => self.take(&batch),
+                    Err(Error::Compacted { asked, oldest }) => self.expire(asked, oldest),
+                    Err(Error::Closed) => return None,
+                    Err(e) => self.fail(&error::store(e)),
+                },
+                () = tokio::time::sleep_until(wake) => {
+                    self.ended = Instant::now() >= self.deadline;
+                    self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                    if self.options.bookmarks {
+                        self.catch_up();
+                        let line = self.bookmark(false);
+                        self.pending.push_back(line);
+                    }
+                }
+                () = stop.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Lets the feed say how far it is although nothing of ours happened. Asked for only now: a feed
+    /// that always said so would wake every watcher at every commit.
+    fn catch_up(&mut self) {
+        let Some(feed) = self.feed.as_mut() else { return };
+        feed.progress(true);
+        let batch = feed.next().now_or_never();
+        feed.progress(false);
+        if let Some(Ok(batch)) = batch {
+            self.take(&batch);
+        }
+    }
+
+    fn take(&mut self, batch: &Batch) {
+        for event in &batch.events {
+            match self.line(event) {
+                Ok(Some(line)) => self.pending.push_back(line),
+                Ok(None) => {}
+                Err(e) => return self.fail(&e),
+            }
+        }
+        self.revision = self.revision.max(batch.revision);
+    }
+
+    /// What an event is to this watcher. An object that leaves the selection is seen as deleted, in
+    /// its last selected form.
+    fn line(&mut self, event: &Event) -> Result<Option<Bytes>, Status> {
+        let selects = self.options.selects();
+        let new = event.entry.as_ref().map(Stored::open).transpose()?;
+        // Without a selector, the form before matters only when nothing came after.
+        let old = match &event.previous {
+            Some(previous) if selects || new.is_none() => Some(Stored::open(previous)?),
+            _ => None,
+        };
+        let matches = |stored: &Option<Stored>| match stored {
+            Some(s) if selects => {
+                let key = s.key.strip_prefix(self.served.kind.storage.as_str()).unwrap_or(&s.key);
+                self.options.matches(&s.record, key)
+            }
+            other => other.is_some(),
+        };
+        let is_new = event.entry.as_ref().is_some_and(|e| e.created == e.revision);
+        let (is, was) = (matches(&new), if selects { matches(&old) } else { !is_new });
+        let (kind, stored) = match (is, was, new, old) {
+            (true, false, Some(new), _) => (ADDED, new),
+            (true, true, Some(new), _) => (MODIFIED, new),
+            (false, true, _, Some(mut old)) => {
+                old.revision = event.revision;
+                (DELETED, old)
+            }
+            _ => return Ok(None),
+        };
+        self.encode(kind, &stored).map(Some)
+    }
+
+    fn encode(&mut self, kind: &'static str, stored: &Stored) -> Result<Bytes, Status> {
+        if self.form.shape == Shape::Table {
+            let columns = !std::mem::replace(&mut self.columns_sent, true);
+            let meta = ListMeta::none(stored.revision);
+            let rows = std::slice::from_ref(stored);
+            let table = self.server.table(&self.served, rows, self.include, meta, columns)?;
+            return Ok(format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into());
+        }
+        let key = SharedKey {
+            key: stored.key.clone(),
+            revision: stored.revision,
+            served: self.served.index,
+            metadata_only: self.form.shape == Shape::Metadata,
+            event: kind,
+        };
+        if let Some(line) = self.server.shared.get(&key) {
+            return Ok(line);
+        }
+        let mut out = Vec::with_capacity(stored.record.body().len() + 160);
+        out.extend_from_slice(b"{\"type\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(b"\",\"object\":");
+        self.server.push_object(&self.served, stored, self.form.shape, true, &mut out)?;
+        out.extend_from_slice(b"}\n");
+        let line = Bytes::from(out);
+        self.server.shared.insert(key, line.clone());
+        Ok(line)
+    }
+
+    fn bookmark(&self, initial_events_end: bool) -> Bytes {
+        let mut meta = json!({ "resourceVersion": self.revision.to_string() });
+        if initial_events_end {
+            meta["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+        }
+        let object = match self.form.shape {
+            Shape::Object => {
+                json!({ "kind": self.served.kind.kind, "apiVersion": self.served.kind.api_version(), "metadata": meta })
+            }
+            Shape::Metadata => {
+                json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta })
+            }
+            Shape::Table => json!({
+                "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": { "resourceVersion": self.revision.to_string() },
+                "columnDefinitions": null,
+                "rows": [{ "cells": null, "object": {
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta } }],
+            }),
+        };
+        format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
+    }
+}
