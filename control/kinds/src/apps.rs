@@ -17,7 +17,7 @@ use crate::rules::Rules;
 pub const CONTROLLER_REVISION: Rules = Rules {
     create: |object, e| {
         check::not_negative(object.at("revision"), &Path::Root.field("revision"), e);
-        if !object.has("data") {
+        if !object.at("data").is_object() {
             e.required(&Path::Root.field("data"), "data is mandatory");
         }
     },
@@ -38,6 +38,25 @@ pub const POD_TEMPLATE: Rules = Rules {
     ..Rules::PLAIN
 };
 
+/// As [`selector_and_template`], for kinds that take a missing selector for one that chooses all.
+pub fn lenient_selector_and_template(spec: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
+    let (selector, at) = (spec.at("selector"), path.field("selector"));
+    let labels = spec.deep(&["template", "metadata", "labels"]);
+    let wrong = e.count(|e| selector::label_selector(selector, &at, e));
+    if wrong == 0 && (selector.is_null() || !selector::matches(selector, labels)) {
+        let template = path.field("template");
+        let template = template.field("metadata");
+        e.invalid(
+            &template.field("labels"),
+            labels.clone(),
+            "`selector` does not match template `labels`",
+        );
+    }
+    if !selector.is_null() && selector::is_empty(selector) {
+        e.invalid(&at, selector.clone(), &format!("empty selector is invalid for {kind}"));
+    }
+}
+
 /// A workload's selector and template: the selector must be there, be good, and choose the pods of
 /// the template.
 pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
@@ -45,8 +64,13 @@ pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let labels = spec.deep(&["template", "metadata", "labels"]);
     let template = path.field("template");
     let mismatch = |e: &mut Errors| {
-        let shown = if labels.is_null() { Value::Object(Default::default()) } else { labels.clone() };
-        e.invalid(&template.field("metadata").field("labels"), shown, "`selector` does not match template `labels`");
+        let shown =
+            if labels.is_null() { Value::Object(Default::default()) } else { labels.clone() };
+        e.invalid(
+            &template.field("metadata").field("labels"),
+            shown,
+            "`selector` does not match template `labels`",
+        );
     };
     if selector.is_null() {
         e.required(&at, "");
@@ -68,13 +92,14 @@ pub fn always_restarting(template: &Value, path: &Path<'_>, e: &mut Errors) {
     spec::template(template, path, e);
     let pod = template.at("spec");
     let policy = pod.text("restartPolicy");
-    if policy != "Always" && matches!(policy, "OnFailure" | "Never") {
-        e.not_supported(&path.field("spec").field("restartPolicy"), policy, &["Always"]);
-    } else if policy != "Always" && !policy.is_empty() {
+    if !matches!(policy, "Always" | "") {
         e.not_supported(&path.field("spec").field("restartPolicy"), policy, &["Always"]);
     }
     if !is_empty(pod.at("activeDeadlineSeconds")) {
-        e.forbidden(&path.field("spec").field("activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported");
+        e.forbidden(
+            &path.field("spec").field("activeDeadlineSeconds"),
+            "activeDeadlineSeconds in ReplicaSet is not Supported",
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! HorizontalPodAutoscaler: stored as autoscaling/v2, served as v1 too.
 
+use rimward_api::names;
 use serde_json::{Value, json};
 
 use crate::check::{self, text};
@@ -11,7 +12,9 @@ use crate::rules::Rules;
 
 pub const AUTOSCALER: Rules = Rules {
     default: default_v2,
-    prepare_create: |object| object["status"] = json!({ "desiredReplicas": 0, "currentMetrics": null }),
+    prepare_create: |object| {
+        object["status"] = json!({ "desiredReplicas": 0, "currentMetrics": null })
+    },
     create: |object, e| autoscaler(object, e),
     update: |new, _, e| autoscaler(new, e),
     status: true,
@@ -63,13 +66,28 @@ fn autoscaler(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     let (min, max) = (spec.int("minReplicas"), spec.int("maxReplicas").unwrap_or_default());
     if min.is_some_and(|n| n < 1) {
-        e.invalid(&path.field("minReplicas"), min.unwrap_or_default(), "must be greater than or equal to 1");
+        e.invalid(
+            &path.field("minReplicas"),
+            min.unwrap_or_default(),
+            "must be greater than or equal to 1",
+        );
+    }
+    if max == 0 {
+        e.required(&path.field("maxReplicas"), "");
     }
     if max < 1 {
         e.invalid(&path.field("maxReplicas"), max, "must be greater than 0");
     }
     if min.is_some_and(|n| max < n) {
-        e.invalid(&path.field("maxReplicas"), max, "must be greater than or equal to `minReplicas`");
+        e.invalid(
+            &path.field("maxReplicas"),
+            max,
+            "must be greater than or equal to `minReplicas`",
+        );
+    }
+    let scales_from_zero = |m: &Value| matches!(m.text("type"), "Object" | "External");
+    if min == Some(0) && !spec.list("metrics").iter().any(scales_from_zero) {
+        e.forbidden(&path.field("metrics"), "must specify at least one Object or External metric to support scaling to zero replicas");
     }
     target_ref(spec.at("scaleTargetRef"), &path.field("scaleTargetRef"), e);
     let list = path.field("metrics");
@@ -86,21 +104,34 @@ fn target_ref(target: &Value, path: &Path<'_>, e: &mut Errors) {
         }
     }
     let version = target.text("apiVersion");
-    if !version.is_empty() && rimward_api::GroupVersion::parse(version).is_none() {
-        e.invalid(&path.field("apiVersion"), version, "unexpected GroupVersion string");
+    let good = rimward_api::GroupVersion::parse(version).is_some_and(|v| {
+        names::dns1035_label(&v.version).is_empty()
+            && (v.group.is_empty() || names::dns1123_subdomain(&v.group).is_empty())
+    });
+    if !good {
+        e.invalid(
+            &path.field("apiVersion"),
+            version,
+            "must be a group and version, such as apps/v1",
+        );
     }
 }
 
+const METRIC_TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
+
 fn metric(metric: &Value, path: &Path<'_>, e: &mut Errors) {
     let field = match metric.text("type") {
-        "" => return e.required(&path.field("type"), "must specify a metric source type"),
+        "" => {
+            e.required(&path.field("type"), "must specify a metric source type");
+            return e.not_supported(&path.field("type"), "", &METRIC_TYPES);
+        }
         "Resource" => "resource",
         "ContainerResource" => "containerResource",
         "Pods" => "pods",
         "Object" => "object",
         "External" => "external",
         other => {
-            return e.not_supported(&path.field("type"), other, &["ContainerResource", "External", "Object", "Pods", "Resource"]);
+            return e.not_supported(&path.field("type"), other, &METRIC_TYPES);
         }
     };
     let (source, at) = (metric.at(field), path.field(field));
@@ -111,7 +142,22 @@ fn metric(metric: &Value, path: &Path<'_>, e: &mut Errors) {
         e.required(&at.field("name"), "must specify a resource name");
     }
     let (target, at) = (source.at("target"), at.field("target"));
-    check::required_one_of(target.at("type"), &["AverageValue", "Utilization", "Value"], &at.field("type"), e);
+    let kind = target.text("type");
+    if kind.is_empty() {
+        e.required(&at.field("type"), "must specify a metric target type");
+    }
+    if !matches!(kind, "AverageValue" | "Utilization" | "Value") {
+        e.invalid(&at.field("type"), kind, "must be either Utilization, Value, or AverageValue");
+    }
+    if matches!(field, "resource" | "containerResource")
+        && !target.has("averageUtilization")
+        && !target.has("averageValue")
+    {
+        e.required(
+            &at.field("averageUtilization"),
+            "must set either a target raw value or a target utilization",
+        );
+    }
     if let Some(percent) = target.int("averageUtilization")
         && percent < 1
     {
@@ -134,10 +180,12 @@ pub struct AutoscalerConversion;
 impl Conversion for AutoscalerConversion {
     fn to_stored(&self, mut object: Value) -> Value {
         let take = |object: &mut Value, key: &str| -> Option<Value> {
-            let annotations = object.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
+            let annotations =
+                object.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
             serde_json::from_str(annotations.remove(key)?.as_str()?).ok()
         };
-        let others = take(&mut object, METRICS).and_then(|m| m.as_array().cloned()).unwrap_or_default();
+        let others =
+            take(&mut object, METRICS).and_then(|m| m.as_array().cloned()).unwrap_or_default();
         let behavior = take(&mut object, BEHAVIOR);
         take(&mut object, CURRENT);
         take(&mut object, CONDITIONS);
@@ -169,16 +217,23 @@ impl Conversion for AutoscalerConversion {
         };
         let spec = object.at("spec");
         let metrics = spec.list("metrics");
-        let percent = metrics.iter().find(is_cpu).and_then(|m| m.deep(&["resource", "target"]).int("averageUtilization"));
+        let percent = metrics
+            .iter()
+            .find(is_cpu)
+            .and_then(|m| m.deep(&["resource", "target"]).int("averageUtilization"));
         let others: Vec<Value> = metrics.iter().filter(|m| !is_cpu(m)).cloned().collect();
         let (behavior, status) = (spec.at("behavior").clone(), object.at("status"));
-        let (conditions, current) = (status.at("conditions").clone(), status.at("currentMetrics").clone());
-        let used = status.list("currentMetrics").iter().find(|m| m.deep(&["resource", "name"]) == "cpu");
+        let (conditions, current) =
+            (status.at("conditions").clone(), status.at("currentMetrics").clone());
+        let used =
+            status.list("currentMetrics").iter().find(|m| m.deep(&["resource", "name"]) == "cpu");
         let used = used.and_then(|m| m.deep(&["resource", "current"]).int("averageUtilization"));
         let mut notes = vec![(BEHAVIOR, behavior), (CONDITIONS, conditions), (CURRENT, current)];
         notes.push((METRICS, others.into()));
         for (key, value) in notes.into_iter().filter(|(_, v)| !is_empty(v)) {
-            if let Some(annotations) = member(&mut object, "metadata").and_then(|m| member(m, "annotations")) {
+            if let Some(annotations) =
+                member(&mut object, "metadata").and_then(|m| member(m, "annotations"))
+            {
                 annotations[key] = value.to_string().into();
             }
         }

@@ -13,18 +13,7 @@ use crate::rules::{Field, Rules};
 pub const JOB: Rules = Rules {
     default,
     prepare_create,
-    create: |object, e| {
-        let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-        job_spec(spec, &path, e);
-        if spec.at("selector").is_null() {
-            e.required(&path.field("selector"), "");
-        } else {
-            selector::label_selector(spec.at("selector"), &path.field("selector"), e);
-            if !selector::matches(spec.at("selector"), spec.deep(&["template", "metadata", "labels"])) {
-                e.invalid(&path.field("template").field("metadata").field("labels"), spec.deep(&["template", "metadata", "labels"]).clone(), "`selector` does not match template `labels`");
-            }
-        }
-    },
+    create: |object, e| job(object, e),
     update,
     status: true,
     generation: true,
@@ -34,13 +23,90 @@ pub const JOB: Rules = Rules {
     ..Rules::PLAIN
 };
 
+fn job(object: &Value, e: &mut Errors) {
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    job_spec(spec, &path, e);
+    let (chosen, at) = (spec.at("selector"), path.field("selector"));
+    let labels = spec.deep(&["template", "metadata", "labels"]);
+    let wrong = e.count(|e| selector::label_selector(chosen, &at, e));
+    if chosen.is_null() {
+        e.required(&at, "");
+    } else if !spec.flag("manualSelector") {
+        generated_selector(object, wrong == 0, e);
+    }
+    if wrong == 0 && (chosen.is_null() || !selector::matches(chosen, labels)) {
+        let template = path.field("template");
+        let template = template.field("metadata");
+        e.invalid(
+            &template.field("labels"),
+            labels.clone(),
+            "`selector` does not match template `labels`",
+        );
+    }
+    // Pods of an indexed job are named after it, with their index.
+    let completions = spec.int("completions").unwrap_or_default();
+    if spec.text("completionMode") == "Indexed" && completions > 0 {
+        let name = object.at("metadata").text("name");
+        let last = format!("{name}-{}", completions - 1);
+        for why in names::dns1123_label(&last) {
+            let path = Path::Root.field("metadata");
+            e.invalid(
+                &path.field("name"),
+                name,
+                &format!("will not able to create pod with invalid DNS label {last:?}: {why}"),
+            );
+        }
+    }
+}
+
+/// Labels and selector that `prepare_create` made must still be what it made.
+fn generated_selector(object: &Value, selector_good: bool, e: &mut Errors) {
+    let (meta, spec) = (object.at("metadata"), object.at("spec"));
+    let (uid, name) = (meta.text("uid"), meta.text("name"));
+    if uid.is_empty() {
+        e.required(&Path::Root.field("metadata").field("uid"), "");
+    }
+    let labels = spec.deep(&["template", "metadata", "labels"]);
+    let path = Path::Root.field("spec");
+    let path = path.field("template");
+    let path = path.field("metadata");
+    let path = path.field("labels");
+    let mut expected = serde_json::Map::new();
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", uid),
+        ("controller-uid", uid),
+        ("batch.kubernetes.io/job-name", name),
+        ("job-name", name),
+    ] {
+        expected.insert(key.to_owned(), value.into());
+        match labels.get(key).and_then(Value::as_str) {
+            None => e.required(&path.key(key), &format!("must be '{value}'")),
+            Some(other) if other != value => {
+                e.invalid(&path.key(key), other, &format!("must be '{value}'"))
+            }
+            Some(_) => {}
+        }
+    }
+    if selector_good && !selector::matches(spec.at("selector"), &Value::Object(expected)) {
+        e.invalid(
+            &Path::Root.field("spec").field("selector"),
+            spec.at("selector").clone(),
+            "`selector` not auto-generated",
+        );
+    }
+}
+
 fn default(object: &mut Value) {
     let Some(spec) = member(object, "spec") else { return };
     if !spec.has("completions") && !spec.has("parallelism") {
         spec["completions"] = 1.into();
     }
     fill(spec, "parallelism", 1);
-    fill(spec, "backoffLimit", if spec.has("backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 });
+    fill(
+        spec,
+        "backoffLimit",
+        if spec.has("backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 },
+    );
     fill(spec, "completionMode", "NonIndexed");
     fill(spec, "suspend", false);
     fill(spec, "manualSelector", false);
@@ -71,11 +137,15 @@ fn prepare_create(object: &mut Value) {
         return;
     }
     let Some(spec) = object.get_mut("spec") else { return };
-    let labels = member(spec, "template").and_then(|t| member(t, "metadata")).and_then(|m| member(m, "labels"));
+    let labels = member(spec, "template")
+        .and_then(|t| member(t, "metadata"))
+        .and_then(|m| member(m, "labels"));
     if let Some(labels) = labels {
         for (key, value) in [
-            ("job-name", &name), ("batch.kubernetes.io/job-name", &name),
-            ("controller-uid", &uid), ("batch.kubernetes.io/controller-uid", &uid),
+            ("job-name", &name),
+            ("batch.kubernetes.io/job-name", &name),
+            ("controller-uid", &uid),
+            ("batch.kubernetes.io/controller-uid", &uid),
         ] {
             labels[key] = value.as_str().into();
         }
@@ -83,16 +153,18 @@ fn prepare_create(object: &mut Value) {
     if let Some(chosen) = member(spec, "selector").and_then(|s| member(s, "matchLabels")) {
         chosen["batch.kubernetes.io/controller-uid"] = uid.into();
     }
-    let labels = object.deep(&["spec", "template", "metadata", "labels"]).clone();
-    if let Some(meta) = member(object, "metadata")
-        && is_empty(meta.at("labels"))
-    {
-        meta["labels"] = labels;
-    }
 }
 
 fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"] {
+    for field in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
     let modes = ["Indexed", "NonIndexed"];
@@ -101,15 +173,23 @@ fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         e.required(&path.field("completions"), "when completion mode is Indexed");
     }
     failure_policy(spec, &path.field("podFailurePolicy"), e);
-    let replacement: &[&str] = if spec.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
-    check::one_of(spec.at("podReplacementPolicy"), replacement, &path.field("podReplacementPolicy"), e);
+    let replacement: &[&str] =
+        if spec.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    check::one_of(
+        spec.at("podReplacementPolicy"),
+        replacement,
+        &path.field("podReplacementPolicy"),
+        e,
+    );
     let template = path.field("template");
     spec::template(spec.at("template"), &template, e);
     let policy = spec.deep(&["template", "spec", "restartPolicy"]).as_str().unwrap_or_default();
     let at = template.field("spec");
     let at = at.field("restartPolicy");
     match policy {
-        "OnFailure" if spec.has("podFailurePolicy") => e.invalid(&at, policy, "only \"Never\" is supported when podFailurePolicy is specified"),
+        "OnFailure" if spec.has("podFailurePolicy") => {
+            e.invalid(&at, policy, "only \"Never\" is supported when podFailurePolicy is specified")
+        }
         "OnFailure" | "Never" => {}
         "" | "Always" => e.required(&at, "valid values: \"OnFailure\", \"Never\""),
         other => e.not_supported(&at, other, &["OnFailure", "Never"]),
@@ -127,7 +207,11 @@ fn failure_policy(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         let actions = ["Count", "FailIndex", "FailJob", "Ignore"];
         check::required_one_of(rule.at("action"), &actions, &at.field("action"), e);
         if rule.text("action") == "FailIndex" && !spec.has("backoffLimitPerIndex") {
-            e.invalid(&at.field("action"), "FailIndex", "requires the backoffLimitPerIndex to be set");
+            e.invalid(
+                &at.field("action"),
+                "FailIndex",
+                "requires the backoffLimitPerIndex to be set",
+            );
         }
         exit_codes(rule.at("onExitCodes"), spec, &at.field("onExitCodes"), e);
         let conditions = rule.list("onPodConditions");
@@ -138,11 +222,24 @@ fn failure_policy(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         for (j, condition) in conditions.iter().enumerate() {
             let kind = condition.text("type");
             e.invalid_each(&here.index(j).field("type"), kind, names::qualified_name(kind));
-            check::required_one_of(condition.at("status"), &["False", "True", "Unknown"], &here.index(j).field("status"), e);
+            check::required_one_of(
+                condition.at("status"),
+                &["False", "True", "Unknown"],
+                &here.index(j).field("status"),
+                e,
+            );
         }
         match (rule.at("onExitCodes").is_object(), !conditions.is_empty()) {
-            (true, true) => e.invalid(&at, Value::Null, "specifying both OnExitCodes and OnPodConditions is not supported"),
-            (false, false) => e.invalid(&at, Value::Null, "specifying one of OnExitCodes and OnPodConditions is required"),
+            (true, true) => e.invalid(
+                &at,
+                Value::Null,
+                "specifying both OnExitCodes and OnPodConditions is not supported",
+            ),
+            (false, false) => e.invalid(
+                &at,
+                Value::Null,
+                "specifying one of OnExitCodes and OnPodConditions is required",
+            ),
             _ => {}
         }
     }
@@ -155,9 +252,15 @@ fn exit_codes(codes: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
     check::required_one_of(codes.at("operator"), &["In", "NotIn"], &path.field("operator"), e);
     if let Some(name) = codes.at("containerName").as_str() {
         let pod = spec.deep(&["template", "spec"]);
-        let known = ["containers", "initContainers"].iter().any(|l| pod.list(l).iter().any(|c| c.text("name") == name));
+        let known = ["containers", "initContainers"]
+            .iter()
+            .any(|l| pod.list(l).iter().any(|c| c.text("name") == name));
         if !known {
-            e.invalid(&path.field("containerName"), name, "must be one of the container or initContainer names in the pod template");
+            e.invalid(
+                &path.field("containerName"),
+                name,
+                "must be one of the container or initContainer names in the pod template",
+            );
         }
     }
     let (values, list) = (codes.list("values"), path.field("values"));
@@ -182,8 +285,16 @@ fn exit_codes(codes: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn update(new: &Value, old: &Value, e: &mut Errors) {
     let (spec, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
-    job_spec(spec, &path, e);
-    for field in ["selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+    job(new, e);
+    for field in [
+        "selector",
+        "template",
+        "completionMode",
+        "podFailurePolicy",
+        "backoffLimitPerIndex",
+        "managedBy",
+        "successPolicy",
+    ] {
         // A suspended job that never ran may still move to other nodes.
         if field == "template" && before.flag("suspend") && !old.at("status").has("startTime") {
             continue;
@@ -227,7 +338,13 @@ fn cron_job(object: &Value, e: &mut Errors) {
     if schedule.is_empty() {
         e.required(&path.field("schedule"), "");
     } else if !is_schedule(schedule) {
-        e.invalid(&path.field("schedule"), schedule, "expected exactly 5 fields, each a number, a range, a step or '*', or a name such as @daily");
+        let fields: Vec<&str> = schedule.split_whitespace().collect();
+        let why = match fields.len() {
+            5 => "each field must be a comma list of '*', numbers, names, ranges and steps"
+                .to_owned(),
+            n => format!("expected exactly 5 fields, found {n}: [{}]", fields.join(" ")),
+        };
+        e.invalid(&path.field("schedule"), schedule, &why);
     }
     if let Some(zone) = spec.at("timeZone").as_str() {
         let at = path.field("timeZone");
@@ -239,15 +356,25 @@ fn cron_job(object: &Value, e: &mut Errors) {
             e.invalid(&at, zone, &format!("unknown time zone {zone}"));
         }
     }
-    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]
+    {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
     let policies = ["Allow", "Forbid", "Replace"];
-    check::required_one_of(spec.at("concurrencyPolicy"), &policies, &path.field("concurrencyPolicy"), e);
+    check::required_one_of(
+        spec.at("concurrencyPolicy"),
+        &policies,
+        &path.field("concurrencyPolicy"),
+        e,
+    );
     let (template, at) = (spec.at("jobTemplate"), path.field("jobTemplate"));
     let meta = at.field("metadata");
     check::meta::labels(template.deep(&["metadata", "labels"]), &meta.field("labels"), e);
-    check::meta::annotations(template.deep(&["metadata", "annotations"]), &meta.field("annotations"), e);
+    check::meta::annotations(
+        template.deep(&["metadata", "annotations"]),
+        &meta.field("annotations"),
+        e,
+    );
     let job = at.field("spec");
     job_spec(template.at("spec"), &job, e);
     if template.at("spec").flag("manualSelector") {
@@ -256,15 +383,21 @@ fn cron_job(object: &Value, e: &mut Errors) {
     // The controller appends eleven characters to make the names of jobs.
     if object.at("metadata").text("name").len() > 52 {
         let name = object.at("metadata").text("name");
-        e.invalid(&Path::Root.field("metadata").field("name"), name, "must be no more than 52 characters");
+        e.invalid(
+            &Path::Root.field("metadata").field("name"),
+            name,
+            "must be no more than 52 characters",
+        );
     }
 }
 
 /// Five fields, each a comma list of `*`, numbers, names, ranges and steps; or a descriptor.
 fn is_schedule(text: &str) -> bool {
     if let Some(name) = text.strip_prefix('@') {
-        return matches!(name, "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly")
-            || name.strip_prefix("every ").is_some_and(|d| !d.trim().is_empty());
+        return matches!(
+            name,
+            "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly"
+        ) || name.strip_prefix("every ").is_some_and(|d| !d.trim().is_empty());
     }
     const MONTHS: &str = "jan feb mar apr may jun jul aug sep oct nov dec";
     const DAYS: &str = "sun mon tue wed thu fri sat";
@@ -273,16 +406,20 @@ fn is_schedule(text: &str) -> bool {
     fields.len() == 5
         && fields.iter().zip(bounds).all(|(field, (low, high, names))| {
             let value = |t: &str| {
-                let named = names.split(' ').position(|n| n.eq_ignore_ascii_case(t) && !n.is_empty());
+                let named =
+                    names.split(' ').position(|n| n.eq_ignore_ascii_case(t) && !n.is_empty());
                 let number = named.map(|i| i as u32 + low).or_else(|| t.parse().ok())?;
                 (low..=high).contains(&number).then_some(number)
             };
             field.split(',').all(|part| {
-                let (range, step) = part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
+                let (range, step) =
+                    part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
                 let step_good = step.is_none_or(|s| s.parse::<u32>().is_ok_and(|n| n > 0));
                 let range_good = match range.split_once('-') {
                     _ if range == "*" || range == "?" => true,
-                    Some((from, to)) => matches!((value(from), value(to)), (Some(a), Some(b)) if a <= b),
+                    Some((from, to)) => {
+                        matches!((value(from), value(to)), (Some(a), Some(b)) if a <= b)
+                    }
                     None => value(range).is_some(),
                 };
                 step_good && range_good
@@ -297,7 +434,9 @@ mod tests {
         for good in ["*/5 * * * *", "0 0 1 jan mon-fri", "1,2-4 * ? * 0", "@daily", "@every 1h"] {
             assert!(super::is_schedule(good), "{good}");
         }
-        for bad in ["", "* * * *", "60 * * * *", "5-1 * * * *", "*/0 * * * *", "@often", "a * * * *"] {
+        for bad in
+            ["", "* * * *", "60 * * * *", "5-1 * * * *", "*/0 * * * *", "@often", "a * * * *"]
+        {
             assert!(!super::is_schedule(bad), "{bad}");
         }
     }

@@ -11,7 +11,8 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 pub fn objects() -> Vec<Value> {
     let mut objects: Vec<Value> = NAMESPACES.iter().map(|name| namespace(name)).collect();
     for (text, file) in [(OTHERS, "bootstrap-objects.json"), (RBAC, "rbac-defaults.json")] {
-        let list: Vec<Value> = serde_json::from_str(text).unwrap_or_else(|e| panic!("{file} is a list of objects: {e}"));
+        let list: Vec<Value> = serde_json::from_str(text)
+            .unwrap_or_else(|e| panic!("{file} is a list of objects: {e}"));
         objects.extend(list.into_iter().map(with_api_version));
     }
     objects.extend(hub());
@@ -35,7 +36,9 @@ fn with_api_version(mut object: Value) -> Value {
     };
     object["apiVersion"] = version.into();
     if version.starts_with("rbac") {
-        for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
+        for subject in
+            object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten()
+        {
             if subject["kind"] != "ServiceAccount" && subject.get("apiGroup").is_none() {
                 subject["apiGroup"] = "rbac.authorization.k8s.io".into();
             }
@@ -47,14 +50,14 @@ fn with_api_version(mut object: Value) -> Value {
 /// What the hub may do in the nodes' name; nodes themselves have no right but through it.
 fn hub() -> [Value; 2] {
     let name = "system:rimward:hub";
-    let meta = || json!({
-        "name": name,
-        "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" },
-        "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "true" },
-    });
-    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| {
-        json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
+    let meta = || {
+        json!({
+            "name": name,
+            "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" },
+            "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "true" },
+        })
     };
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
     let read = ["get", "list", "watch"];
     let write = ["get", "list", "watch", "create", "update", "patch", "delete"];
     let rules = [
@@ -62,15 +65,27 @@ fn hub() -> [Value; 2] {
         rule(&[""], &["nodes/status"], &["get", "update", "patch"]),
         rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
         rule(&[""], &["pods/status"], &["get", "update", "patch"]),
-        rule(&[""], &["configmaps", "secrets", "services", "endpoints", "namespaces", "serviceaccounts"], &read),
+        rule(
+            &[""],
+            &["configmaps", "secrets", "services", "endpoints", "namespaces", "serviceaccounts"],
+            &read,
+        ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &read),
         rule(&["networking.k8s.io"], &["ingresses", "ingressclasses", "networkpolicies"], &read),
         rule(&["node.k8s.io"], &["runtimeclasses"], &read),
         rule(&["coordination.k8s.io"], &["leases"], &write),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
         rule(&[""], &["serviceaccounts/token"], &["create"]),
-        rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["get", "list", "watch", "create", "update", "patch", "delete"]),
-        rule(&["certificates.k8s.io"], &["certificatesigningrequests/approval", "certificatesigningrequests/status"], &["get", "update", "patch"]),
+        rule(
+            &["certificates.k8s.io"],
+            &["certificatesigningrequests"],
+            &["get", "list", "watch", "create", "update", "patch", "delete"],
+        ),
+        rule(
+            &["certificates.k8s.io"],
+            &["certificatesigningrequests/approval", "certificatesigningrequests/status"],
+            &["get", "update", "patch"],
+        ),
         rule(&["certificates.k8s.io"], &["signers"], &["approve", "sign"]),
     ];
     [
@@ -93,10 +108,16 @@ mod tests {
         let all = objects();
         assert!(all.len() > 150, "{} objects", all.len());
         for object in &all {
-            let version = rimward_api::GroupVersion::parse(object["apiVersion"].as_str().unwrap()).unwrap();
-            let kind = catalog.by_kind(&version.group, &version.version, object["kind"].as_str().unwrap());
+            let version =
+                rimward_api::GroupVersion::parse(object["apiVersion"].as_str().unwrap()).unwrap();
+            let kind =
+                catalog.by_kind(&version.group, &version.version, object["kind"].as_str().unwrap());
             let kind = kind.unwrap_or_else(|| panic!("{object}"));
-            assert_eq!(kind.namespaced(), object["metadata"].get("namespace").is_some(), "{object}");
+            assert_eq!(
+                kind.namespaced(),
+                object["metadata"].get("namespace").is_some(),
+                "{object}"
+            );
             let mut whole = object.clone();
             kind.hooks.default(&mut whole);
             kind.hooks.prepare_create(&mut whole);

@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use crate::kind::{Column, Conversion, Kind, Scope, Subresource};
 use crate::rules::Rules;
-use crate::{apps, autoscaling, batch, cluster, core, extension, networking, pod, rbac, service, storage};
+use crate::{
+    apps, autoscaling, batch, cluster, core, extension, networking, pod, rbac, service, storage,
+};
 
 const RESOURCES: &str = include_str!("../facts/resources.json");
 
@@ -64,7 +66,8 @@ impl Catalog {
 
 /// All built-in kinds, in the order of discovery.
 pub fn builtin() -> Vec<Arc<Kind>> {
-    let facts: Vec<Fact> = serde_json::from_str(RESOURCES).expect("resources.json is a list of resources");
+    let facts: Vec<Fact> =
+        serde_json::from_str(RESOURCES).expect("resources.json is a list of resources");
     facts.into_iter().map(|fact| Arc::new(fact.into_kind())).collect()
 }
 
@@ -97,7 +100,8 @@ struct SubFact {
 impl Fact {
     fn into_kind(self) -> Kind {
         let rules = rules_of(&self.group, &self.version, &self.kind);
-        let or_own = |given: String, own: &str| if given.is_empty() { own.to_owned() } else { given };
+        let or_own =
+            |given: String, own: &str| if given.is_empty() { own.to_owned() } else { given };
         let subresources = self
             .subresources
             .into_iter()
@@ -114,7 +118,13 @@ impl Fact {
         let columns = self
             .columns
             .into_iter()
-            .map(|(name, kind, format, priority)| Column { name, kind, format, priority, description: String::new() })
+            .map(|(name, kind, format, priority)| Column {
+                name,
+                kind,
+                format,
+                priority,
+                description: String::new(),
+            })
             .collect();
         let storage_group = match self.group.as_str() {
             // Events are one set of records under two groups.
@@ -147,8 +157,12 @@ impl Fact {
 fn schema_package(group: &str, version: &str) -> String {
     match group {
         "" => format!("io.k8s.api.core.{version}"),
-        "apiextensions.k8s.io" => format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}"),
-        "apiregistration.k8s.io" => format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}"),
+        "apiextensions.k8s.io" => {
+            format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}")
+        }
+        "apiregistration.k8s.io" => {
+            format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}")
+        }
         // rbac.authorization.k8s.io → rbac, flowcontrol.apiserver.k8s.io → flowcontrol, apps → apps.
         group => format!("io.k8s.api.{}.{version}", group.split('.').next().unwrap_or(group)),
     }
@@ -165,7 +179,9 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "no volume is provisioned, bound or attached yet"
         }
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
-        ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => "cluster IPs are not allocated from it yet",
+        ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => {
+            "cluster IPs are not allocated from it yet"
+        }
         ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
         ("admissionregistration.k8s.io", _) => "it is not called on admission yet",
         ("apiextensions.k8s.io", "CustomResourceDefinition") => "its resources are not served yet",
@@ -194,8 +210,8 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("", "ConfigMap") => core::config::CONFIG_MAP,
         ("", "Secret") => core::config::SECRET,
         ("", "ServiceAccount") => core::config::SERVICE_ACCOUNT,
-        ("", "LimitRange") => core::config::LIMIT_RANGE,
-        ("", "ResourceQuota") => core::config::RESOURCE_QUOTA,
+        ("", "LimitRange") => core::quota::LIMIT_RANGE,
+        ("", "ResourceQuota") => core::quota::RESOURCE_QUOTA,
         ("", "Namespace") => core::namespace::NAMESPACE,
         ("", "Node") => core::node::NODE,
         ("", "Event") => core::event::EVENT,
@@ -242,9 +258,15 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("resource.k8s.io", "ResourceClaimTemplate") => cluster::RESOURCE_CLAIM_TEMPLATE,
         ("resource.k8s.io", "ResourceSlice") => cluster::RESOURCE_SLICE,
         ("resource.k8s.io", "DeviceClass") => cluster::DEVICE_CLASS,
-        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => extension::VALIDATING_WEBHOOKS,
-        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => extension::MUTATING_WEBHOOKS,
-        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => extension::VALIDATING_POLICY,
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
+            extension::VALIDATING_WEBHOOKS
+        }
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
+            extension::MUTATING_WEBHOOKS
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
+            extension::VALIDATING_POLICY
+        }
         ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => extension::MUTATING_POLICY,
         ("admissionregistration.k8s.io", _) => extension::POLICY_BINDING,
         ("apiextensions.k8s.io", _) => extension::CUSTOM_RESOURCE_DEFINITION,
@@ -290,7 +312,12 @@ mod tests {
         for kind in builtin() {
             let empty = serde_json::json!({ "metadata": { "name": "x" } });
             if !kind.columns.is_empty() {
-                assert_eq!(kind.hooks.cells(&empty, now).len(), kind.columns.len(), "{}", kind.schema);
+                assert_eq!(
+                    kind.hooks.cells(&empty, now).len(),
+                    kind.columns.len(),
+                    "{}",
+                    kind.schema
+                );
             }
         }
     }

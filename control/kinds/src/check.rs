@@ -89,7 +89,8 @@ pub fn at_most_all(value: &Value, path: &Path<'_>, e: &mut Errors) {
 /// What a count or percentage comes to when it is zero in either form.
 pub fn is_zero_count(value: &Value) -> bool {
     match value {
-        Value::String(text) => percentage(text) == Some(0),
+        // What is no percentage counts as none.
+        Value::String(text) => percentage(text).unwrap_or_default() == 0,
         Value::Number(n) => n.as_i64() == Some(0),
         _ => true,
     }

@@ -31,7 +31,10 @@ fn lease(object: &Value, e: &mut Errors) {
         check::one_of(spec.at("strategy"), &["OldestEmulationVersion"], &path.field("strategy"), e);
     }
     if spec.text("strategy").is_empty() && !spec.text("preferredHolder").is_empty() {
-        e.forbidden(&path.field("preferredHolder"), "may only be specified when `strategy` is defined");
+        e.forbidden(
+            &path.field("preferredHolder"),
+            "may only be specified when `strategy` is defined",
+        );
     }
     if spec.at("holderIdentity") == "" {
         e.invalid(&path.field("holderIdentity"), "", "must not be empty");
@@ -49,7 +52,12 @@ pub const PRIORITY_CLASS: Rules = Rules {
         if new.int("value") != old.int("value") {
             e.forbidden(&Path::Root.field("value"), "may not be changed in an update.");
         }
-        check::immutable(new.at("preemptionPolicy"), old.at("preemptionPolicy"), &Path::Root.field("preemptionPolicy"), e);
+        check::immutable(
+            new.at("preemptionPolicy"),
+            old.at("preemptionPolicy"),
+            &Path::Root.field("preemptionPolicy"),
+            e,
+        );
     },
     generation: true,
     cells: print::node::priority_class,
@@ -62,15 +70,27 @@ fn priority_class(object: &Value, e: &mut Errors) {
     let name = object.at("metadata").text("name");
     let value = object.int("value").unwrap_or_default();
     if name.starts_with("system-") {
-        if !matches!((name, value), ("system-node-critical", 2_000_001_000) | ("system-cluster-critical", 2_000_000_000)) {
-            e.forbidden(&Path::Root.field("metadata").field("name"), "priority class names with 'system-' prefix are reserved for system use only");
+        if !matches!(
+            (name, value),
+            ("system-node-critical", 2_000_001_000) | ("system-cluster-critical", 2_000_000_000)
+        ) {
+            e.forbidden(
+                &Path::Root.field("metadata").field("name"),
+                "priority class names with 'system-' prefix are reserved for system use only",
+            );
         }
     } else if value > HIGHEST_USER_PRIORITY {
-        let why = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
+        let why =
+            format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
         e.forbidden(&Path::Root.field("value"), &why);
     }
     let policies = ["Never", "PreemptLowerPriority"];
-    check::one_of(object.at("preemptionPolicy"), &policies, &Path::Root.field("preemptionPolicy"), e);
+    check::one_of(
+        object.at("preemptionPolicy"),
+        &policies,
+        &Path::Root.field("preemptionPolicy"),
+        e,
+    );
 }
 
 pub const RUNTIME_CLASS: Rules = Rules {
@@ -84,11 +104,21 @@ pub const RUNTIME_CLASS: Rules = Rules {
         }
         if object.has("scheduling") {
             let at = Path::Root.field("scheduling");
-            crate::pod::affinity::node_selector(object.deep(&["scheduling", "nodeSelector"]), &at.field("nodeSelector"), e);
-            crate::pod::affinity::tolerations(object.at("scheduling").list("tolerations"), &at.field("tolerations"), e);
+            crate::pod::affinity::node_selector(
+                object.deep(&["scheduling", "nodeSelector"]),
+                &at.field("nodeSelector"),
+                e,
+            );
+            crate::pod::affinity::tolerations(
+                object.at("scheduling").list("tolerations"),
+                &at.field("tolerations"),
+                e,
+            );
         }
     },
-    update: |new, old, e| check::immutable(new.at("handler"), old.at("handler"), &Path::Root.field("handler"), e),
+    update: |new, old, e| {
+        check::immutable(new.at("handler"), old.at("handler"), &Path::Root.field("handler"), e)
+    },
     unconditional: false,
     cells: print::node::runtime_class,
     ..Rules::PLAIN
@@ -113,8 +143,13 @@ pub const CERTIFICATE_SIGNING_REQUEST: Rules = Rules {
     },
     create: certificate_signing_request,
     update_sub: |_, new, old, e| {
-        if !old.at("status").text("certificate").is_empty() && old.at("status").at("certificate") != new.at("status").at("certificate") {
-            e.forbidden(&Path::Root.field("status").field("certificate"), "updates may not modify existing certificate content");
+        if !old.at("status").text("certificate").is_empty()
+            && old.at("status").at("certificate") != new.at("status").at("certificate")
+        {
+            e.forbidden(
+                &Path::Root.field("status").field("certificate"),
+                "updates may not modify existing certificate content",
+            );
         }
     },
     name: |_| Vec::new(),
@@ -138,10 +173,18 @@ fn certificate_signing_request(object: &Value, e: &mut Errors) {
         Some((domain, rest)) if !rest.is_empty() => {
             e.invalid_each(&at, signer, names::dns1123_subdomain(domain));
         }
-        _ => e.invalid(&at, signer, "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
+        _ => e.invalid(
+            &at,
+            signer,
+            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ),
     }
     if spec.int("expirationSeconds").is_some_and(|s| s < 600) {
-        e.invalid(&path.field("expirationSeconds"), spec.at("expirationSeconds").clone(), "may not specify a duration less than 600 seconds (10 minutes)");
+        e.invalid(
+            &path.field("expirationSeconds"),
+            spec.at("expirationSeconds").clone(),
+            "may not specify a duration less than 600 seconds (10 minutes)",
+        );
     }
 }
 
@@ -150,6 +193,7 @@ pub const POD_DISRUPTION_BUDGET: Rules = Rules {
         object["status"] = json!({ "disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0 });
     },
     create: |object, e| budget(object, e),
+    name: check::text::path_segment,
     update: |new, _, e| budget(new, e),
     status: true,
     generation: true,
@@ -169,7 +213,12 @@ fn budget(object: &Value, e: &mut Errors) {
     }
     selector::label_selector(spec.at("selector"), &path.field("selector"), e);
     let policies = ["AlwaysAllow", "IfHealthyBudget"];
-    check::one_of(spec.at("unhealthyPodEvictionPolicy"), &policies, &path.field("unhealthyPodEvictionPolicy"), e);
+    check::one_of(
+        spec.at("unhealthyPodEvictionPolicy"),
+        &policies,
+        &path.field("unhealthyPodEvictionPolicy"),
+        e,
+    );
 }
 
 pub const FLOW_SCHEMA: Rules = Rules {
@@ -216,7 +265,9 @@ pub const PRIORITY_LEVEL: Rules = Rules {
         if let Some(limited) = spec.get_mut("limited") {
             fill(limited, "nominalConcurrencyShares", 30);
             fill(limited, "lendablePercent", 0);
-            if let Some(queuing) = limited.get_mut("limitResponse").and_then(|r| r.get_mut("queuing")) {
+            if let Some(queuing) =
+                limited.get_mut("limitResponse").and_then(|r| r.get_mut("queuing"))
+            {
                 for (field, value) in [("queues", 64), ("handSize", 8), ("queueLengthLimit", 50)] {
                     fill(queuing, field, value);
                 }
@@ -243,6 +294,7 @@ pub const RESOURCE_CLAIM: Rules = Rules {
         }
     },
     prepare_create: |object| object["status"] = json!({}),
+    create: |object, e| claim(object.at("spec"), &Path::Root.field("spec"), e),
     update: |new, old, e| {
         if !crate::read::same(new.at("spec"), old.at("spec")) {
             e.invalid(&Path::Root.field("spec"), new.at("spec").clone(), check::IMMUTABLE);
@@ -252,6 +304,50 @@ pub const RESOURCE_CLAIM: Rules = Rules {
     cells: print::extension::resource_claim,
     ..Rules::PLAIN
 };
+
+fn claim(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    let path = path.field("devices");
+    let list = path.field("requests");
+    let requests = spec.at("devices").list("requests");
+    for (i, request) in requests.iter().enumerate() {
+        let (at, name) = (list.index(i), request.text("name"));
+        e.invalid_each(&at.field("name"), name, names::dns1123_label(name));
+        if requests[..i].iter().any(|r| r.text("name") == name) {
+            e.duplicate(&at, name);
+        }
+        let (exactly, choices) = (request.at("exactly"), request.list("firstAvailable"));
+        match (exactly.is_object(), !choices.is_empty()) {
+            (false, false) => e.required(&at, "exactly one of `exactly` or `firstAvailable` is required"),
+            (true, true) => e.invalid(&at, Value::Null, "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set"),
+            (true, false) => device_request(exactly, &at.field("exactly"), e),
+            (false, true) => {
+                let list = at.field("firstAvailable");
+                for (j, choice) in choices.iter().enumerate() {
+                    device_request(choice, &list.index(j), e);
+                }
+            }
+        }
+    }
+}
+
+fn device_request(request: &Value, path: &Path<'_>, e: &mut Errors) {
+    let class = request.text("deviceClassName");
+    match class {
+        "" => e.required(&path.field("deviceClassName"), ""),
+        _ => e.invalid_each(&path.field("deviceClassName"), class, names::dns1123_subdomain(class)),
+    }
+    let count = request.int("count").unwrap_or_default();
+    match request.text("allocationMode") {
+        "ExactCount" if count <= 0 => e.invalid(&path.field("count"), count, check::POSITIVE),
+        "All" if count != 0 => e.invalid(
+            &path.field("count"),
+            count,
+            "must not be specified when allocationMode is 'All'",
+        ),
+        "ExactCount" | "All" => {}
+        other => e.not_supported(&path.field("allocationMode"), other, &["All", "ExactCount"]),
+    }
+}
 
 fn default_request(request: &mut Value) {
     let count = |request: &mut Value| {
@@ -268,7 +364,10 @@ fn default_request(request: &mut Value) {
 
 pub const RESOURCE_CLAIM_TEMPLATE: Rules = Rules {
     default: |object| {
-        let devices = object.get_mut("spec").and_then(|s| s.get_mut("spec")).and_then(|s| s.get_mut("devices"));
+        let devices = object
+            .get_mut("spec")
+            .and_then(|s| s.get_mut("spec"))
+            .and_then(|s| s.get_mut("devices"));
         if let Some(devices) = devices {
             items_mut(devices, "requests").for_each(default_request);
         }
@@ -283,7 +382,10 @@ pub const RESOURCE_CLAIM_TEMPLATE: Rules = Rules {
 };
 
 pub const RESOURCE_SLICE: Rules = Rules {
-    fields: &[("spec.driver", Field::Text(&["spec", "driver"])), ("spec.nodeName", Field::Text(&["spec", "nodeName"]))],
+    fields: &[
+        ("spec.driver", Field::Text(&["spec", "driver"])),
+        ("spec.nodeName", Field::Text(&["spec", "nodeName"])),
+    ],
     generation: true,
     cells: print::extension::resource_slice,
     ..Rules::PLAIN

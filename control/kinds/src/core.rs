@@ -4,3 +4,4 @@ pub mod config;
 pub mod event;
 pub mod namespace;
 pub mod node;
+pub mod quota;

@@ -11,6 +11,8 @@ use crate::rules::Rules;
 
 pub const VALIDATING_WEBHOOKS: Rules = Rules {
     default: |object| items_mut(object, "webhooks").for_each(webhook),
+    create: |object, e| webhooks(object, e),
+    update: |new, _, e| webhooks(new, e),
     generation: true,
     unconditional: false,
     cells: print::extension::webhooks,
@@ -37,6 +39,178 @@ fn webhook(hook: &mut Value) {
     }
 }
 
+fn webhooks(object: &Value, e: &mut Errors) {
+    let (hooks, list) = (object.list("webhooks"), Path::Root.field("webhooks"));
+    for (i, hook) in hooks.iter().enumerate() {
+        let (at, name) = (list.index(i), hook.text("name"));
+        match name {
+            "" => e.required(&at.field("name"), ""),
+            _ if names::dns1123_subdomain(name).is_empty() && name.split('.').count() < 3 => {
+                e.invalid(
+                    &at.field("name"),
+                    name,
+                    "should be a domain with at least three segments separated by dots",
+                );
+            }
+            _ => e.invalid_each(&at.field("name"), name, names::dns1123_subdomain(name)),
+        }
+        if !name.is_empty() && hooks[..i].iter().any(|h| h.text("name") == name) {
+            e.duplicate(&at.field("name"), name);
+        }
+        review_versions(hook, &at.field("admissionReviewVersions"), e);
+        client_config(hook.at("clientConfig"), &at.field("clientConfig"), e);
+        rules(hook.list("rules"), &at.field("rules"), e);
+        match hook.at("sideEffects") {
+            Value::Null => {
+                e.required(&at.field("sideEffects"), "must specify one of None, NoneOnDryRun")
+            }
+            effects => {
+                check::one_of(effects, &["None", "NoneOnDryRun"], &at.field("sideEffects"), e)
+            }
+        }
+        check::one_of(hook.at("failurePolicy"), &["Fail", "Ignore"], &at.field("failurePolicy"), e);
+        check::one_of(
+            hook.at("matchPolicy"),
+            &["Equivalent", "Exact"],
+            &at.field("matchPolicy"),
+            e,
+        );
+        check::one_of(
+            hook.at("reinvocationPolicy"),
+            &["IfNeeded", "Never"],
+            &at.field("reinvocationPolicy"),
+            e,
+        );
+        if let Some(seconds) = hook.int("timeoutSeconds")
+            && !(1..=30).contains(&seconds)
+        {
+            e.invalid(
+                &at.field("timeoutSeconds"),
+                seconds,
+                "the timeout value must be between 1 and 30 seconds",
+            );
+        }
+        for field in ["namespaceSelector", "objectSelector"] {
+            check::selector::label_selector(hook.at(field), &at.field(field), e);
+        }
+    }
+}
+
+/// At least one version of AdmissionReview that the server speaks.
+fn review_versions(hook: &Value, path: &Path<'_>, e: &mut Errors) {
+    let versions = hook.list("admissionReviewVersions");
+    if versions.is_empty() {
+        return e.required(path, "must specify one of v1, v1beta1");
+    }
+    for (i, version) in versions.iter().filter_map(Value::as_str).enumerate() {
+        if versions[..i].iter().any(|v| v == version) {
+            e.invalid(&path.index(i), version, "duplicate version");
+        }
+        e.invalid_each(&path.index(i), version, names::dns1035_label(version));
+    }
+    if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
+        e.invalid(
+            path,
+            Value::Array(versions.to_vec()),
+            "must include at least one of v1, v1beta1",
+        );
+    }
+}
+
+/// A service or a URL. Of the service, Kubernetes names the two missing fields the wrong way round.
+fn client_config(config: &Value, path: &Path<'_>, e: &mut Errors) {
+    let service = config.at("service");
+    if service.is_object() == config.has("url") {
+        return e.required(path, "exactly one of url or service is required");
+    }
+    if !service.is_object() {
+        return;
+    }
+    let at = path.field("service");
+    for (field, named) in [("name", "namespace"), ("namespace", "name")] {
+        if service.text(field).is_empty() {
+            e.required(&at.field(named), "");
+        }
+    }
+    let port = service.int("port").unwrap_or_default();
+    if !check::text::is_port(port) {
+        e.invalid(
+            &at.field("port"),
+            port,
+            &format!("port is not valid: {}", check::text::PORT_RANGE),
+        );
+    }
+}
+
+/// What a webhook or policy is asked about.
+fn rules(rules: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, rule) in rules.iter().enumerate() {
+        let at = path.index(i);
+        for field in ["operations", "apiGroups", "apiVersions", "resources"] {
+            let (values, list) = (rule.list(field), at.field(field));
+            if values.is_empty() {
+                e.required(&list, "");
+            }
+            if values.len() > 1 && values.iter().any(|v| v == "*") && field != "resources" {
+                e.invalid(
+                    &list,
+                    Value::Array(values.to_vec()),
+                    "if '*' is present, must not specify other values",
+                );
+            }
+            for (j, value) in values.iter().enumerate() {
+                if field == "operations" {
+                    check::one_of(
+                        value,
+                        &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"],
+                        &list.index(j),
+                        e,
+                    );
+                } else if field != "apiGroups" && value == "" {
+                    e.required(&list.index(j), "");
+                }
+            }
+        }
+        check::one_of(rule.at("scope"), &["*", "Cluster", "Namespaced"], &at.field("scope"), e);
+    }
+}
+
+fn validating_policy(object: &Value, e: &mut Errors) {
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    check::one_of(spec.at("failurePolicy"), &["Fail", "Ignore"], &path.field("failurePolicy"), e);
+    if spec.list("validations").is_empty() && spec.list("auditAnnotations").is_empty() {
+        for field in ["validations", "auditAnnotations"] {
+            e.required(&path.field(field), "validations or auditAnnotations must be provided");
+        }
+    }
+    let list = path.field("validations");
+    for (i, validation) in spec.list("validations").iter().enumerate() {
+        if validation.text("expression").trim().is_empty() {
+            e.required(&list.index(i).field("expression"), "expression is not specified");
+        }
+    }
+    let at = path.field("matchConstraints");
+    let constraints = spec.at("matchConstraints");
+    if !constraints.is_object() {
+        return e.required(&at, "");
+    }
+    if constraints.list("resourceRules").is_empty() {
+        e.required(&at.field("resourceRules"), "");
+    }
+    for field in ["resourceRules", "excludeResourceRules"] {
+        rules(constraints.list(field), &at.field(field), e);
+    }
+    check::one_of(
+        constraints.at("matchPolicy"),
+        &["Equivalent", "Exact"],
+        &at.field("matchPolicy"),
+        e,
+    );
+    for field in ["namespaceSelector", "objectSelector"] {
+        check::selector::label_selector(constraints.at(field), &at.field(field), e);
+    }
+}
+
 fn matching(holder: &mut Value) {
     fill(holder, "matchPolicy", "Equivalent");
     fill(holder, "namespaceSelector", json!({}));
@@ -46,6 +220,8 @@ fn matching(holder: &mut Value) {
 pub const VALIDATING_POLICY: Rules = Rules {
     default: |object| policy(object),
     prepare_create: |object| object["status"] = json!({}),
+    create: |object, e| validating_policy(object, e),
+    update: |new, _, e| validating_policy(new, e),
     status: true,
     generation: true,
     unconditional: false,
@@ -104,7 +280,8 @@ pub const CUSTOM_RESOURCE_DEFINITION: Rules = Rules {
     },
     prepare_create: |object| {
         let versions = object.at("spec").list("versions").iter();
-        let stored: Vec<&str> = versions.filter(|v| v.flag("storage")).map(|v| v.text("name")).collect();
+        let stored: Vec<&str> =
+            versions.filter(|v| v.flag("storage")).map(|v| v.text("name")).collect();
         object["status"] = json!({ "conditions": null, "acceptedNames": { "plural": "", "kind": "" }, "storedVersions": stored });
     },
     create: |object, e| definition(object, e),
@@ -120,8 +297,12 @@ fn definition(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     let (group, plural) = (spec.text("group"), spec.at("names").text("plural"));
     let name = object.at("metadata").text("name");
-    if name != format!("{plural}.{group}") {
-        e.invalid(&Path::Root.field("metadata").field("name"), name, "must be spec.names.plural+\".\"+spec.group");
+    if !name.is_empty() && name != format!("{plural}.{group}") {
+        e.invalid(
+            &Path::Root.field("metadata").field("name"),
+            name,
+            "must be spec.names.plural+\".\"+spec.group",
+        );
     }
     match group {
         "" => e.required(&path.field("group"), ""),
@@ -141,6 +322,96 @@ fn definition(object: &Value, e: &mut Errors) {
         } else {
             e.invalid_each(&at.field(field), value, names::dns1035_label(&value.to_lowercase()));
         }
+    }
+    let strategies = ["None", "Webhook"];
+    let conversion = spec.at("conversion").at("strategy");
+    check::one_of(conversion, &strategies, &path.field("conversion").field("strategy"), e);
+    versions(spec.list("versions"), &path, e);
+}
+
+fn versions(versions: &[Value], path: &Path<'_>, e: &mut Errors) {
+    let list = path.field("versions");
+    for (i, version) in versions.iter().enumerate() {
+        let (at, name) = (list.index(i), version.text("name"));
+        let wrong = names::dns1035_label(name);
+        // Kubernetes looks at the first version twice, under its name of old.
+        if i == 0 && !name.is_empty() {
+            e.invalid_each(&path.field("version"), name, wrong.clone());
+        }
+        e.invalid_each(&at.field("name"), name, wrong);
+        let schema = version.deep(&["schema", "openAPIV3Schema"]);
+        if !schema.is_object() {
+            let at = at.field("schema");
+            e.required(&at.field("openAPIV3Schema"), "");
+        } else if versions.len() == 1 {
+            // A schema that all versions share is moved to where it stood once.
+            let moved = path.field("validation");
+            root_schema(schema, &moved.field("openAPIV3Schema"), e);
+        } else {
+            let at = at.field("schema");
+            root_schema(schema, &at.field("openAPIV3Schema"), e);
+        }
+    }
+    if versions.iter().filter(|v| v.flag("storage")).count() != 1 {
+        let shown = Value::Array(versions.to_vec());
+        e.invalid(&list, shown.clone(), "must have exactly one version marked as storage version");
+        e.invalid(
+            &Path::Root.field("status").field("storedVersions"),
+            shown,
+            "must have at least one stored version",
+        );
+    }
+}
+
+const SCHEMA_TYPES: [&str; 7] =
+    ["array", "boolean", "integer", "null", "number", "object", "string"];
+
+fn root_schema(schema: &Value, path: &Path<'_>, e: &mut Errors) {
+    let kind = schema.text("type");
+    if !kind.is_empty() && kind != "object" {
+        e.invalid(&path.field("type"), kind, "must be object at the root");
+    }
+    self::schema(schema, path, e);
+}
+
+/// Structural rules: every value says its type, and defaults are of it.
+fn schema(schema: &Value, path: &Path<'_>, e: &mut Errors) {
+    let kind = schema.text("type");
+    let free = schema.flag("x-kubernetes-int-or-string")
+        || schema.flag("x-kubernetes-preserve-unknown-fields");
+    if kind.is_empty() {
+        if !free {
+            e.required(&path.field("type"), "must not be empty for specified object fields");
+        }
+    } else {
+        check::one_of(schema.at("type"), &SCHEMA_TYPES, &path.field("type"), e);
+        let default = schema.at("default");
+        if !default.is_null() && !is_of_type(default, kind) {
+            let why = format!("must be of type {kind}");
+            e.type_invalid(&path.field("default"), default.clone(), &why);
+        }
+    }
+    let properties = path.field("properties");
+    for (name, property) in crate::read::members(schema.at("properties")) {
+        self::schema(property, &properties.key(name), e);
+    }
+    for field in ["items", "additionalProperties"] {
+        if schema.at(field).is_object() {
+            self::schema(schema.at(field), &path.field(field), e);
+        }
+    }
+}
+
+fn is_of_type(value: &Value, kind: &str) -> bool {
+    match kind {
+        "array" => value.is_array(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "object" => value.is_object(),
+        "string" => value.is_string(),
+        "null" => value.is_null(),
+        _ => false,
     }
 }
 
@@ -163,11 +434,31 @@ fn api_service(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     let name = object.at("metadata").text("name");
     let required = format!("{}.{}", spec.text("version"), spec.text("group"));
-    if name != required {
-        e.invalid(&Path::Root.field("metadata").field("name"), name, &format!("must be `spec.version+\".\"+spec.group`: {required:?}"));
+    if !name.is_empty() && name != required {
+        e.invalid(
+            &Path::Root.field("metadata").field("name"),
+            name,
+            &format!("must be `spec.version+\".\"+spec.group`: {required:?}"),
+        );
+    }
+    let (group, version) = (spec.text("group"), spec.text("version"));
+    if !group.is_empty() {
+        e.invalid_each(&path.field("group"), group, names::dns1123_subdomain(group));
+    }
+    e.invalid_each(&path.field("version"), version, names::dns1035_label(version));
+    if spec.has("service") {
+        let at = path.field("service");
+        for field in ["namespace", "name"] {
+            if spec.at("service").text(field).is_empty() {
+                e.required(&at.field(field), "");
+            }
+        }
     }
     for field in ["groupPriorityMinimum", "versionPriority"] {
-        let (value, max) = (spec.int(field).unwrap_or_default(), if field == "versionPriority" { 1000 } else { 20_000 });
+        let (value, max) = (
+            spec.int(field).unwrap_or_default(),
+            if field == "versionPriority" { 1000 } else { 20_000 },
+        );
         if value <= 0 || value > max {
             e.invalid(&path.field(field), value, &format!("must be positive and less than {max}"));
         }

@@ -67,6 +67,7 @@ pub struct Kind {
 
 /// A second served form of records that another kind stores: `events.k8s.io/v1` Event,
 /// `autoscaling/v1` HorizontalPodAutoscaler. `apiVersion` and `kind` are left to the engine.
+#[allow(clippy::wrong_self_convention, reason = "`self` converts; it is not what is converted")]
 pub trait Conversion: Send + Sync + 'static {
     fn to_stored(&self, served: Value) -> Value;
     fn from_stored(&self, stored: Value) -> Value;

@@ -7,22 +7,22 @@
 //! [`rules::Rules`]: a row of functions, written beside the other rules of its family. A rule that
 //! several kinds share is written once, in `check`.
 
-pub mod kind;
-pub mod catalog;
-pub mod rules;
 pub mod bootstrap;
+pub mod catalog;
+pub mod kind;
+pub mod rules;
 
-pub mod pod;
-pub mod service;
-pub mod core;
 pub mod apps;
-pub mod batch;
 pub mod autoscaling;
-pub mod networking;
-pub mod rbac;
-pub mod storage;
+pub mod batch;
 pub mod cluster;
+pub mod core;
 pub mod extension;
+pub mod networking;
+pub mod pod;
+pub mod rbac;
+pub mod service;
+pub mod storage;
 
 pub mod check;
 pub mod path;

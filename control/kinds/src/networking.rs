@@ -17,7 +17,11 @@ pub const SERVICE_CIDR: Rules = Rules {
     create: service_cidr,
     update: |new, old, e| {
         if new.at("spec") != old.at("spec") {
-            e.invalid(&Path::Root.field("spec").field("cidrs"), new.at("spec").at("cidrs").clone(), crate::check::IMMUTABLE);
+            e.invalid(
+                &Path::Root.field("spec").field("cidrs"),
+                new.at("spec").at("cidrs").clone(),
+                crate::check::IMMUTABLE,
+            );
         }
     },
     status: true,
@@ -57,7 +61,12 @@ pub const IP_ADDRESS: Rules = Rules {
     },
     update: |new, old, e| {
         let path = Path::Root.field("spec");
-        crate::check::immutable(new.at("spec").at("parentRef"), old.at("spec").at("parentRef"), &path.field("parentRef"), e);
+        crate::check::immutable(
+            new.at("spec").at("parentRef"),
+            old.at("spec").at("parentRef"),
+            &path.field("parentRef"),
+            e,
+        );
     },
     name: |name| match name.parse::<std::net::IpAddr>() {
         Ok(ip) if ip.to_string() == name => Vec::new(),

@@ -76,9 +76,8 @@ pub fn human_duration(seconds: i64) -> String {
 
 /// Labels as `a=b,c=d`.
 pub fn labels(value: &Value) -> String {
-    let mut pairs: Vec<String> = members(value)
-        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
-        .collect();
+    let mut pairs: Vec<String> =
+        members(value).map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
     pairs.sort_unstable();
     or_none(pairs.join(","))
 }
@@ -182,10 +181,25 @@ pub(crate) mod tests {
     #[test]
     fn durations() {
         let cases = [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (121, "2m1s"),
-            (599, "9m59s"), (600, "10m"), (10_799, "179m"), (10_800, "3h"), (11_000, "3h3m"),
-            (28_800, "8h"), (172_799, "47h"), (172_800, "2d"), (180_000, "2d2h"),
-            (691_200, "8d"), (63_072_000, "2y"), (63_158_400, "2y1d"), (252_288_000, "8y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (121, "2m1s"),
+            (599, "9m59s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_000, "3h3m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (252_288_000, "8y"),
         ];
         for (seconds, text) in cases {
             assert_eq!(human_duration(seconds), text, "{seconds}");

@@ -19,11 +19,8 @@ pub const ROLE: Rules = Rules {
     ..Rules::PLAIN
 };
 
-pub const CLUSTER_ROLE: Rules = Rules {
-    create: cluster_role,
-    update: |new, _, e| cluster_role(new, e),
-    ..ROLE
-};
+pub const CLUSTER_ROLE: Rules =
+    Rules { create: cluster_role, update: |new, _, e| cluster_role(new, e), ..ROLE };
 
 fn cluster_role(object: &Value, e: &mut Errors) {
     rules(object, false, e);
@@ -35,7 +32,10 @@ fn cluster_role(object: &Value, e: &mut Errors) {
     let list = path.field("clusterRoleSelectors");
     let selectors = aggregation.list("clusterRoleSelectors");
     if selectors.is_empty() {
-        e.required(&list, "at least one clusterRoleSelector required if aggregationRule is non-nil");
+        e.required(
+            &list,
+            "at least one clusterRoleSelector required if aggregationRule is non-nil",
+        );
     }
     for (i, selector) in selectors.iter().enumerate() {
         crate::check::selector::label_selector(selector, &list.index(i), e);
@@ -51,10 +51,19 @@ fn rules(object: &Value, namespaced: bool, e: &mut Errors) {
         }
         if !rule.list("nonResourceURLs").is_empty() {
             if namespaced {
-                e.invalid(&at.field("nonResourceURLs"), rule.at("nonResourceURLs").clone(), "namespaced rules cannot apply to non-resource URLs");
+                e.invalid(
+                    &at.field("nonResourceURLs"),
+                    rule.at("nonResourceURLs").clone(),
+                    "namespaced rules cannot apply to non-resource URLs",
+                );
             }
-            if ["apiGroups", "resources", "resourceNames"].iter().any(|f| !rule.list(f).is_empty()) {
-                e.invalid(&at.field("nonResourceURLs"), rule.at("nonResourceURLs").clone(), "rules cannot apply to both regular resources and non-resource URLs");
+            if ["apiGroups", "resources", "resourceNames"].iter().any(|f| !rule.list(f).is_empty())
+            {
+                e.invalid(
+                    &at.field("nonResourceURLs"),
+                    rule.at("nonResourceURLs").clone(),
+                    "rules cannot apply to both regular resources and non-resource URLs",
+                );
             }
             continue;
         }
@@ -122,11 +131,11 @@ fn binding(object: &Value, namespaced: bool, e: &mut Errors) {
     }
     let list = Path::Root.field("subjects");
     for (i, subject) in object.list("subjects").iter().enumerate() {
-        self::subject(subject, &list.index(i), e);
+        self::subject(subject, namespaced, &list.index(i), e);
     }
 }
 
-fn subject(subject: &Value, path: &Path<'_>, e: &mut Errors) {
+fn subject(subject: &Value, namespaced: bool, path: &Path<'_>, e: &mut Errors) {
     let name = subject.text("name");
     if name.is_empty() {
         e.required(&path.field("name"), "");
@@ -136,14 +145,18 @@ fn subject(subject: &Value, path: &Path<'_>, e: &mut Errors) {
             if !name.is_empty() {
                 e.invalid_each(&path.field("name"), name, names::dns1123_subdomain(name));
             }
-            if subject.text("namespace").is_empty() {
+            if subject.text("namespace").is_empty() && !namespaced {
                 e.required(&path.field("namespace"), "");
             }
             ""
         }
         "User" | "Group" => GROUP,
         other => {
-            return e.not_supported(&path.field("kind"), other, &["Group", "ServiceAccount", "User"]);
+            return e.not_supported(
+                &path.field("kind"),
+                other,
+                &["Group", "ServiceAccount", "User"],
+            );
         }
     };
     if subject.text("apiGroup") != group {

@@ -15,11 +15,14 @@ pub const SERVICE: Rules = Rules {
     default,
     prepare_create,
     prepare_update,
-    create: service,
+    create,
     update,
     name: names::dns1035_label,
     status: true,
-    fields: &[("spec.clusterIP", Field::Text(&["spec", "clusterIP"])), ("spec.type", Field::Text(&["spec", "type"]))],
+    fields: &[
+        ("spec.clusterIP", Field::Text(&["spec", "clusterIP"])),
+        ("spec.type", Field::Text(&["spec", "type"])),
+    ],
     cells: print::network::service,
     ..Rules::PLAIN
 };
@@ -32,7 +35,9 @@ fn default(object: &mut Value) {
     match spec.text("sessionAffinity") {
         "None" => remove(spec, "sessionAffinityConfig"),
         "ClientIP" => {
-            if let Some(client) = member(spec, "sessionAffinityConfig").and_then(|c| member(c, "clientIP")) {
+            if let Some(client) =
+                member(spec, "sessionAffinityConfig").and_then(|c| member(c, "clientIP"))
+            {
                 fill(client, "timeoutSeconds", 3 * 60 * 60);
             }
         }
@@ -41,7 +46,10 @@ fn default(object: &mut Value) {
     fill_text(spec, "type", "ClusterIP");
     for port in items_mut(spec, "ports") {
         fill_text(port, "protocol", "TCP");
-        if matches!(port.at("targetPort"), Value::Null) || port["targetPort"] == 0 || port["targetPort"] == "" {
+        if matches!(port.at("targetPort"), Value::Null)
+            || port["targetPort"] == 0
+            || port["targetPort"] == ""
+        {
             let number = port.int("port").unwrap_or_default();
             port["targetPort"] = number.into();
         }
@@ -72,7 +80,8 @@ fn needs_health_check(spec: &Value) -> bool {
 
 /// Whether it has no cluster IP on purpose.
 pub fn is_headless(spec: &Value) -> bool {
-    spec.text("clusterIP") == "None" || spec.list("clusterIPs").first().is_some_and(|ip| ip == "None")
+    spec.text("clusterIP") == "None"
+        || spec.list("clusterIPs").first().is_some_and(|ip| ip == "None")
 }
 
 /// Whether the API server allocates a cluster IP for it.
@@ -136,7 +145,9 @@ fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
 fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
     let unchanged = |new: &Value, field: &str| new.at(field) == old.at(field);
     if needs_cluster_ip(old) && !needs_cluster_ip(new) && new.text("type") == "ExternalName" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for field in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
             if unchanged(new, field) {
                 remove(new, field);
             }
@@ -144,12 +155,17 @@ fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
     }
     if needs_node_port(old) && !needs_node_port(new) {
         let same = new.list("ports").len() == old.list("ports").len()
-            && new.list("ports").iter().zip(old.list("ports")).all(|(a, b)| a.at("nodePort") == b.at("nodePort"));
+            && new
+                .list("ports")
+                .iter()
+                .zip(old.list("ports"))
+                .all(|(a, b)| a.at("nodePort") == b.at("nodePort"));
         if same {
             items_mut(new, "ports").for_each(|p| remove(p, "nodePort"));
         }
     }
-    if needs_health_check(old) && !needs_health_check(new) && unchanged(new, "healthCheckNodePort") {
+    if needs_health_check(old) && !needs_health_check(new) && unchanged(new, "healthCheckNodePort")
+    {
         remove(new, "healthCheckNodePort");
     }
     if old.text("type") == "LoadBalancer" && new.text("type") != "LoadBalancer" {
@@ -159,7 +175,10 @@ fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
             }
         }
     }
-    if externally_accessible(old) && !externally_accessible(new) && unchanged(new, "externalTrafficPolicy") {
+    if externally_accessible(old)
+        && !externally_accessible(new)
+        && unchanged(new, "externalTrafficPolicy")
+    {
         remove(new, "externalTrafficPolicy");
     }
 }
@@ -168,7 +187,10 @@ fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
 fn keep_allocated(new: &mut Value, old: &Value) {
     if needs_cluster_ip(old) && needs_cluster_ip(new) {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if crate::read::is_empty(new.at(field)) && old.has(field) && new.at(field).as_str() != Some("") {
+            if crate::read::is_empty(new.at(field))
+                && old.has(field)
+                && new.at(field).as_str() != Some("")
+            {
                 new[field] = old.at(field).clone();
             }
         }
@@ -182,17 +204,43 @@ fn keep_allocated(new: &mut Value, old: &Value) {
             if port.int("nodePort").unwrap_or_default() != 0 {
                 continue;
             }
-            let like = |p: &&Value| p.text("protocol") == port.text("protocol") && p.at("port") == port.at("port");
-            if let Some(number) = old.list("ports").iter().find(like).and_then(|p| p.int("nodePort"))
+            let like = |p: &&Value| {
+                p.text("protocol") == port.text("protocol") && p.at("port") == port.at("port")
+            };
+            if let Some(number) =
+                old.list("ports").iter().find(like).and_then(|p| p.int("nodePort"))
                 && !taken.contains(&number)
             {
                 port["nodePort"] = number.into();
             }
         }
     }
-    if needs_health_check(old) && needs_health_check(new) && new.int("healthCheckNodePort").unwrap_or_default() == 0 {
+    if needs_health_check(old)
+        && needs_health_check(new)
+        && new.int("healthCheckNodePort").unwrap_or_default() == 0
+    {
         crate::read::keep(new, old, "healthCheckNodePort");
     }
+}
+
+fn create(object: &Value, e: &mut Errors) {
+    let spec = object.at("spec");
+    let list = Path::Root.field("spec");
+    let list = list.field("clusterIPs");
+    // An address that cannot be allocated is refused before anything else is looked at.
+    if needs_cluster_ip(spec) {
+        let unusable = e.count(|e| {
+            for (i, ip) in spec.list("clusterIPs").iter().filter_map(Value::as_str).enumerate() {
+                if ip != "None" {
+                    net::ip(ip, &list.index(i), e);
+                }
+            }
+        });
+        if unusable > 0 {
+            return;
+        }
+    }
+    service(object, e);
 }
 
 fn service(object: &Value, e: &mut Errors) {
@@ -213,7 +261,12 @@ fn service(object: &Value, e: &mut Errors) {
     meta::labels(spec.at("selector"), &path.field("selector"), e);
     session_affinity(spec, &path, e);
     addresses(spec, &path, e);
-    check::required_one_of(spec.at("type"), &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &path.field("type"), e);
+    check::required_one_of(
+        spec.at("type"),
+        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        &path.field("type"),
+        e,
+    );
     node_ports(spec, &path.field("ports"), e);
     load_balancer(spec, &path, e);
     traffic(spec, &path, e);
@@ -253,7 +306,12 @@ fn ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
             }
         }
         net::port_number(port.at("port"), &at.field("port"), e);
-        check::required_one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &at.field("protocol"), e);
+        check::required_one_of(
+            port.at("protocol"),
+            &["SCTP", "TCP", "UDP"],
+            &at.field("protocol"),
+            e,
+        );
         net::port_or_name(port.at("targetPort"), &at.field("targetPort"), e);
         if let Some(protocol) = port.at("appProtocol").as_str() {
             e.invalid_each(&at.field("appProtocol"), protocol, names::qualified_name(protocol));
@@ -263,14 +321,26 @@ fn ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn session_affinity(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let config = path.field("sessionAffinityConfig");
-    check::required_one_of(spec.at("sessionAffinity"), &["ClientIP", "None"], &path.field("sessionAffinity"), e);
+    check::required_one_of(
+        spec.at("sessionAffinity"),
+        &["ClientIP", "None"],
+        &path.field("sessionAffinity"),
+        e,
+    );
     match spec.text("sessionAffinity") {
         "ClientIP" => {
             let client = config.field("clientIP");
             match spec.deep(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).as_i64() {
-                None => e.required(&client.field("timeoutSeconds"), "when session affinity type is ClientIP"),
+                None => e.required(
+                    &client.field("timeoutSeconds"),
+                    "when session affinity type is ClientIP",
+                ),
                 Some(seconds) if !(1..=86_400).contains(&seconds) => {
-                    e.invalid(&client.field("timeoutSeconds"), seconds, "must be greater than 0 and less than 86400");
+                    e.invalid(
+                        &client.field("timeoutSeconds"),
+                        seconds,
+                        "must be greater than 0 and less than 86400",
+                    );
                 }
                 Some(_) => {}
             }
@@ -294,7 +364,11 @@ fn addresses(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     for (i, ip) in ips.iter().filter_map(Value::as_str).enumerate() {
         if ip == "None" && i == 0 {
             if ips.len() > 1 {
-                e.invalid(&list, Value::Array(ips.to_vec()), "'None' must be the first and only value");
+                e.invalid(
+                    &list,
+                    Value::Array(ips.to_vec()),
+                    "'None' must be the first and only value",
+                );
             }
         } else {
             net::ip(ip, &list.index(i), e);
@@ -322,7 +396,9 @@ fn node_ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     for (i, port) in ports.iter().enumerate() {
         let at = path.index(i);
         let node_port = port.int("nodePort").unwrap_or_default();
-        let alike = |p: &Value, field: &str| p.text("protocol") == port.text("protocol") && p.at(field) == port.at(field);
+        let alike = |p: &Value, field: &str| {
+            p.text("protocol") == port.text("protocol") && p.at(field) == port.at(field)
+        };
         if node_port != 0 {
             if spec.text("type") == "ClusterIP" {
                 e.forbidden(&at.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
@@ -366,9 +442,18 @@ fn load_balancer(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 fn traffic(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let external = path.field("externalTrafficPolicy");
     if externally_accessible(spec) {
-        check::required_one_of(spec.at("externalTrafficPolicy"), &["Cluster", "Local"], &external, e);
+        check::required_one_of(
+            spec.at("externalTrafficPolicy"),
+            &["Cluster", "Local"],
+            &external,
+            e,
+        );
     } else if !spec.text("externalTrafficPolicy").is_empty() {
-        e.invalid(&external, spec.text("externalTrafficPolicy"), "may only be set for externally-accessible services");
+        e.invalid(
+            &external,
+            spec.text("externalTrafficPolicy"),
+            "may only be set for externally-accessible services",
+        );
     }
     let check_port = path.field("healthCheckNodePort");
     let number = spec.int("healthCheckNodePort").unwrap_or_default();
@@ -377,16 +462,30 @@ fn traffic(spec: &Value, path: &Path<'_>, e: &mut Errors) {
             e.invalid(&check_port, number, text::PORT_RANGE);
         }
     } else if number != 0 {
-        e.invalid(&check_port, number, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
+        e.invalid(
+            &check_port,
+            number,
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        );
     }
     if matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
         match spec.at("internalTrafficPolicy") {
             Value::Null => e.required(&path.field("internalTrafficPolicy"), ""),
-            policy => check::one_of(policy, &["Cluster", "Local"], &path.field("internalTrafficPolicy"), e),
+            policy => check::one_of(
+                policy,
+                &["Cluster", "Local"],
+                &path.field("internalTrafficPolicy"),
+                e,
+            ),
         }
     }
     let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
-    check::one_of(spec.at("trafficDistribution"), &distributions, &path.field("trafficDistribution"), e);
+    check::one_of(
+        spec.at("trafficDistribution"),
+        &distributions,
+        &path.field("trafficDistribution"),
+        e,
+    );
 }
 
 fn update(new: &Value, old: &Value, e: &mut Errors) {
@@ -400,7 +499,11 @@ fn update(new: &Value, old: &Value, e: &mut Errors) {
             && new != old
             && (field == "clusterIPs" || ["IPv4", "IPv6"].iter().any(|f| new == f))
         {
-            e.invalid(&path.field(field).index(0), after.at(field).clone(), "may not change once set");
+            e.invalid(
+                &path.field(field).index(0),
+                after.at(field).clone(),
+                "may not change once set",
+            );
         }
     }
     if before.text("type") == "LoadBalancer" && after.text("type") == "LoadBalancer" {

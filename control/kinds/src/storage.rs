@@ -33,13 +33,26 @@ fn update_claim(new: &Value, old: &Value, e: &mut Errors) {
     let mut after = new.at("spec").clone();
     let bound = old.at("status").text("phase") == "Bound";
     // A bound claim may grow, and a volume's attributes may change; an unbound one may be bound.
-    if bound && let (Some(resources), wanted) = (member(&mut after, "resources"), old.deep(&["spec", "resources"])) {
+    if bound
+        && let (Some(resources), wanted) =
+            (member(&mut after, "resources"), old.deep(&["spec", "resources"]))
+    {
         crate::read::keep(resources, wanted, "requests");
     }
     if old.at("spec").text("volumeName").is_empty() {
         crate::read::keep(&mut after, old.at("spec"), "volumeName");
     }
     crate::read::keep(&mut after, old.at("spec"), "volumeAttributesClassName");
+    let size = |v: &Value| {
+        check::resources::quantity(v.deep(&["spec", "resources", "requests", "storage"]))
+    };
+    if size(new).unwrap_or(rimward_api::Quantity::ZERO)
+        < size(old).unwrap_or(rimward_api::Quantity::ZERO)
+    {
+        let at = path.field("resources");
+        let at = at.field("requests");
+        e.forbidden(&at.field("storage"), "field can not be less than status.capacity");
+    }
     if !crate::read::same(&after, old.at("spec")) {
         e.forbidden(&path, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     }
@@ -68,9 +81,28 @@ pub const PERSISTENT_VOLUME: Rules = Rules {
 };
 
 const SOURCES: [&str; 22] = [
-    "hostPath", "gcePersistentDisk", "awsElasticBlockStore", "nfs", "iscsi", "glusterfs", "flocker", "rbd", "cinder",
-    "cephfs", "quobyte", "fc", "flexVolume", "azureFile", "vsphereVolume", "photonPersistentDisk", "portworxVolume",
-    "azureDisk", "storageos", "scaleIO", "local", "csi",
+    "hostPath",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "fc",
+    "flexVolume",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "scaleIO",
+    "local",
+    "csi",
 ];
 
 fn persistent_volume(object: &Value, e: &mut Errors) {
@@ -79,16 +111,24 @@ fn persistent_volume(object: &Value, e: &mut Errors) {
     let (capacity, at) = (spec.at("capacity"), path.field("capacity"));
     if crate::read::is_empty(capacity) {
         e.required(&at, "");
-    } else if capacity.get("storage").is_none() || capacity.as_object().is_some_and(|c| c.len() > 1) {
+    }
+    if capacity.get("storage").is_none() || capacity.as_object().is_some_and(|c| c.len() > 1) {
         e.not_supported(&at, &capacity.to_string(), &["storage"]);
     }
     volume::capacity(capacity, &at, e);
     let policies = ["Delete", "Recycle", "Retain"];
-    check::one_of(spec.at("persistentVolumeReclaimPolicy"), &policies, &path.field("persistentVolumeReclaimPolicy"), e);
+    check::one_of(
+        spec.at("persistentVolumeReclaimPolicy"),
+        &policies,
+        &path.field("persistentVolumeReclaimPolicy"),
+        e,
+    );
     if spec.has("nodeAffinity") {
         let at = path.field("nodeAffinity");
         match spec.at("nodeAffinity").at("required") {
-            Value::Null => e.required(&at.field("required"), "must specify required node constraints"),
+            Value::Null => {
+                e.required(&at.field("required"), "must specify required node constraints")
+            }
             required => selector::node_selector(required, &at.field("required"), e),
         }
     }
@@ -97,8 +137,13 @@ fn persistent_volume(object: &Value, e: &mut Errors) {
         None => e.required(&path, "must specify a volume type"),
         Some(&"hostPath") => {
             volume::host_path(spec.at("hostPath"), &path.field("hostPath"), e);
-            if spec.at("hostPath").text("path") == "/" && spec.text("persistentVolumeReclaimPolicy") == "Recycle" {
-                e.forbidden(&path.field("persistentVolumeReclaimPolicy"), "may not be 'recycle' for a hostPath mount of '/'");
+            if spec.at("hostPath").text("path") == "/"
+                && spec.text("persistentVolumeReclaimPolicy") == "Recycle"
+            {
+                e.forbidden(
+                    &path.field("persistentVolumeReclaimPolicy"),
+                    "may not be 'recycle' for a hostPath mount of '/'",
+                );
             }
         }
         Some(&"nfs") => volume::nfs(spec.at("nfs"), &path.field("nfs"), e),
@@ -121,9 +166,17 @@ fn update_volume(new: &Value, old: &Value, e: &mut Errors) {
         SOURCES.iter().filter_map(|s| Some((*s, v.at("spec").get(s)?.clone()))).collect::<Vec<_>>()
     };
     if source(new) != source(old) {
-        e.forbidden(&path.field("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation");
+        e.forbidden(
+            &path.field("persistentvolumesource"),
+            "spec.persistentvolumesource is immutable after creation",
+        );
     }
-    check::immutable(new.at("spec").at("volumeMode"), old.at("spec").at("volumeMode"), &path.field("volumeMode"), e);
+    check::immutable(
+        new.at("spec").at("volumeMode"),
+        old.at("spec").at("volumeMode"),
+        &Path::Root.field("volumeMode"),
+        e,
+    );
 }
 
 pub const STORAGE_CLASS: Rules = Rules {
@@ -134,17 +187,14 @@ pub const STORAGE_CLASS: Rules = Rules {
     create: |object, e| storage_class(object, e),
     update: |new, old, e| {
         storage_class(new, e);
-        for (field, why) in [
-            ("parameters", "updates to parameters are forbidden."),
-            ("provisioner", "updates to provisioner are forbidden."),
-            ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
-        ] {
+        for (field, why) in [("parameters", "updates to parameters are forbidden.")] {
             if !crate::read::same(new.at(field), old.at(field)) {
                 e.forbidden(&Path::Root.field(field), why);
             }
         }
-        let field = "volumeBindingMode";
-        check::immutable(new.at(field), old.at(field), &Path::Root.field(field), e);
+        for field in ["provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            check::immutable(new.at(field), old.at(field), &Path::Root.field(field), e);
+        }
     },
     cells: print::storage::storage_class,
     ..Rules::PLAIN
@@ -157,9 +207,21 @@ fn storage_class(object: &Value, e: &mut Errors) {
     } else {
         e.invalid_each(&at, provisioner, names::qualified_name(&provisioner.to_lowercase()));
     }
-    check::one_of(object.at("reclaimPolicy"), &["Delete", "Retain"], &Path::Root.field("reclaimPolicy"), e);
+    if !object.text("reclaimPolicy").is_empty() {
+        check::one_of(
+            object.at("reclaimPolicy"),
+            &["Delete", "Retain"],
+            &Path::Root.field("reclaimPolicy"),
+            e,
+        );
+    }
     let modes = ["Immediate", "WaitForFirstConsumer"];
-    check::one_of(object.at("volumeBindingMode"), &modes, &Path::Root.field("volumeBindingMode"), e);
+    check::one_of(
+        object.at("volumeBindingMode"),
+        &modes,
+        &Path::Root.field("volumeBindingMode"),
+        e,
+    );
 }
 
 pub const CSI_DRIVER: Rules = Rules {
@@ -179,7 +241,12 @@ pub const CSI_DRIVER: Rules = Rules {
         csi_driver(new, e);
         let path = Path::Root.field("spec");
         for field in ["attachRequired", "volumeLifecycleModes"] {
-            check::immutable(new.at("spec").at(field), old.at("spec").at(field), &path.field(field), e);
+            check::immutable(
+                new.at("spec").at(field),
+                old.at("spec").at(field),
+                &path.field(field),
+                e,
+            );
         }
     },
     unconditional: false,
@@ -196,13 +263,15 @@ fn csi_driver(object: &Value, e: &mut Errors) {
     }
 }
 
-pub const CSI_NODE: Rules = Rules { unconditional: false,
-    cells: print::storage::csi_node, ..Rules::PLAIN };
-pub const CSI_STORAGE_CAPACITY: Rules = Rules { unconditional: false,
-    cells: print::name_created, ..Rules::PLAIN };
+pub const CSI_NODE: Rules =
+    Rules { unconditional: false, cells: print::storage::csi_node, ..Rules::PLAIN };
+pub const CSI_STORAGE_CAPACITY: Rules =
+    Rules { unconditional: false, cells: print::name_created, ..Rules::PLAIN };
 pub const VOLUME_ATTACHMENT: Rules = Rules {
     prepare_create: |object| object["status"] = json!({ "attached": false }),
-    update: |new, old, e| check::immutable(new.at("spec"), old.at("spec"), &Path::Root.field("spec"), e),
+    update: |new, old, e| {
+        check::immutable(new.at("spec"), old.at("spec"), &Path::Root.field("spec"), e)
+    },
     status: true,
     unconditional: false,
     cells: print::storage::volume_attachment,
@@ -212,7 +281,10 @@ pub const VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
     update: |new, old, e| {
         for field in ["driverName", "parameters"] {
             if !crate::read::same(new.at(field), old.at(field)) {
-                e.forbidden(&Path::Root.field(field), &format!("updates to {field} are forbidden."));
+                e.forbidden(
+                    &Path::Root.field(field),
+                    &format!("updates to {field} are forbidden."),
+                );
             }
         }
     },

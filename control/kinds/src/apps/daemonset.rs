@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{always_restarting, selector_and_template};
+use super::{always_restarting, lenient_selector_and_template};
 use crate::check;
 use crate::kind::Write;
 use crate::path::{Errors, Path};
@@ -68,7 +68,7 @@ fn default(object: &mut Value) {
 
 fn daemonset(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    selector_and_template(spec, &path, e);
+    lenient_selector_and_template(spec, "daemonset", &path, e);
     always_restarting(spec.at("template"), &path.field("template"), e);
     for field in ["minReadySeconds", "revisionHistoryLimit"] {
         check::not_negative(spec.at(field), &path.field(field), e);
@@ -77,7 +77,7 @@ fn daemonset(object: &Value, e: &mut Errors) {
     match strategy.text("type") {
         "OnDelete" => {}
         "RollingUpdate" => rolling(strategy.at("rollingUpdate"), &at.field("rollingUpdate"), e),
-        other => e.not_supported(&at.field("type"), other, &["RollingUpdate", "OnDelete"]),
+        other => e.not_supported(&at, other, &["RollingUpdate", "OnDelete"]),
     }
 }
 
@@ -92,7 +92,11 @@ fn rolling(rolling: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     match (check::is_zero_count(unavailable), check::is_zero_count(surge)) {
         (true, true) => e.required(&path.field("maxUnavailable"), "cannot be 0 when maxSurge is 0"),
-        (false, false) => e.invalid(&path.field("maxSurge"), surge.clone(), "may not be set when maxUnavailable is non-zero"),
+        (false, false) => e.invalid(
+            &path.field("maxSurge"),
+            surge.clone(),
+            "may not be set when maxUnavailable is non-zero",
+        ),
         _ => {}
     }
 }

@@ -52,10 +52,15 @@ fn deployment(object: &Value, e: &mut Errors) {
     for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
-    if let (Some(deadline), ready) = (spec.int("progressDeadlineSeconds"), spec.int("minReadySeconds").unwrap_or_default())
+    if let (Some(deadline), ready) =
+        (spec.int("progressDeadlineSeconds"), spec.int("minReadySeconds").unwrap_or_default())
         && deadline <= ready
     {
-        e.invalid(&path.field("progressDeadlineSeconds"), deadline, "must be greater than minReadySeconds");
+        e.invalid(
+            &path.field("progressDeadlineSeconds"),
+            deadline,
+            "must be greater than minReadySeconds",
+        );
     }
 }
 
@@ -63,7 +68,10 @@ fn strategy(strategy: &Value, path: &Path<'_>, e: &mut Errors) {
     match strategy.text("type") {
         "Recreate" => {
             if strategy.has("rollingUpdate") {
-                e.forbidden(&path.field("rollingUpdate"), "may not be specified when strategy `type` is 'Recreate'");
+                e.forbidden(
+                    &path.field("rollingUpdate"),
+                    "may not be specified when strategy `type` is 'Recreate'",
+                );
             }
         }
         "RollingUpdate" => {
@@ -75,7 +83,11 @@ fn strategy(strategy: &Value, path: &Path<'_>, e: &mut Errors) {
             check::count_or_percentage(unavailable, &at.field("maxUnavailable"), e);
             check::count_or_percentage(surge, &at.field("maxSurge"), e);
             if check::is_zero_count(unavailable) && check::is_zero_count(surge) {
-                e.invalid(&at.field("maxUnavailable"), unavailable.clone(), "may not be 0 when `maxSurge` is 0");
+                e.invalid(
+                    &at.field("maxUnavailable"),
+                    unavailable.clone(),
+                    "may not be 0 when `maxSurge` is 0",
+                );
             }
             check::at_most_all(unavailable, &at.field("maxUnavailable"), e);
         }
@@ -93,7 +105,15 @@ fn update(new: &Value, old: &Value, e: &mut Errors) {
 
 fn status(status: &Value, old: &Value, e: &mut Errors) {
     let path = Path::Root.field("status");
-    for field in ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "collisionCount"] {
+    for field in [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "collisionCount",
+    ] {
         check::not_negative(status.at(field), &path.field(field), e);
     }
     let number = |field: &str| status.int(field).unwrap_or_default();
@@ -104,7 +124,11 @@ fn status(status: &Value, old: &Value, e: &mut Errors) {
         }
     }
     if number("availableReplicas") > number("readyReplicas") {
-        e.invalid(&path.field("availableReplicas"), number("availableReplicas"), "cannot be greater than readyReplicas");
+        e.invalid(
+            &path.field("availableReplicas"),
+            number("availableReplicas"),
+            "cannot be greater than readyReplicas",
+        );
     }
     if let Some(before) = old.int("collisionCount")
         && number("collisionCount") < before

@@ -9,7 +9,8 @@ use crate::print;
 use crate::read::{Read, fill, is_empty, member};
 use crate::rules::{Field, Rules};
 
-const REPLICAS: &[crate::rules::Selectable] = &[("status.replicas", Field::Number(&["status", "replicas"]))];
+const REPLICAS: &[crate::rules::Selectable] =
+    &[("status.replicas", Field::Number(&["status", "replicas"]))];
 
 pub const REPLICASET: Rules = Rules {
     default: |object| {
@@ -54,7 +55,13 @@ fn status(sub: &str, new: &Value, _old: &Value, e: &mut Errors) {
         return;
     }
     let (status, path) = (new.at("status"), Path::Root.field("status"));
-    for field in ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
+    for field in [
+        "replicas",
+        "fullyLabeledReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "observedGeneration",
+    ] {
         check::not_negative(status.at(field), &path.field(field), e);
     }
     let number = |field: &str| status.int(field).unwrap_or_default();
@@ -64,7 +71,11 @@ fn status(sub: &str, new: &Value, _old: &Value, e: &mut Errors) {
         }
     }
     if number("availableReplicas") > number("readyReplicas") {
-        e.invalid(&path.field("availableReplicas"), number("availableReplicas"), "cannot be greater than readyReplicas");
+        e.invalid(
+            &path.field("availableReplicas"),
+            number("availableReplicas"),
+            "cannot be greater than readyReplicas",
+        );
     }
 }
 
@@ -120,7 +131,11 @@ fn controller(object: &Value, e: &mut Errors) {
     let labels = spec.deep(&["template", "metadata", "labels"]);
     let matches = crate::read::members(selector).all(|(k, v)| labels.get(k) == Some(v));
     if !is_empty(selector) && !matches {
-        e.invalid(&at.field("metadata").field("labels"), labels.clone(), "`selector` does not match template `labels`");
+        e.invalid(
+            &at.field("metadata").field("labels"),
+            labels.clone(),
+            "`selector` does not match template `labels`",
+        );
     }
     always_restarting(spec.at("template"), &at, e);
 }

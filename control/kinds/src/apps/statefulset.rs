@@ -1,5 +1,7 @@
 //! StatefulSet.
 
+use std::borrow::Cow;
+
 use rimward_api::names;
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use crate::rules::Rules;
 pub const STATEFULSET: Rules = Rules {
     default,
     prepare_create: |object| object["status"] = json!({ "replicas": 0, "availableReplicas": 0 }),
-    create: |object, e| statefulset(object, e),
+    create,
     update,
     name: names::dns1123_label,
     status: true,
@@ -42,8 +44,9 @@ fn default(object: &mut Value) {
     fill(spec, "revisionHistoryLimit", 10);
     crate::pod::defaults::template(spec);
     for claim in items_mut(spec, "volumeClaimTemplates") {
-        fill_text(claim, "apiVersion", "v1");
-        fill_text(claim, "kind", "PersistentVolumeClaim");
+        // What is said here is not listened to.
+        claim["apiVersion"] = "v1".into();
+        claim["kind"] = "PersistentVolumeClaim".into();
         if let Some(spec) = member(claim, "spec") {
             crate::pod::defaults::claim_spec(spec);
         }
@@ -59,7 +62,11 @@ fn statefulset(object: &Value, e: &mut Errors) {
     match policy {
         "" => e.required(&path.field("podManagementPolicy"), ""),
         "OrderedReady" | "Parallel" => {}
-        other => e.invalid(&path.field("podManagementPolicy"), other, "must be 'OrderedReady' or 'Parallel'"),
+        other => e.invalid(
+            &path.field("podManagementPolicy"),
+            other,
+            "must be 'OrderedReady' or 'Parallel'",
+        ),
     }
     strategy(spec.at("updateStrategy"), &path.field("updateStrategy"), e);
     let at = path.field("persistentVolumeClaimRetentionPolicy");
@@ -70,22 +77,65 @@ fn statefulset(object: &Value, e: &mut Errors) {
     for field in ["replicas", "minReadySeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
-    check::not_negative(spec.deep(&["ordinals", "start"]), &path.field("ordinals").field("start"), e);
+    check::not_negative(
+        spec.deep(&["ordinals", "start"]),
+        &path.field("ordinals").field("start"),
+        e,
+    );
     check::not_negative(spec.at("revisionHistoryLimit"), &path.field("revisionHistoryLimit"), e);
+    selector_and_template(spec, &path, e);
+    always_restarting(&with_claims(spec), &path.field("template"), e);
+}
+
+fn create(object: &Value, e: &mut Errors) {
+    statefulset(object, e);
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     let service = spec.text("serviceName");
     if !service.is_empty() {
         e.invalid_each(&path.field("serviceName"), service, names::dns1123_subdomain(service));
     }
-    selector_and_template(spec, &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    let list = path.field("volumeClaimTemplates");
+    for (i, claim) in spec.list("volumeClaimTemplates").iter().enumerate() {
+        crate::pod::volume::claim_spec(claim.at("spec"), &list.index(i).field("spec"), e);
+    }
+}
+
+/// The template as its pods will have it: each claim is a volume, before those of the template, and
+/// stands for one of the same name.
+fn with_claims(spec: &Value) -> Cow<'_, Value> {
+    let claims = spec.list("volumeClaimTemplates");
+    if claims.is_empty() {
+        return Cow::Borrowed(spec.at("template"));
+    }
+    let name = |claim: &Value| claim.at("metadata").text("name").to_owned();
+    let first = |i: usize, c: &Value| !claims[..i].iter().any(|other| name(other) == name(c));
+    let mut volumes: Vec<Value> = claims
+        .iter()
+        .enumerate()
+        .filter(|(i, c)| first(*i, c))
+        .map(|(_, c)| c)
+        .map(|c| json!({ "name": name(c), "persistentVolumeClaim": { "claimName": name(c) } }))
+        .collect();
+    let own = spec.deep(&["template", "spec"]).list("volumes");
+    volumes
+        .extend(own.iter().filter(|v| !claims.iter().any(|c| name(c) == v.text("name"))).cloned());
+    let mut template = spec.at("template").clone();
+    if let Some(pod) = member(&mut template, "spec") {
+        pod["volumes"] = volumes.into();
+    }
+    Cow::Owned(template)
 }
 
 fn strategy(strategy: &Value, path: &Path<'_>, e: &mut Errors) {
     match strategy.text("type") {
-        "" => e.required(&path.field("type"), ""),
+        "" => e.required(path, ""),
         "OnDelete" => {
             if strategy.has("rollingUpdate") {
-                e.invalid(&path.field("rollingUpdate"), strategy.at("rollingUpdate").clone(), "only allowed for updateStrategy 'RollingUpdate'");
+                e.invalid(
+                    &path.field("rollingUpdate"),
+                    strategy.at("rollingUpdate").clone(),
+                    "only allowed for updateStrategy 'RollingUpdate'",
+                );
             }
         }
         "RollingUpdate" => {
@@ -99,14 +149,19 @@ fn strategy(strategy: &Value, path: &Path<'_>, e: &mut Errors) {
             }
             check::at_most_all(unavailable, &at.field("maxUnavailable"), e);
         }
-        other => e.invalid(&path.field("type"), other, "must be 'RollingUpdate' or 'OnDelete'"),
+        other => e.invalid(path, other, "must be 'RollingUpdate' or 'OnDelete'"),
     }
 }
 
 /// The fields of a StatefulSet that may change.
 const CHANGEABLE: [&str; 7] = [
-    "replicas", "ordinals", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy",
-    "minReadySeconds", "revisionHistoryLimit",
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+    "revisionHistoryLimit",
 ];
 
 fn update(new: &Value, old: &Value, e: &mut Errors) {

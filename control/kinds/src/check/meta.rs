@@ -22,17 +22,28 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let e = &mut errors;
-    let (meta, before, path) = (new.at("metadata"), old.at("metadata"), Path::Root.field("metadata"));
+    let (meta, before, path) =
+        (new.at("metadata"), old.at("metadata"), Path::Root.field("metadata"));
     common(meta, &path, e);
-    let new_finalizers = meta.list("finalizers").iter().filter(|f| !before.list("finalizers").contains(f));
+    let new_finalizers =
+        meta.list("finalizers").iter().filter(|f| !before.list("finalizers").contains(f));
     if before.has("deletionTimestamp") {
         let added: Vec<&str> = new_finalizers.filter_map(Value::as_str).collect();
         if !added.is_empty() {
-            let why = format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
+            let why = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+            );
             e.forbidden(&path.field("finalizers"), &why);
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         super::immutable(meta.at(field), before.at(field), &path.field(field), e);
     }
     errors.into_vec()
@@ -58,7 +69,9 @@ pub fn object_meta(
     let namespace = meta.text("namespace");
     match (namespaced, namespace.is_empty()) {
         (true, true) => e.required(&path.field("namespace"), ""),
-        (true, false) => e.invalid_each(&path.field("namespace"), namespace, names::dns1123_label(namespace)),
+        (true, false) => {
+            e.invalid_each(&path.field("namespace"), namespace, names::dns1123_label(namespace))
+        }
         (false, false) => e.forbidden(&path.field("namespace"), "not allowed on this type"),
         (false, true) => {}
     }
@@ -115,7 +128,9 @@ fn owners(owners: &[Value], path: &Path<'_>, e: &mut Errors) {
             let this = format!("{}/{}", owner.text("kind"), owner.text("name"));
             match &controller {
                 Some(first) => {
-                    let why = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}");
+                    let why = format!(
+                        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
+                    );
                     e.invalid(path, Value::Array(owners.to_vec()), &why);
                 }
                 None => controller = Some(this),
@@ -141,7 +156,11 @@ fn finalizers(finalizers: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
     }
     if has("orphan") && has("foregroundDeletion") {
-        e.invalid(path, Value::Array(finalizers.to_vec()), "finalizer orphan and foregroundDeletion cannot be both set");
+        e.invalid(
+            path,
+            Value::Array(finalizers.to_vec()),
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        );
     }
 }
 
@@ -167,10 +186,26 @@ mod tests {
         }
         check(pod, json!({ "name": "a", "namespace": "b", "labels": { "x": "y" } }), &[]);
         check(pod, json!({}), &["metadata.name", "metadata.namespace"]);
-        check(pod, json!({ "name": "a", "namespace": "b", "generateName": "a-", "annotations": { "x y": "" } }), &["metadata.annotations"]);
-        check(pod, json!({ "name": "a", "namespace": "b", "annotations": { "x": "v".repeat(300_000) } }), &["metadata.annotations"]);
-        check(pod, json!({ "name": "a", "namespace": "b", "finalizers": ["x"] }), &["metadata.finalizers[0]"]);
-        check(pod, json!({ "name": "a", "namespace": "b", "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "n" }] }), &["metadata.ownerReferences[0].uid"]);
+        check(
+            pod,
+            json!({ "name": "a", "namespace": "b", "generateName": "a-", "annotations": { "x y": "" } }),
+            &["metadata.annotations"],
+        );
+        check(
+            pod,
+            json!({ "name": "a", "namespace": "b", "annotations": { "x": "v".repeat(300_000) } }),
+            &["metadata.annotations"],
+        );
+        check(
+            pod,
+            json!({ "name": "a", "namespace": "b", "finalizers": ["x"] }),
+            &["metadata.finalizers[0]"],
+        );
+        check(
+            pod,
+            json!({ "name": "a", "namespace": "b", "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "n" }] }),
+            &["metadata.ownerReferences[0].uid"],
+        );
         let node = catalog.by_kind("", "v1", "Node").unwrap();
         check(node, json!({ "name": "a", "namespace": "b" }), &["metadata.namespace"]);
     }

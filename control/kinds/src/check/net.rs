@@ -85,7 +85,11 @@ pub fn not_special(address: &str, path: &Path<'_>, e: &mut Errors) {
         IpAddr::V6(v6) => v6.segments()[0] == 0xff02,
     };
     if multicast {
-        e.invalid(path, address, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+        e.invalid(
+            path,
+            address,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        );
     }
 }
 

@@ -72,8 +72,15 @@ fn is_integer(name: &str) -> bool {
     is_extended(name)
         || matches!(
             name,
-            "pods" | "services" | "replicationcontrollers" | "resourcequotas" | "secrets" | "configmaps"
-                | "persistentvolumeclaims" | "services.nodeports" | "services.loadbalancers"
+            "pods"
+                | "services"
+                | "replicationcontrollers"
+                | "resourcequotas"
+                | "secrets"
+                | "configmaps"
+                | "persistentvolumeclaims"
+                | "services.nodeports"
+                | "services.loadbalancers"
         )
         || name.starts_with("count/")
 }
@@ -139,6 +146,10 @@ fn request_within_limit(
     if request != limit && !may_overcommit(name) {
         e.invalid(path, request.to_string(), &format!("must be equal to {name} limit of {limit}"));
     } else if request > limit {
-        e.invalid(path, request.to_string(), &format!("must be less than or equal to {name} limit of {limit}"));
+        e.invalid(
+            path,
+            request.to_string(),
+            &format!("must be less than or equal to {name} limit of {limit}"),
+        );
     }
 }

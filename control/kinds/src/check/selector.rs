@@ -20,10 +20,16 @@ fn expression(term: &Value, path: &Path<'_>, e: &mut Errors) {
     let values = term.list("values");
     match term.text("operator") {
         "In" | "NotIn" if values.is_empty() => {
-            e.required(&path.field("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+            e.required(
+                &path.field("values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            );
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => {
-            e.forbidden(&path.field("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+            e.forbidden(
+                &path.field("values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            );
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
         other => e.invalid(&path.field("operator"), other, "not a valid selector operator"),
@@ -83,13 +89,22 @@ fn node_requirement(requirement: &Value, path: &Path<'_>, e: &mut Errors) {
     let values = requirement.list("values").len();
     match requirement.text("operator") {
         "In" | "NotIn" if values == 0 => {
-            e.required(&path.field("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+            e.required(
+                &path.field("values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            );
         }
         "Exists" | "DoesNotExist" if values > 0 => {
-            e.forbidden(&path.field("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+            e.forbidden(
+                &path.field("values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            );
         }
         "Gt" | "Lt" if values != 1 => {
-            e.required(&path.field("values"), "must be specified single value when `operator` is 'Lt' or 'Gt'");
+            e.required(
+                &path.field("values"),
+                "must be specified single value when `operator` is 'Lt' or 'Gt'",
+            );
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
         other => e.invalid(&path.field("operator"), other, "not a valid selector operator"),
@@ -103,7 +118,10 @@ fn node_field(requirement: &Value, path: &Path<'_>, e: &mut Errors) {
     let values = requirement.list("values");
     match requirement.text("operator") {
         "In" | "NotIn" if values.len() != 1 => {
-            e.required(&path.field("values"), "must be only one value when `operator` is 'In' or 'NotIn' for node field selector");
+            e.required(
+                &path.field("values"),
+                "must be only one value when `operator` is 'In' or 'NotIn' for node field selector",
+            );
         }
         "In" | "NotIn" => {}
         other => e.invalid(&path.field("operator"), other, "not a valid selector operator"),

@@ -13,7 +13,7 @@ pub fn port_name(name: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     let bytes = name.as_bytes();
     if name.len() > 15 {
-        wrong.push("must be no more than 15 bytes");
+        wrong.push("must be no more than 15 characters");
     }
     if !bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-') {
         wrong.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)");
@@ -42,7 +42,7 @@ pub fn env_name(name: &str) -> Vec<String> {
 pub fn config_key(key: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if key.len() > 253 {
-        wrong.push("must be no more than 253 bytes".to_owned());
+        wrong.push("must be no more than 253 characters".to_owned());
     }
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if key.is_empty() || !key.bytes().all(good) {
@@ -72,7 +72,11 @@ pub fn path_segment(name: &str) -> Vec<String> {
         "." | ".." => return vec![format!("may not be '{name}'")],
         _ => {}
     }
-    ['/', '%'].iter().filter(|c| name.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
+    ['/', '%']
+        .iter()
+        .filter(|c| name.contains(**c))
+        .map(|c| format!("may not contain '{c}'"))
+        .collect()
 }
 
 /// A path below some directory: relative, without `..`.
@@ -129,7 +133,11 @@ mod tests {
             good.iter().for_each(|s| assert_eq!(rule(s), Vec::<String>::new(), "{s}"));
             bad.iter().for_each(|(s, n)| assert_eq!(rule(s).len(), *n, "{s}: {:?}", rule(s)));
         }
-        check(port_name, &["http", "h2-1"], &[("", 1), ("80", 1), ("a--b", 1), ("-a", 1), ("A", 2)]);
+        check(
+            port_name,
+            &["http", "h2-1"],
+            &[("", 1), ("80", 1), ("a--b", 1), ("-a", 1), ("A", 2)],
+        );
         check(config_key, &["a", ".b", "KEY_1"], &[("", 1), ("..", 1), ("..a", 1), ("a/b", 1)]);
         check(env_name, &["a", "A b"], &[("a=b", 1), ("é", 1)]);
         check(volume_path, &["a/b", ".a"], &[("/a", 1), ("../a", 1), ("..a", 1), ("/..", 2)]);

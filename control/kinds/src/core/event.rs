@@ -13,7 +13,7 @@ pub const EVENT: Rules = Rules {
     create: event,
     update: |new, _, e| event(new, e),
     // An event's name may be anything that fits into a path.
-    name: |_| Vec::new(),
+    name: crate::check::text::path_segment,
     fields: &[
         ("involvedObject.kind", Field::Text(&["involvedObject", "kind"])),
         ("involvedObject.namespace", Field::Text(&["involvedObject", "namespace"])),
@@ -53,7 +53,8 @@ pub const NEW_EVENT: Rules = Rules {
 /// What an event is about must be in the event's own namespace; without one, in `default`.
 fn event(object: &Value, e: &mut Errors) {
     let path = Path::Root.field("involvedObject");
-    let (namespace, about) = (object.at("metadata").text("namespace"), object.at("involvedObject").text("namespace"));
+    let (namespace, about) =
+        (object.at("metadata").text("namespace"), object.at("involvedObject").text("namespace"));
     let fits = match about {
         "" => matches!(namespace, "" | "default" | "kube-system"),
         _ => namespace == about,
@@ -62,7 +63,11 @@ fn event(object: &Value, e: &mut Errors) {
         e.invalid(&path.field("namespace"), about, "does not match event.namespace");
     }
     if !namespace.is_empty() {
-        e.invalid_each(&Path::Root.field("namespace"), namespace, names::dns1123_subdomain(namespace));
+        e.invalid_each(
+            &Path::Root.field("namespace"),
+            namespace,
+            names::dns1123_subdomain(namespace),
+        );
     }
 }
 
@@ -76,12 +81,20 @@ fn new_event(object: &Value, e: &mut Errors) {
     if controller.is_empty() {
         e.required(&Path::Root.field("reportingController"), "");
     } else {
-        e.invalid_each(&Path::Root.field("reportingController"), controller, names::qualified_name(controller));
+        e.invalid_each(
+            &Path::Root.field("reportingController"),
+            controller,
+            names::qualified_name(controller),
+        );
     }
     for (field, max) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
         match object.text(field) {
             "" => e.required(&Path::Root.field(field), ""),
-            text if text.len() > max => e.invalid(&Path::Root.field(field), "", &format!("can have at most {max} characters")),
+            text if text.len() > max => e.invalid(
+                &Path::Root.field(field),
+                "",
+                &format!("can have at most {max} characters"),
+            ),
             _ => {}
         }
     }
@@ -113,7 +126,10 @@ impl Conversion for EventConversion {
     }
 }
 
-fn rename(object: Value, direction: fn(&(&'static str, &'static str)) -> (&'static str, &'static str)) -> Value {
+fn rename(
+    object: Value,
+    direction: fn(&(&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Value {
     let Value::Object(fields) = object else { return object };
     let mut renamed = Map::new();
     for (key, value) in fields {

@@ -74,12 +74,21 @@ fn update_sub(sub: &str, new: &Value, _old: &Value, e: &mut Errors) {
         "finalize" => finalizers(new, e),
         "status" => {
             let phase = new.at("status").text("phase");
-            let (path, leaving) = (Path::Root.field("status"), new.at("metadata").has("deletionTimestamp"));
+            let (path, leaving) =
+                (Path::Root.field("status"), new.at("metadata").has("deletionTimestamp"));
             if leaving && phase != "Terminating" {
-                e.invalid(&path.field("Phase"), phase, "may only be 'Terminating' if `deletionTimestamp` is not empty");
+                e.invalid(
+                    &path.field("Phase"),
+                    phase,
+                    "may only be 'Terminating' if `deletionTimestamp` is not empty",
+                );
             }
             if !leaving && phase != "Active" {
-                e.invalid(&path.field("Phase"), phase, "may only be 'Active' if `deletionTimestamp` is empty");
+                e.invalid(
+                    &path.field("Phase"),
+                    phase,
+                    "may only be 'Active' if `deletionTimestamp` is empty",
+                );
             }
         }
         _ => {}

@@ -57,7 +57,11 @@ fn spec(node: &Value, e: &mut Errors) {
         net::cidr(range, &list.index(i), e);
     }
     if ranges.len() > 2 {
-        e.invalid(&list, Value::Array(ranges.to_vec()), "may specify no more than one CIDR for each IP family");
+        e.invalid(
+            &list,
+            Value::Array(ranges.to_vec()),
+            "may specify no more than one CIDR for each IP family",
+        );
     }
 }
 
@@ -66,7 +70,11 @@ fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
         let at = path.index(i);
         let (key, effect) = (taint.text("key"), taint.text("effect"));
         e.invalid_each(&at.field("key"), key, names::qualified_name(key));
-        e.invalid_each(&at.field("value"), taint.text("value"), names::label_value(taint.text("value")));
+        e.invalid_each(
+            &at.field("value"),
+            taint.text("value"),
+            names::label_value(taint.text("value")),
+        );
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         check::required_one_of(taint.at("effect"), &effects, &at.field("effect"), e);
         if taints[..i].iter().any(|t| t.text("key") == key && t.text("effect") == effect) {
@@ -84,10 +92,18 @@ fn update(new: &Value, old: &Value, e: &mut Errors) {
     taints(after.list("taints"), &Path::Root.field("metadata").field("taints"), e);
     // Addresses are handed out once.
     if !before.list("podCIDRs").is_empty() && before.at("podCIDRs") != after.at("podCIDRs") {
-        e.forbidden(&path.field("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
+        e.forbidden(
+            &path.field("podCIDRs"),
+            "node updates may not change podCIDR except from \"\" to valid",
+        );
     }
-    if !before.text("providerID").is_empty() && before.text("providerID") != after.text("providerID") {
-        e.forbidden(&path.field("providerID"), "node updates may not change providerID except from \"\" to valid");
+    if !before.text("providerID").is_empty()
+        && before.text("providerID") != after.text("providerID")
+    {
+        e.forbidden(
+            &path.field("providerID"),
+            "node updates may not change providerID except from \"\" to valid",
+        );
     }
     if before.at("configSource") != after.at("configSource") && after.has("configSource") {
         e.forbidden(&path.field("configSource"), "configSource may not be set");

@@ -3,7 +3,7 @@
 use rimward_api::names;
 use serde_json::{Value, json};
 
-use crate::check::{self, net, text};
+use crate::check::{self, net};
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, items_mut};
@@ -60,7 +60,12 @@ fn port(port: &Value, needs_name: bool, path: &Path<'_>, e: &mut Errors) {
         name => e.invalid_each(&path.field("name"), name, names::dns1123_label(name)),
     }
     net::port_number(port.at("port"), &path.field("port"), e);
-    check::required_one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &path.field("protocol"), e);
+    check::required_one_of(
+        port.at("protocol"),
+        &["SCTP", "TCP", "UDP"],
+        &path.field("protocol"),
+        e,
+    );
     if let Some(protocol) = port.at("appProtocol").as_str() {
         e.invalid_each(&path.field("appProtocol"), protocol, names::qualified_name(protocol));
     }
@@ -77,7 +82,12 @@ pub const ENDPOINT_SLICE: Rules = Rules {
     create: |object, e| slice(object, e),
     update: |new, old, e| {
         slice(new, e);
-        check::immutable(new.at("addressType"), old.at("addressType"), &Path::Root.field("addressType"), e);
+        check::immutable(
+            new.at("addressType"),
+            old.at("addressType"),
+            &Path::Root.field("addressType"),
+            e,
+        );
     },
     generation: true,
     cells: print::network::endpoint_slice,
@@ -90,7 +100,12 @@ const MAX_PORTS: usize = 20_000;
 
 fn slice(object: &Value, e: &mut Errors) {
     let kind = object.text("addressType");
-    check::required_one_of(object.at("addressType"), &["FQDN", "IPv4", "IPv6"], &Path::Root.field("addressType"), e);
+    check::required_one_of(
+        object.at("addressType"),
+        &["FQDN", "IPv4", "IPv6"],
+        &Path::Root.field("addressType"),
+        e,
+    );
     let (endpoints, list) = (object.list("endpoints"), Path::Root.field("endpoints"));
     if endpoints.len() > MAX_ENDPOINTS {
         return e.too_many(&list, endpoints.len(), MAX_ENDPOINTS);
@@ -111,12 +126,13 @@ fn slice(object: &Value, e: &mut Errors) {
         if ports[..i].iter().any(|p| p.text("name") == name) {
             e.duplicate(&at.field("name"), name);
         }
-        if let Some(number) = port.int("port")
-            && !text::is_port(number)
-        {
-            e.invalid(&at.field("port"), number, text::PORT_RANGE);
-        }
-        check::required_one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &at.field("protocol"), e);
+        // Kubernetes takes any port number here.
+        check::required_one_of(
+            port.at("protocol"),
+            &["SCTP", "TCP", "UDP"],
+            &at.field("protocol"),
+            e,
+        );
         if let Some(protocol) = port.at("appProtocol").as_str() {
             e.invalid_each(&at.field("appProtocol"), protocol, names::qualified_name(protocol));
         }
@@ -136,7 +152,9 @@ fn endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
             "IPv4" | "IPv6" => {
                 let of_kind = |ip: std::net::IpAddr| ip.is_ipv4() == (kind == "IPv4");
                 match address.parse() {
-                    Ok(ip) if !of_kind(ip) => e.invalid(&at, address, &format!("must be a valid {kind} address")),
+                    Ok(ip) if !of_kind(ip) => {
+                        e.invalid(&at, address, &format!("must be a valid {kind} address"))
+                    }
                     _ => net::not_special(address, &at, e),
                 }
             }

@@ -18,7 +18,11 @@ pub const INGRESS: Rules = Rules {
         let class = object.deep(&["metadata", "annotations", CLASS_ANNOTATION]);
         if class.is_string() && object.at("spec").has("ingressClassName") {
             let path = Path::Root.field("metadata");
-            e.invalid(&path.field("annotations").key(CLASS_ANNOTATION), class.clone(), "can not be set when the class field is also set");
+            e.invalid(
+                &path.field("annotations").key(CLASS_ANNOTATION),
+                class.clone(),
+                "can not be set when the class field is also set",
+            );
         }
     },
     update: |new, _, e| ingress(new, e),
@@ -82,7 +86,11 @@ fn rule(rule: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 fn host(host: &str, path: &Path<'_>, e: &mut Errors) {
-    let wrong = if host.contains('*') { text::wildcard_dns1123_subdomain(host) } else { names::dns1123_subdomain(host) };
+    let wrong = if host.contains('*') {
+        text::wildcard_dns1123_subdomain(host)
+    } else {
+        names::dns1123_subdomain(host)
+    };
     e.invalid_each(path, host, wrong);
 }
 
@@ -114,14 +122,20 @@ fn http_path(one: &Value, path: &Path<'_>, e: &mut Errors) {
                 e.invalid(&at, place, "must be an absolute path");
             }
         }
-        other => e.not_supported(&path.field("pathType"), other, &["Exact", "ImplementationSpecific", "Prefix"]),
+        other => e.not_supported(
+            &path.field("pathType"),
+            other,
+            &["Exact", "ImplementationSpecific", "Prefix"],
+        ),
     }
     backend(one.at("backend"), &path.field("backend"), e);
 }
 
 fn backend(backend: &Value, path: &Path<'_>, e: &mut Errors) {
     match (backend.has("service"), backend.has("resource")) {
-        (true, true) => return e.invalid(path, "", "cannot set both resource and service backends"),
+        (true, true) => {
+            return e.invalid(path, "", "cannot set both resource and service backends");
+        }
         (false, false) => return e.invalid(path, "", "resource or service backend is required"),
         (false, true) => {
             for field in ["kind", "name"] {
@@ -143,7 +157,9 @@ fn backend(backend: &Value, path: &Path<'_>, e: &mut Errors) {
     let port = at.field("port");
     match (name, number) {
         ("", 0) => e.required(path, "port name or number is required"),
-        (name, n) if !name.is_empty() && n != 0 => e.invalid(path, "", "cannot set both port name & port number"),
+        (name, n) if !name.is_empty() && n != 0 => {
+            e.invalid(path, "", "cannot set both port name & port number")
+        }
         ("", n) => {
             if !text::is_port(n) {
                 e.invalid(&port.field("number"), n, text::PORT_RANGE);
@@ -188,11 +204,20 @@ fn class(object: &Value, e: &mut Errors) {
             e.required(&at.field(field), "");
         }
     }
-    check::required_one_of(parameters.at("scope"), &["Cluster", "Namespace"], &at.field("scope"), e);
+    check::required_one_of(
+        parameters.at("scope"),
+        &["Cluster", "Namespace"],
+        &at.field("scope"),
+        e,
+    );
     let namespace = parameters.text("namespace");
     match parameters.text("scope") {
-        "Namespace" if namespace.is_empty() => e.required(&at.field("namespace"), "`parameters.scope` is set to 'Namespace'"),
-        "Cluster" if !namespace.is_empty() => e.forbidden(&at.field("namespace"), "`parameters.scope` is set to 'Cluster'"),
+        "Namespace" if namespace.is_empty() => {
+            e.required(&at.field("namespace"), "`parameters.scope` is set to 'Namespace'")
+        }
+        "Cluster" if !namespace.is_empty() => {
+            e.forbidden(&at.field("namespace"), "`parameters.scope` is set to 'Cluster'")
+        }
         _ => {}
     }
 }

@@ -52,7 +52,11 @@ fn policy(object: &Value, e: &mut Errors) {
     }
     let (types, list) = (spec.list("policyTypes"), path.field("policyTypes"));
     if types.len() > 2 {
-        return e.invalid(&list, Value::Array(types.to_vec()), "may not specify more than two policyTypes");
+        return e.invalid(
+            &list,
+            Value::Array(types.to_vec()),
+            "may not specify more than two policyTypes",
+        );
     }
     for (i, kind) in types.iter().enumerate() {
         check::one_of(kind, &["Egress", "Ingress"], &list.index(i), e);
@@ -111,7 +115,8 @@ fn ip_block(block: &Value, path: &Path<'_>, e: &mut Errors) {
     let list = path.field("except");
     for (i, except) in block.list("except").iter().filter_map(Value::as_str).enumerate() {
         net::cidr(except, &list.index(i), e);
-        let inside = net::parse_cidr(except).is_none_or(|inner| net::cidr_contains(outer, inner) && inner.1 > outer.1);
+        let inside = net::parse_cidr(except)
+            .is_none_or(|inner| net::cidr_contains(outer, inner) && inner.1 > outer.1);
         if !inside {
             e.invalid(&list.index(i), except, "must be a strict subset of `cidr`");
         }

@@ -48,8 +48,7 @@ fn pod_term(term: &Value, path: &Path<'_>, e: &mut Errors) {
     selector::label_selector(term.at("labelSelector"), &path.field("labelSelector"), e);
     selector::label_selector(term.at("namespaceSelector"), &path.field("namespaceSelector"), e);
     let list = path.field("namespaces");
-    for (i, name) in term.list("namespaces").iter().filter_map(Value::as_str).enumerate() {
-        let _ = i;
+    for name in term.list("namespaces").iter().filter_map(Value::as_str) {
         e.invalid_each(&list, name, names::dns1123_label(name));
     }
     match term.text("topologyKey") {
@@ -71,18 +70,31 @@ pub fn tolerations(tolerations: &[Value], path: &Path<'_>, e: &mut Errors) {
             e.invalid(&at.field("operator"), operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
         }
         if toleration.has("tolerationSeconds") && effect != "NoExecute" {
-            e.invalid(&at.field("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
+            e.invalid(
+                &at.field("effect"),
+                effect,
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
         }
         match operator {
             "Equal" | "" => e.invalid_each(&at.field("operator"), value, names::label_value(value)),
             "Exists" if !value.is_empty() => {
-                e.invalid(&at.field("operator"), value, "value must be empty when `operator` is 'Exists'");
+                e.invalid(
+                    &at.field("operator"),
+                    value,
+                    "value must be empty when `operator` is 'Exists'",
+                );
             }
             "Exists" => {}
             other => e.not_supported(&at.field("operator"), other, &["Equal", "Exists"]),
         }
         if !effect.is_empty() {
-            check::one_of(&effect.into(), &["NoSchedule", "PreferNoSchedule", "NoExecute"], &at.field("effect"), e);
+            check::one_of(
+                &effect.into(),
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                &at.field("effect"),
+                e,
+            );
         }
     }
 }
@@ -100,9 +112,14 @@ pub fn spread(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
         let actions = ["DoNotSchedule", "ScheduleAnyway"];
         check::one_of(&action.into(), &actions, &at.field("whenUnsatisfiable"), e);
-        let same = |c: &&Value| c.text("topologyKey") == key && c.text("whenUnsatisfiable") == action;
-        if constraints[..i].iter().any(|c| same(&c)) {
-            e.duplicate(&at, format!("{{{key}, {action}}}"));
+        // The first of two alike is the one that is named.
+        let same =
+            |c: &Value| c.text("topologyKey") == key && c.text("whenUnsatisfiable") == action;
+        if constraints[i + 1..].iter().any(same) {
+            e.duplicate(
+                &at.field("{topologyKey, whenUnsatisfiable}"),
+                format!("{{{key}, {action}}}"),
+            );
         }
         if let Some(domains) = constraint.int("minDomains") {
             if domains <= 0 {

@@ -27,7 +27,12 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
         if !name.is_empty() && list[..i].iter().any(|c| c.text("name") == name) {
             e.duplicate(&at.field("name"), name);
         }
-        probe::lifecycle(container.at("lifecycle"), around.grace_seconds, &at.field("lifecycle"), e);
+        probe::lifecycle(
+            container.at("lifecycle"),
+            around.grace_seconds,
+            &at.field("lifecycle"),
+            e,
+        );
         probe::probes(container, &at, e);
         let policy = container.at("restartPolicy");
         check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
@@ -43,20 +48,30 @@ pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Er
         common(container, around, &at, e);
         let name = container.text("name");
         let same = |c: &Value| c.text("name") == name;
-        if !name.is_empty() && (list[..i].iter().any(same) || spec.list("containers").iter().any(same)) {
+        if !name.is_empty()
+            && (list[..i].iter().any(same) || spec.list("containers").iter().any(same))
+        {
             e.duplicate(&at.field("name"), name);
         }
         let policy = container.at("restartPolicy");
         check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
         host_ports(std::slice::from_ref(container), path, e);
         if policy == "Always" {
-            probe::lifecycle(container.at("lifecycle"), around.grace_seconds, &at.field("lifecycle"), e);
+            probe::lifecycle(
+                container.at("lifecycle"),
+                around.grace_seconds,
+                &at.field("lifecycle"),
+                e,
+            );
             probe::probes(container, &at, e);
             continue;
         }
         for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
             if container.has(field) {
-                e.forbidden(&at.field(field), "may not be set for init containers without restartPolicy=Always");
+                e.forbidden(
+                    &at.field(field),
+                    "may not be set for init containers without restartPolicy=Always",
+                );
             }
         }
     }
@@ -82,7 +97,15 @@ pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &m
         {
             e.not_found(&at.field("targetContainerName"), target);
         }
-        for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy", "restartPolicy"] {
+        for field in [
+            "ports",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+            "resizePolicy",
+            "restartPolicy",
+        ] {
             if !crate::read::is_empty(container.at(field)) {
                 e.forbidden(&at.field(field), "cannot be set for an Ephemeral Container");
             }
@@ -113,8 +136,18 @@ fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut
     env::env_from(container.list("envFrom"), &path.field("envFrom"), e);
     around.volumes.mounts(container, path, e);
     let pull = container.at("imagePullPolicy");
-    check::required_one_of(pull, &["Always", "IfNotPresent", "Never"], &path.field("imagePullPolicy"), e);
-    resources::container_resources(container.at("resources"), around.claims, &path.field("resources"), e);
+    check::required_one_of(
+        pull,
+        &["Always", "IfNotPresent", "Never"],
+        &path.field("imagePullPolicy"),
+        e,
+    );
+    resources::container_resources(
+        container.at("resources"),
+        around.claims,
+        &path.field("resources"),
+        e,
+    );
     resize_policy(container, &path.field("resizePolicy"), e);
     security::container(container.at("securityContext"), &path.field("securityContext"), e);
 }
@@ -132,14 +165,21 @@ fn ports(ports: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
         match port.int("containerPort").unwrap_or_default() {
             0 => e.required(&at.field("containerPort"), ""),
-            number if !text::is_port(number) => e.invalid(&at.field("containerPort"), number, text::PORT_RANGE),
+            number if !text::is_port(number) => {
+                e.invalid(&at.field("containerPort"), number, text::PORT_RANGE)
+            }
             _ => {}
         }
         let host = port.int("hostPort").unwrap_or_default();
         if host != 0 && !text::is_port(host) {
             e.invalid(&at.field("hostPort"), host, text::PORT_RANGE);
         }
-        check::required_one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &at.field("protocol"), e);
+        check::required_one_of(
+            port.at("protocol"),
+            &["SCTP", "TCP", "UDP"],
+            &at.field("protocol"),
+            e,
+        );
     }
 }
 
@@ -156,7 +196,10 @@ fn host_ports(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
             }
             let key = (port.text("protocol"), port.text("hostIP"), number);
             if taken.contains(&key) {
-                e.duplicate(&list.index(j).field("hostPort"), format!("{}/{}/{}", key.0, key.1, key.2));
+                e.duplicate(
+                    &list.index(j).field("hostPort"),
+                    format!("{}/{}/{}", key.0, key.1, key.2),
+                );
             }
             taken.push(key);
         }
@@ -177,6 +220,11 @@ fn resize_policy(container: &Value, path: &Path<'_>, e: &mut Errors) {
             other => e.not_supported(&at.field("resourceName"), other, &["cpu", "memory"]),
         }
         let restart = policy.at("restartPolicy");
-        check::required_one_of(restart, &["NotRequired", "RestartContainer"], &at.field("restartPolicy"), e);
+        check::required_one_of(
+            restart,
+            &["NotRequired", "RestartContainer"],
+            &at.field("restartPolicy"),
+            e,
+        );
     }
 }

@@ -122,9 +122,12 @@ fn tag_is_latest(image: &str) -> bool {
 }
 
 fn probe(probe: &mut Value) {
-    for (field, default) in
-        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
-    {
+    for (field, default) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         if probe.int(field).unwrap_or_default() == 0 {
             remove(probe, field);
             fill(probe, field, default);
@@ -203,7 +206,9 @@ pub fn source(volume: &mut Value) {
         fill_text(scale_io, "storageMode", "ThinProvisioned");
         fill_text(scale_io, "fsType", "xfs");
     }
-    if let Some(template) = volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate")) {
+    if let Some(template) =
+        volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate"))
+    {
         fill(template, "metadata", json!({}));
         if let Some(spec) = member(template, "spec") {
             claim_spec(spec);
@@ -236,8 +241,13 @@ mod tests {
     #[test]
     fn tags() {
         for (image, latest) in [
-            ("a", true), ("a:latest", true), ("a:1", false), ("host:5000/a", true),
-            ("host:5000/a:1", false), ("a@sha256:0", false), ("a:latest@sha256:0", false),
+            ("a", true),
+            ("a:latest", true),
+            ("a:1", false),
+            ("host:5000/a", true),
+            ("host:5000/a:1", false),
+            ("a@sha256:0", false),
+            ("a:latest@sha256:0", false),
         ] {
             assert_eq!(tag_is_latest(image), latest, "{image}");
         }

@@ -9,21 +9,48 @@ use crate::read::Read;
 
 /// Fields that a variable can show.
 const ENV_FIELDS: [&str; 9] = [
-    "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
-    "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
 ];
 /// Fields that a file of a volume can show.
-pub const VOLUME_FIELDS: [&str; 5] =
-    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+pub const VOLUME_FIELDS: [&str; 5] = [
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
 /// Fields that have a value to show at all.
 const KNOWN_FIELDS: [&str; 14] = [
-    "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid",
-    "spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName", "spec.schedulerName", "status.phase",
-    "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.serviceAccountName",
+    "spec.schedulerName",
+    "status.phase",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
 ];
 const RESOURCES: [&str; 6] = [
-    "limits.cpu", "limits.ephemeral-storage", "limits.memory",
-    "requests.cpu", "requests.ephemeral-storage", "requests.memory",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
 ];
 
 pub fn env(variables: &[Value], path: &Path<'_>, e: &mut Errors) {
@@ -109,17 +136,33 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path<'_>, e: &mut E
         None => (if field == "spec.host" { "spec.nodeName" } else { field }, None),
     };
     if version != "v1" {
-        return e.invalid(&at, field, &format!("error converting fieldPath: unsupported pod version: {version}"));
+        return e.invalid(
+            &at,
+            field,
+            &format!("error converting fieldPath: unsupported pod version: {version}"),
+        );
     }
     match subscript {
         Some(key) => match base {
-            "metadata.annotations" => e.invalid_each(&at, key, names::qualified_name(&key.to_lowercase())),
+            "metadata.annotations" => {
+                e.invalid_each(&at, key, names::qualified_name(&key.to_lowercase()))
+            }
             "metadata.labels" => e.invalid_each(&at, key, names::qualified_name(key)),
             _ if KNOWN_FIELDS.contains(&base) => e.invalid(&at, base, "does not support subscript"),
-            _ => e.invalid(&at, field, &format!("error converting fieldPath: field label does not support subscript: {field}")),
+            _ => e.invalid(
+                &at,
+                field,
+                &format!(
+                    "error converting fieldPath: field label does not support subscript: {field}"
+                ),
+            ),
         },
         None if !KNOWN_FIELDS.contains(&base) => {
-            e.invalid(&at, field, &format!("error converting fieldPath: field label not supported: {field}"));
+            e.invalid(
+                &at,
+                field,
+                &format!("error converting fieldPath: field label not supported: {field}"),
+            );
         }
         None if !allowed.contains(&base) => e.not_supported(&at, base, allowed),
         None => {}
@@ -148,7 +191,9 @@ fn divisor(resource: &str, divisor: &Value, path: &Path<'_>, e: &mut Errors) {
         return;
     }
     let (good, shown) = match resource {
-        "limits.cpu" | "requests.cpu" => (&["1m", "1"][..], "1m and 1 are supported with the cpu resource"),
+        "limits.cpu" | "requests.cpu" => {
+            (&["1m", "1"][..], "1m and 1 are supported with the cpu resource")
+        }
         _ => (
             &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"][..],
             "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with this resource",

@@ -20,14 +20,24 @@ pub fn probes(container: &Value, path: &Path<'_>, e: &mut Errors) {
         }
         let grace = probe.at("terminationGracePeriodSeconds");
         if name == "readinessProbe" && !grace.is_null() {
-            e.invalid(&at.field("terminationGracePeriodSeconds"), grace.clone(), "must not be set for readinessProbes");
+            e.invalid(
+                &at.field("terminationGracePeriodSeconds"),
+                grace.clone(),
+                "must not be set for readinessProbes",
+            );
         }
     }
 }
 
 fn probe(probe: &Value, path: &Path<'_>, e: &mut Errors) {
     handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], path, e);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         check::not_negative(probe.at(field), &path.field(field), e);
     }
     if let Some(seconds) = probe.int("terminationGracePeriodSeconds").filter(|s| *s <= 0) {
@@ -49,7 +59,9 @@ pub fn lifecycle(lifecycle: &Value, grace_seconds: i64, path: &Path<'_>, e: &mut
 fn sleep(sleep: &Value, grace_seconds: i64, path: &Path<'_>, e: &mut Errors) {
     let seconds = sleep.int("seconds").unwrap_or_default();
     if sleep.is_object() && !(0..=grace_seconds).contains(&seconds) {
-        let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace_seconds}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep.");
+        let why = format!(
+            "must be non-negative and less than terminationGracePeriodSeconds ({grace_seconds}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep."
+        );
         e.invalid(path, seconds, &why);
     }
 }

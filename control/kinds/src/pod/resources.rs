@@ -123,8 +123,14 @@ mod tests {
         let sidecar = |cpu: &str| json!({ "restartPolicy": "Always", "resources": { "requests": { "cpu": cpu } } });
         check(json!({ "containers": [asks("1"), asks("500m")] }), "1500m");
         check(json!({ "containers": [asks("1")], "initContainers": [asks("2")] }), "2");
-        check(json!({ "containers": [asks("1")], "initContainers": [sidecar("1"), asks("2")] }), "3");
-        check(json!({ "containers": [asks("1")], "initContainers": [asks("2"), sidecar("2")] }), "3");
+        check(
+            json!({ "containers": [asks("1")], "initContainers": [sidecar("1"), asks("2")] }),
+            "3",
+        );
+        check(
+            json!({ "containers": [asks("1")], "initContainers": [asks("2"), sidecar("2")] }),
+            "3",
+        );
         check(json!({ "containers": [asks("1")], "overhead": { "cpu": "250m" } }), "1250m");
     }
 }

@@ -25,25 +25,39 @@ pub fn pod(context: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
         id(group, &groups.index(i), e);
     }
     if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
-        e.invalid(&Path::Root.field("spec").field("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
+        e.invalid(
+            &Path::Root.field("spec").field("shareProcessNamespace"),
+            true,
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
     }
-    sysctls(context.list("sysctls"), spec, &path.field("sysctls"), e);
+    sysctls(context.list("sysctls"), &path.field("sysctls"), e);
     let changes = context.at("fsGroupChangePolicy");
     check::one_of(changes, &["Always", "OnRootMismatch"], &path.field("fsGroupChangePolicy"), e);
-    check::one_of(context.at("supplementalGroupsPolicy"), &["Merge", "Strict"], &path.field("supplementalGroupsPolicy"), e);
-    check::one_of(context.at("seLinuxChangePolicy"), &["MountOption", "Recursive"], &path.field("seLinuxChangePolicy"), e);
+    check::one_of(
+        context.at("supplementalGroupsPolicy"),
+        &["Merge", "Strict"],
+        &path.field("supplementalGroupsPolicy"),
+        e,
+    );
+    check::one_of(
+        context.at("seLinuxChangePolicy"),
+        &["MountOption", "Recursive"],
+        &path.field("seLinuxChangePolicy"),
+        e,
+    );
     profile(context.at("seccompProfile"), &path.field("seccompProfile"), e);
     profile(context.at("appArmorProfile"), &path.field("appArmorProfile"), e);
 }
 
-fn sysctls(sysctls: &[Value], _spec: &Value, path: &Path<'_>, e: &mut Errors) {
+fn sysctls(sysctls: &[Value], path: &Path<'_>, e: &mut Errors) {
     let mut seen = Vec::new();
     for (i, sysctl) in sysctls.iter().enumerate() {
         let (name, at) = (sysctl.text("name"), path.index(i));
         if name.is_empty() {
             e.required(&at.field("name"), "");
         } else if !is_sysctl(name) {
-            e.invalid(&at.field("name"), name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9][-_a-z0-9]*[a-z0-9]?$".replace("[a-z0-9][-_a-z0-9]*[a-z0-9]?$", "[a-z0-9]([-_a-z0-9]*[a-z0-9])?$").as_str());
+            e.invalid(&at.field("name"), name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
         } else if seen.contains(&name) {
             e.duplicate(&at.field("name"), name);
         }
@@ -53,7 +67,8 @@ fn sysctls(sysctls: &[Value], _spec: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn is_sysctl(name: &str) -> bool {
     let good = |part: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+        let inner =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
         let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         part.bytes().all(inner) && edge(part.as_bytes().first()) && edge(part.as_bytes().last())
     };
@@ -70,15 +85,30 @@ fn profile(profile: &Value, path: &Path<'_>, e: &mut Errors) {
     match kind {
         "" => e.required(&path.field("type"), ""),
         "Localhost" => match local.as_str() {
-            None => e.required(&path.field("localhostProfile"), "must be set when seccomp type is Localhost"),
-            Some(file) => e.invalid_each(&path.field("localhostProfile"), file, check::text::descending_path(file)),
+            None => e.required(
+                &path.field("localhostProfile"),
+                "must be set when seccomp type is Localhost",
+            ),
+            Some(file) => e.invalid_each(
+                &path.field("localhostProfile"),
+                file,
+                check::text::descending_path(file),
+            ),
         },
         "RuntimeDefault" | "Unconfined" => {
             if !local.is_null() {
-                e.invalid(&path.field("localhostProfile"), local.clone(), "can only be set when seccomp type is Localhost");
+                e.invalid(
+                    &path.field("localhostProfile"),
+                    local.clone(),
+                    "can only be set when seccomp type is Localhost",
+                );
             }
         }
-        other => e.not_supported(&path.field("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
+        other => e.not_supported(
+            &path.field("type"),
+            other,
+            &["Localhost", "RuntimeDefault", "Unconfined"],
+        ),
     }
 }
 
@@ -95,7 +125,11 @@ pub fn container(context: &Value, path: &Path<'_>, e: &mut Errors) {
     // What keeps a process from gaining rights must not be contradicted.
     if context.at("allowPrivilegeEscalation") == &Value::Bool(false) {
         if context.flag("privileged") {
-            e.invalid(path, context.clone(), "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+            e.invalid(
+                path,
+                context.clone(),
+                "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+            );
         }
         let added = context.deep(&["capabilities"]).list("add");
         if added.iter().any(|c| c == "CAP_SYS_ADMIN") {

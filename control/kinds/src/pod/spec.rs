@@ -20,19 +20,25 @@ pub fn create(pod: &Value, e: &mut Errors) {
         e.forbidden(&path.field("ephemeralContainers"), "cannot be set on create");
     }
     if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
-        e.forbidden(&path.field("nodeName"), "cannot be set until all schedulingGates have been cleared");
+        e.forbidden(
+            &path.field("nodeName"),
+            "cannot be set until all schedulingGates have been cleared",
+        );
     }
 }
 
 /// `ValidatePodTemplateSpec`: a template's metadata has labels and annotations only.
 pub fn template(template: &Value, path: &Path<'_>, e: &mut Errors) {
-    let at = path.field("metadata");
-    meta::labels(template.deep(&["metadata", "labels"]), &at.field("labels"), e);
-    meta::annotations(template.deep(&["metadata", "annotations"]), &at.field("annotations"), e);
+    // Kubernetes leaves `metadata` out of these paths.
+    meta::labels(template.deep(&["metadata", "labels"]), &path.field("labels"), e);
+    meta::annotations(template.deep(&["metadata", "annotations"]), &path.field("annotations"), e);
     let (spec, at) = (template.at("spec"), path.field("spec"));
     pod_spec(spec, "", &at, e);
     if !spec.list("ephemeralContainers").is_empty() {
-        e.forbidden(&at.field("ephemeralContainers"), "ephemeral containers not allowed in pod template");
+        e.forbidden(
+            &at.field("ephemeralContainers"),
+            "ephemeral containers not allowed in pod template",
+        );
     }
 }
 
@@ -50,9 +56,19 @@ pub fn pod_spec(spec: &Value, pod_name: &str, path: &Path<'_>, e: &mut Errors) {
     container::init(spec, &around, &path.field("initContainers"), e);
     container::ephemeral(spec, &around, &path.field("ephemeralContainers"), e);
     if spec.has("resources") {
-        check::resources::container_resources(spec.at("resources"), &claims, &path.field("resources"), e);
+        check::resources::container_resources(
+            spec.at("resources"),
+            &claims,
+            &path.field("resources"),
+            e,
+        );
     }
-    check::required_one_of(spec.at("restartPolicy"), &["Always", "OnFailure", "Never"], &path.field("restartPolicy"), e);
+    check::required_one_of(
+        spec.at("restartPolicy"),
+        &["Always", "OnFailure", "Never"],
+        &path.field("restartPolicy"),
+        e,
+    );
     check::required_one_of(spec.at("dnsPolicy"), &DNS_POLICIES, &path.field("dnsPolicy"), e);
     affinity::node_selector(spec.at("nodeSelector"), &path.field("nodeSelector"), e);
     security::pod(spec.at("securityContext"), spec, &path.field("securityContext"), e);
@@ -60,17 +76,29 @@ pub fn pod_spec(spec: &Value, pod_name: &str, path: &Path<'_>, e: &mut Errors) {
     affinity::affinity(spec.at("affinity"), &path.field("affinity"), e);
     dns_config(spec, &path.field("dnsConfig"), e);
     gates(spec, path, e);
-    affinity::spread(spec.list("topologySpreadConstraints"), &path.field("topologySpreadConstraints"), e);
+    affinity::spread(
+        spec.list("topologySpreadConstraints"),
+        &path.field("topologySpreadConstraints"),
+        e,
+    );
     identity(spec, path, e);
     affinity::tolerations(spec.list("tolerations"), &path.field("tolerations"), e);
     host_aliases(spec, &path.field("hostAliases"), e);
-    for (field, rule) in [("priorityClassName", names::dns1123_subdomain as fn(&str) -> _), ("runtimeClassName", names::dns1123_subdomain)] {
+    for (field, rule) in [
+        ("priorityClassName", names::dns1123_subdomain as fn(&str) -> _),
+        ("runtimeClassName", names::dns1123_subdomain),
+    ] {
         let name = spec.text(field);
         if !name.is_empty() {
             e.invalid_each(&path.field(field), name, rule(name));
         }
     }
-    check::one_of(spec.at("preemptionPolicy"), &["Never", "PreemptLowerPriority"], &path.field("preemptionPolicy"), e);
+    check::one_of(
+        spec.at("preemptionPolicy"),
+        &["Never", "PreemptLowerPriority"],
+        &path.field("preemptionPolicy"),
+        e,
+    );
     for (name, value) in members(spec.at("overhead")) {
         check::resources::resource_value(name, value, &path.field("overhead").key(name), e);
     }
@@ -91,7 +119,11 @@ fn identity(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     if let Some(seconds) = spec.int("activeDeadlineSeconds")
         && !(1..=2_147_483_647).contains(&seconds)
     {
-        e.invalid(&path.field("activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
+        e.invalid(
+            &path.field("activeDeadlineSeconds"),
+            seconds,
+            "must be between 1 and 2147483647, inclusive",
+        );
     }
     for field in ["hostname", "subdomain"] {
         let name = spec.text(field);
@@ -131,7 +163,11 @@ fn dns_config(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let searches = config.list("searches");
     let list = path.field("searches");
     if searches.len() > 32 {
-        e.invalid(&list, Value::Array(searches.to_vec()), "must not have more than 32 search paths");
+        e.invalid(
+            &list,
+            Value::Array(searches.to_vec()),
+            "must not have more than 32 search paths",
+        );
     }
     for (i, search) in searches.iter().filter_map(Value::as_str).enumerate() {
         // A trailing dot and underscores are common in search paths.
@@ -150,7 +186,11 @@ fn dns_config(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 fn gates(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     for (i, gate) in spec.list("readinessGates").iter().enumerate() {
         let name = gate.text("conditionType");
-        e.invalid_each(&path.field("readinessGates").index(i).field("conditionType"), name, names::qualified_name(name));
+        e.invalid_each(
+            &path.field("readinessGates").index(i).field("conditionType"),
+            name,
+            names::qualified_name(name),
+        );
     }
     let gates = spec.list("schedulingGates");
     let list = path.field("schedulingGates");
@@ -191,7 +231,9 @@ fn resource_claims(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         let (at, name) = (path.index(i), claim.text("name"));
         match name {
             "" => e.required(&at.field("name"), ""),
-            _ if claims[..i].iter().any(|c| c.text("name") == name) => e.duplicate(&at.field("name"), name),
+            _ if claims[..i].iter().any(|c| c.text("name") == name) => {
+                e.duplicate(&at.field("name"), name)
+            }
             _ => e.invalid_each(&at.field("name"), name, names::dns1123_label(name)),
         }
         match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {

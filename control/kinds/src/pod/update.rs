@@ -53,7 +53,8 @@ fn only(new: &mut Value, old: &Value, take: fn(&mut Value, &Value)) {
     take(&mut spec, new.at("spec"));
     new["spec"] = spec;
     keep(new, old, "status");
-    if let (Value::Object(meta), Value::Object(before)) = (&mut new["metadata"], old.at("metadata")) {
+    if let (Value::Object(meta), Value::Object(before)) = (&mut new["metadata"], old.at("metadata"))
+    {
         for field in ["labels", "annotations", "ownerReferences", "finalizers"] {
             match before.get(field) {
                 Some(value) => meta.insert(field.to_owned(), value.clone()),
@@ -158,13 +159,22 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
     match sub {
         "ephemeralcontainers" => {
             spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
-            let (after, before) = (new.at("spec").list("ephemeralContainers"), old.at("spec").list("ephemeralContainers"));
+            let (after, before) = (
+                new.at("spec").list("ephemeralContainers"),
+                old.at("spec").list("ephemeralContainers"),
+            );
             for container in before {
                 let name = container.text("name");
                 match after.iter().find(|c| c.text("name") == name) {
-                    None => e.forbidden(&path.field("ephemeralContainers"), &format!("existing ephemeral containers {name:?} may not be removed\n")),
+                    None => e.forbidden(
+                        &path.field("ephemeralContainers"),
+                        &format!("existing ephemeral containers {name:?} may not be removed\n"),
+                    ),
                     Some(c) if !same(c, container) => {
-                        e.forbidden(&path.field("ephemeralContainers"), &format!("existing ephemeral containers {name:?} may not be changed\n"));
+                        e.forbidden(
+                            &path.field("ephemeralContainers"),
+                            &format!("existing ephemeral containers {name:?} may not be changed\n"),
+                        );
                     }
                     Some(_) => {}
                 }
@@ -172,8 +182,14 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
         }
         "resize" => {
             spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
-            if qos_class(new) != old.at("status").text("qosClass") && old.at("status").has("qosClass") {
-                e.invalid(&path, Value::Null, "Pod QOS Class may not change as a result of resizing");
+            if qos_class(new) != old.at("status").text("qosClass")
+                && old.at("status").has("qosClass")
+            {
+                e.invalid(
+                    &path,
+                    Value::Null,
+                    "Pod QOS Class may not change as a result of resizing",
+                );
             }
         }
         "status" => status(new.at("status"), old, e),
@@ -185,7 +201,11 @@ fn status(status: &Value, old: &Value, e: &mut Errors) {
     let path = Path::Root.field("status");
     let nominated = status.text("nominatedNodeName");
     if !nominated.is_empty() {
-        e.invalid_each(&path.field("nominatedNodeName"), nominated, rimward_api::names::dns1123_subdomain(nominated));
+        e.invalid_each(
+            &path.field("nominatedNodeName"),
+            nominated,
+            rimward_api::names::dns1123_subdomain(nominated),
+        );
     }
     let list = path.field("podIPs");
     for (i, ip) in status.list("podIPs").iter().enumerate() {
@@ -199,11 +219,15 @@ fn status(status: &Value, old: &Value, e: &mut Errors) {
     let list = path.field("containerStatuses");
     for (i, before) in old.at("status").list("containerStatuses").iter().enumerate() {
         let ended = before.deep(&["state", "terminated"]);
-        let fine = ended.is_null() || (policy == "OnFailure" && ended.int("exitCode").unwrap_or_default() != 0);
+        let fine = ended.is_null()
+            || (policy == "OnFailure" && ended.int("exitCode").unwrap_or_default() != 0);
         let name = before.text("name");
         let now = status.list("containerStatuses").iter().find(|c| c.text("name") == name);
         if !fine && now.is_some_and(|c| c.deep(&["state", "terminated"]).is_null()) {
-            e.forbidden(&list.index(i).field("state"), "may not be transitioned to non-terminated state");
+            e.forbidden(
+                &list.index(i).field("state"),
+                "may not be transitioned to non-terminated state",
+            );
         }
     }
 }

@@ -63,7 +63,11 @@ impl<'a> Volumes<'a> {
                 e.invalid(&at.field("name"), name, "must not already exist in volumeDevices");
             }
             if devices.iter().any(|d| d.text("devicePath") == place) {
-                e.invalid(&at.field("mountPath"), place, "must not already exist as a path in volumeDevices");
+                e.invalid(
+                    &at.field("mountPath"),
+                    place,
+                    "must not already exist as a path in volumeDevices",
+                );
             }
             sub_path(mount, &at, e);
             let modes = ["Bidirectional", "HostToContainer", "None"];
@@ -71,7 +75,10 @@ impl<'a> Volumes<'a> {
             if mount.text("mountPropagation") == "Bidirectional"
                 && !container.deep(&["securityContext"]).flag("privileged")
             {
-                e.forbidden(&at.field("mountPropagation"), "Bidirectional mount propagation is available only to privileged containers");
+                e.forbidden(
+                    &at.field("mountPropagation"),
+                    "Bidirectional mount propagation is available only to privileged containers",
+                );
             }
             recursive_read_only(mount, &at, e);
         }
@@ -117,7 +124,11 @@ fn sub_path(mount: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     if !expression.is_empty() {
         if !plain.is_empty() {
-            e.invalid(&path.field("subPathExpr"), expression, "subPathExpr and subPath are mutually exclusive");
+            e.invalid(
+                &path.field("subPathExpr"),
+                expression,
+                "subPathExpr and subPath are mutually exclusive",
+            );
         }
         e.invalid_each(&path.field("subPathExpr"), expression, text::descending_path(expression));
     }
@@ -133,7 +144,10 @@ fn recursive_read_only(mount: &Value, path: &Path<'_>, e: &mut Errors) {
                 e.forbidden(&at, "may only be specified when readOnly is true");
             }
             if !matches!(mount.text("mountPropagation"), "" | "None") {
-                e.forbidden(&at, "may only be specified when mountPropagation is None or not specified");
+                e.forbidden(
+                    &at,
+                    "may only be specified when mountPropagation is None or not specified",
+                );
             }
         }
         other => e.not_supported(&at, other, &["Disabled", "Enabled", "IfPossible"]),
@@ -242,7 +256,16 @@ pub fn host_path(value: &Value, path: &Path<'_>, e: &mut Errors) {
     if let Some(why) = text::no_backsteps(place) {
         e.invalid(&path.field("path"), place, &why);
     }
-    let kinds = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    let kinds = [
+        "",
+        "BlockDevice",
+        "CharDevice",
+        "Directory",
+        "DirectoryOrCreate",
+        "File",
+        "FileOrCreate",
+        "Socket",
+    ];
     check::one_of(value.at("type"), &kinds, &path.field("type"), e);
 }
 
@@ -257,7 +280,12 @@ pub fn nfs(value: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn image(value: &Value, path: &Path<'_>, e: &mut Errors) {
     required(value, &["reference"], path, e);
-    check::one_of(value.at("pullPolicy"), &["Always", "IfNotPresent", "Never"], &path.field("pullPolicy"), e);
+    check::one_of(
+        value.at("pullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+        &path.field("pullPolicy"),
+        e,
+    );
 }
 
 /// Secret and ConfigMap volumes.
@@ -298,11 +326,20 @@ fn downward_file(file: &Value, path: &Path<'_>, e: &mut Errors) {
         (true, both) => {
             env::field_ref(file.at("fieldRef"), &env::VOLUME_FIELDS, &path.field("fieldRef"), e);
             if both {
-                e.invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
+                e.invalid(
+                    path,
+                    "resource",
+                    "fieldRef and resourceFieldRef can not be specified simultaneously",
+                );
             }
         }
         (false, true) => {
-            env::resource_field_ref(file.at("resourceFieldRef"), true, &path.field("resourceFieldRef"), e);
+            env::resource_field_ref(
+                file.at("resourceFieldRef"),
+                true,
+                &path.field("resourceFieldRef"),
+                e,
+            );
         }
         (false, false) => e.required(path, "one of fieldRef and resourceFieldRef is required"),
     }
@@ -316,7 +353,14 @@ fn projected(value: &Value, path: &Path<'_>, e: &mut Errors) {
     for (i, part) in value.list("sources").iter().enumerate() {
         let at = list.index(i);
         let mut count = 0;
-        for name in ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
+        for name in [
+            "secret",
+            "configMap",
+            "downwardAPI",
+            "serviceAccountToken",
+            "clusterTrustBundle",
+            "podCertificate",
+        ] {
             let source = part.at(name);
             if !source.is_object() {
                 continue;
@@ -327,7 +371,9 @@ fn projected(value: &Value, path: &Path<'_>, e: &mut Errors) {
                 continue;
             }
             projection(name, source, path, &at.field(name), e);
-            duplicates(name, source, &mut files, path, e);
+            if name != "serviceAccountToken" {
+                duplicates(name, source, &mut files, path, e);
+            }
         }
     }
 }
@@ -347,9 +393,17 @@ fn projection(name: &str, source: &Value, whole: &Path<'_>, part: &Path<'_>, e: 
         "serviceAccountToken" => {
             let seconds = source.int("expirationSeconds").unwrap_or_default();
             if seconds < 10 * 60 {
-                e.invalid(&part.field("expirationSeconds"), seconds, "may not specify a duration less than 10 minutes");
+                e.invalid(
+                    &part.field("expirationSeconds"),
+                    seconds,
+                    "may not specify a duration less than 10 minutes",
+                );
             } else if seconds > 1 << 32 {
-                e.invalid(&part.field("expirationSeconds"), seconds, "may not specify a duration larger than 2^32 seconds");
+                e.invalid(
+                    &part.field("expirationSeconds"),
+                    seconds,
+                    "may not specify a duration larger than 2^32 seconds",
+                );
             }
             match source.text("path") {
                 "" => e.required(&whole.field("path"), ""),
@@ -361,7 +415,13 @@ fn projection(name: &str, source: &Value, whole: &Path<'_>, part: &Path<'_>, e: 
 }
 
 /// No two parts write the same file.
-fn duplicates<'a>(name: &str, source: &'a Value, files: &mut Vec<&'a str>, path: &Path<'_>, e: &mut Errors) {
+fn duplicates<'a>(
+    name: &str,
+    source: &'a Value,
+    files: &mut Vec<&'a str>,
+    path: &Path<'_>,
+    e: &mut Errors,
+) {
     let own = [source.text("path")];
     let listed = source.list("items").iter().map(|i| i.text("path"));
     for file in listed.chain(own).filter(|f| !f.is_empty()) {
@@ -382,12 +442,21 @@ fn claim_template(ephemeral: &Value, path: &Path<'_>, e: &mut Errors) {
     if !template.is_object() {
         return e.required(&at, "");
     }
-    check::meta::labels(template.deep(&["metadata", "labels"]), &at.field("metadata").field("labels"), e);
-    check::meta::annotations(template.deep(&["metadata", "annotations"]), &at.field("metadata").field("annotations"), e);
+    check::meta::labels(
+        template.deep(&["metadata", "labels"]),
+        &at.field("metadata").field("labels"),
+        e,
+    );
+    check::meta::annotations(
+        template.deep(&["metadata", "annotations"]),
+        &at.field("metadata").field("annotations"),
+        e,
+    );
     claim_spec(template.at("spec"), &at.field("spec"), e);
 }
 
-const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+const ACCESS_MODES: [&str; 4] =
+    ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 pub fn access_modes(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let at = path.field("accessModes");
@@ -398,7 +467,10 @@ pub fn access_modes(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     for mode in modes {
         check::one_of(mode, &ACCESS_MODES, &at, e);
     }
-    if modes.len() > 1 && modes.iter().any(|m| m == "ReadWriteOncePod") && modes.iter().any(|m| m != "ReadWriteOncePod") {
+    if modes.len() > 1
+        && modes.iter().any(|m| m == "ReadWriteOncePod")
+        && modes.iter().any(|m| m != "ReadWriteOncePod")
+    {
         e.forbidden(&at, "may not use ReadWriteOncePod with other access modes");
     }
 }
@@ -424,7 +496,11 @@ pub fn claim_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     data_source(spec, "dataSource", path, e);
     data_source(spec, "dataSourceRef", path, e);
     if let Some(class) = spec.at("volumeAttributesClassName").as_str().filter(|c| !c.is_empty()) {
-        e.invalid_each(&path.field("volumeAttributesClassName"), class, names::dns1123_subdomain(class));
+        e.invalid_each(
+            &path.field("volumeAttributesClassName"),
+            class,
+            names::dns1123_subdomain(class),
+        );
     }
 }
 
@@ -436,7 +512,11 @@ fn data_source(spec: &Value, field: &str, path: &Path<'_>, e: &mut Errors) {
     let at = path.field(field);
     required(source, &["name", "kind"], &at, e);
     if source.text("apiGroup").is_empty() && source.text("kind") != "PersistentVolumeClaim" {
-        e.invalid(&at, source.text("kind"), "must be 'PersistentVolumeClaim' when referencing the default apiGroup");
+        e.invalid(
+            &at,
+            source.text("kind"),
+            "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+        );
     }
 }
 

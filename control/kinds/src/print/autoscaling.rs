@@ -51,7 +51,8 @@ fn metric(spec: &Value, status: Option<&Value>) -> String {
         format!("{}/{value}", current.at("value").as_str().unwrap_or(UNKNOWN))
     } else {
         let now = current.int("averageUtilization").map_or(UNKNOWN.to_owned(), |n| format!("{n}%"));
-        let goal = target.int("averageUtilization").map_or("<auto>".to_owned(), |n| format!("{n}%"));
+        let goal =
+            target.int("averageUtilization").map_or("<auto>".to_owned(), |n| format!("{n}%"));
         format!("{now}/{goal}")
     };
     match label.as_str() {
@@ -78,12 +79,20 @@ mod tests {
 
     #[test]
     fn rows() {
-        check("autoscaling", "v2", "HorizontalPodAutoscaler",
+        check(
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
             json!({ "metadata": { "name": "h" }, "spec": { "minReplicas": 1, "maxReplicas": 3, "scaleTargetRef": { "kind": "Deployment", "name": "d" },
                 "metrics": [{ "type": "Resource", "resource": { "name": "cpu", "target": { "type": "Utilization", "averageUtilization": 80 } } }] } }),
-            json!(["h", "Deployment/d", "cpu: <unknown>/80%", "1", 3, 0, "<unknown>"]));
-        check("policy", "v1", "PodDisruptionBudget",
+            json!(["h", "Deployment/d", "cpu: <unknown>/80%", "1", 3, 0, "<unknown>"]),
+        );
+        check(
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
             json!({ "metadata": { "name": "h" }, "spec": { "minAvailable": "50%" } }),
-            json!(["h", "50%", "N/A", 0, "<unknown>"]));
+            json!(["h", "50%", "N/A", 0, "<unknown>"]),
+        );
     }
 }

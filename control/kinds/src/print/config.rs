@@ -11,7 +11,11 @@ fn count(object: &Value, field: &str) -> usize {
 }
 
 pub fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), (count(object, "data") + count(object, "binaryData")).into(), age(object, now)]
+    vec![
+        name(object),
+        (count(object, "data") + count(object, "binaryData")).into(),
+        age(object, now),
+    ]
 }
 
 pub fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -58,7 +62,8 @@ pub fn resource_quota(object: &Value, now: Timestamp) -> Vec<Value> {
 
 /// An Event as core/v1 stores it.
 pub fn event(object: &Value, now: Timestamp) -> Vec<Value> {
-    let first_known = |times: [&str; 2]| times.into_iter().find(|t| !t.is_empty()).unwrap_or("").to_owned();
+    let first_known =
+        |times: [&str; 2]| times.into_iter().find(|t| !t.is_empty()).unwrap_or("").to_owned();
     let series = object.at("series");
     let first = first_known([object.text("firstTimestamp"), object.text("eventTime")]);
     let last = match series.is_object() {
@@ -108,23 +113,62 @@ mod tests {
     #[test]
     fn rows() {
         let meta = || json!({ "name": "x", "creationTimestamp": "2026-11-21T11:59:30Z" });
-        check("", "v1", "ConfigMap", json!({ "metadata": meta(), "data": { "a": "" }, "binaryData": { "b": "" } }), json!(["x", 2, "30s"]));
-        check("", "v1", "Secret", json!({ "metadata": meta(), "type": "Opaque" }), json!(["x", "Opaque", 0, "30s"]));
-        check("rbac.authorization.k8s.io", "v1", "RoleBinding",
+        check(
+            "",
+            "v1",
+            "ConfigMap",
+            json!({ "metadata": meta(), "data": { "a": "" }, "binaryData": { "b": "" } }),
+            json!(["x", 2, "30s"]),
+        );
+        check(
+            "",
+            "v1",
+            "Secret",
+            json!({ "metadata": meta(), "type": "Opaque" }),
+            json!(["x", "Opaque", 0, "30s"]),
+        );
+        check(
+            "rbac.authorization.k8s.io",
+            "v1",
+            "RoleBinding",
             json!({ "metadata": meta(), "roleRef": { "kind": "ClusterRole", "name": "view" }, "subjects": [
                 { "kind": "User", "name": "u" }, { "kind": "User", "name": "v" }, { "kind": "ServiceAccount", "namespace": "n", "name": "s" }] }),
-            json!(["x", "ClusterRole/view", "30s", "u, v", "", "n/s"]));
-        check("", "v1", "ResourceQuota",
+            json!(["x", "ClusterRole/view", "30s", "u, v", "", "n/s"]),
+        );
+        check(
+            "",
+            "v1",
+            "ResourceQuota",
             json!({ "metadata": meta(), "status": { "hard": { "pods": "3", "limits.cpu": "1" }, "used": { "pods": "1" } } }),
-            json!(["x", "pods: 1/3", "limits.cpu: 0/1", "30s"]));
-        check("", "v1", "Event",
+            json!(["x", "pods: 1/3", "limits.cpu: 0/1", "30s"]),
+        );
+        check(
+            "",
+            "v1",
+            "Event",
             json!({ "metadata": meta(), "type": "Warning", "reason": "BackOff", "message": " m\n", "count": 4,
                     "involvedObject": { "kind": "Pod", "name": "p", "fieldPath": "spec.containers{a}" },
                     "firstTimestamp": "2026-11-21T11:58:00Z", "lastTimestamp": "2026-11-21T11:59:50Z",
                     "source": { "component": "kubelet", "host": "n1" } }),
-            json!(["10s", "Warning", "BackOff", "pod/p", "spec.containers{a}", "kubelet, n1", "m", "2m", 4, "x"]));
-        check("", "v1", "Event",
+            json!([
+                "10s",
+                "Warning",
+                "BackOff",
+                "pod/p",
+                "spec.containers{a}",
+                "kubelet, n1",
+                "m",
+                "2m",
+                4,
+                "x"
+            ]),
+        );
+        check(
+            "",
+            "v1",
+            "Event",
             json!({ "metadata": meta(), "eventTime": "2026-11-21T11:59:50.000000Z", "reportingComponent": "c" }),
-            json!(["10s", "", "", "", "", "c", "", "10s", 1, "x"]));
+            json!(["10s", "", "", "", "", "c", "", "10s", 1, "x"]),
+        );
     }
 }

@@ -127,18 +127,34 @@ mod tests {
 
     #[test]
     fn rows() {
-        check("apiregistration.k8s.io", "v1", "APIService",
+        check(
+            "apiregistration.k8s.io",
+            "v1",
+            "APIService",
             json!({ "metadata": { "name": "a" }, "spec": { "service": { "namespace": "n", "name": "s" } },
                     "status": { "conditions": [{ "type": "Available", "status": "False", "reason": "R" }] } }),
-            json!(["a", "n/s", "False (R)", "<unknown>"]));
-        check("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration",
+            json!(["a", "n/s", "False (R)", "<unknown>"]),
+        );
+        check(
+            "flowcontrol.apiserver.k8s.io",
+            "v1",
+            "PriorityLevelConfiguration",
             json!({ "metadata": { "name": "a" }, "spec": { "type": "Limited", "limited": { "nominalConcurrencyShares": 5, "limitResponse": { "queuing": { "queues": 64 } } } } }),
-            json!(["a", "Limited", "5", "64", "<none>", "<none>", "<unknown>"]));
-        check("resource.k8s.io", "v1", "ResourceClaim",
+            json!(["a", "Limited", "5", "64", "<none>", "<none>", "<unknown>"]),
+        );
+        check(
+            "resource.k8s.io",
+            "v1",
+            "ResourceClaim",
             json!({ "metadata": { "name": "a" }, "status": { "allocation": {}, "reservedFor": [{}] } }),
-            json!(["a", "allocated,reserved", "<unknown>"]));
-        check("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding",
+            json!(["a", "allocated,reserved", "<unknown>"]),
+        );
+        check(
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingAdmissionPolicyBinding",
             json!({ "metadata": { "name": "a" }, "spec": { "policyName": "p", "paramRef": { "name": "n", "namespace": "s" } } }),
-            json!(["a", "p", "s/n", "<unknown>"]));
+            json!(["a", "p", "s/n", "<unknown>"]),
+        );
     }
 }

@@ -70,7 +70,8 @@ pub fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
             all.extend(ips().map(|ip| join_host_port(ip, number)));
         }
     }
-    let shown = if object.list("subsets").is_empty() { NONE.to_owned() } else { first_of(&all, SHOWN) };
+    let shown =
+        if object.list("subsets").is_empty() { NONE.to_owned() } else { first_of(&all, SHOWN) };
     vec![name(object), shown.into(), age(object, now)]
 }
 
@@ -139,7 +140,9 @@ pub fn ingress_class(object: &Value, now: Timestamp) -> Vec<Value> {
     let parameters = object.deep(&["spec", "parameters"]);
     let shown = match (parameters.is_object(), parameters.at("apiGroup").as_str()) {
         (false, _) => NONE.to_owned(),
-        (_, Some(group)) => format!("{}.{group}/{}", parameters.text("kind"), parameters.text("name")),
+        (_, Some(group)) => {
+            format!("{}.{group}/{}", parameters.text("kind"), parameters.text("name"))
+        }
         (_, None) => format!("{}/{}", parameters.text("kind"), parameters.text("name")),
     };
     vec![name(object), object.at("spec").text("controller").into(), shown.into(), age(object, now)]
@@ -178,28 +181,64 @@ mod tests {
     #[test]
     fn rows() {
         let meta = || json!({ "name": "x", "creationTimestamp": "2026-11-20T12:00:00Z" });
-        check("", "v1", "Service",
+        check(
+            "",
+            "v1",
+            "Service",
             json!({ "metadata": meta(), "spec": { "type": "NodePort", "clusterIPs": ["10.43.0.9"], "selector": { "a": "b" }, "ports": [
                 { "port": 80, "protocol": "TCP", "nodePort": 30080 }, { "port": 53, "protocol": "UDP" }] } }),
-            json!(["x", "NodePort", "10.43.0.9", "<none>", "80:30080/TCP,53/UDP", "24h", "a=b"]));
-        check("", "v1", "Service",
+            json!(["x", "NodePort", "10.43.0.9", "<none>", "80:30080/TCP,53/UDP", "24h", "a=b"]),
+        );
+        check(
+            "",
+            "v1",
+            "Service",
             json!({ "metadata": meta(), "spec": { "type": "LoadBalancer", "clusterIPs": ["10.43.0.9"], "externalIPs": ["9.9.9.9"] },
                     "status": { "loadBalancer": { "ingress": [{ "hostname": "h" }, { "ip": "1.2.3.4" }] } } }),
-            json!(["x", "LoadBalancer", "10.43.0.9", "1.2.3.4,h,9.9.9.9", "<none>", "24h", "<none>"]));
-        check("", "v1", "Service",
+            json!([
+                "x",
+                "LoadBalancer",
+                "10.43.0.9",
+                "1.2.3.4,h,9.9.9.9",
+                "<none>",
+                "24h",
+                "<none>"
+            ]),
+        );
+        check(
+            "",
+            "v1",
+            "Service",
             json!({ "metadata": meta(), "spec": { "type": "ExternalName", "externalName": "e.com" } }),
-            json!(["x", "ExternalName", "<none>", "e.com", "<none>", "24h", "<none>"]));
-        check("", "v1", "Endpoints",
+            json!(["x", "ExternalName", "<none>", "e.com", "<none>", "24h", "<none>"]),
+        );
+        check(
+            "",
+            "v1",
+            "Endpoints",
             json!({ "metadata": meta(), "subsets": [{ "addresses": [{ "ip": "1.1.1.1" }, { "ip": "::1" }], "ports": [{ "port": 80 }, { "port": 81 }] }] }),
-            json!(["x", "1.1.1.1:80,[::1]:80,1.1.1.1:81 + 1 more...", "24h"]));
-        check("discovery.k8s.io", "v1", "EndpointSlice",
+            json!(["x", "1.1.1.1:80,[::1]:80,1.1.1.1:81 + 1 more...", "24h"]),
+        );
+        check(
+            "discovery.k8s.io",
+            "v1",
+            "EndpointSlice",
             json!({ "metadata": meta(), "addressType": "IPv4", "endpoints": [], "ports": [{ "name": "h", "port": 80 }, {}] }),
-            json!(["x", "IPv4", "80,*", "<unset>", "24h"]));
-        check("networking.k8s.io", "v1", "Ingress",
+            json!(["x", "IPv4", "80,*", "<unset>", "24h"]),
+        );
+        check(
+            "networking.k8s.io",
+            "v1",
+            "Ingress",
             json!({ "metadata": meta(), "spec": { "tls": [{}], "rules": [{ "host": "a" }, { "host": "b" }, { "host": "c" }, { "host": "d" }] } }),
-            json!(["x", "<none>", "a,b,c + 1 more...", "", "80, 443", "24h"]));
-        check("networking.k8s.io", "v1", "IPAddress",
+            json!(["x", "<none>", "a,b,c + 1 more...", "", "80, 443", "24h"]),
+        );
+        check(
+            "networking.k8s.io",
+            "v1",
+            "IPAddress",
             json!({ "metadata": meta(), "spec": { "parentRef": { "resource": "services", "namespace": "n", "name": "s" } } }),
-            json!(["x", "services/n/s"]));
+            json!(["x", "services/n/s"]),
+        );
     }
 }

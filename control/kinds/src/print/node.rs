@@ -111,18 +111,41 @@ mod tests {
 
     #[test]
     fn rows() {
-        check("", "v1", "Node",
+        check(
+            "",
+            "v1",
+            "Node",
             json!({ "metadata": { "name": "n", "creationTimestamp": "2026-11-21T11:59:30Z", "labels": { "node-role.kubernetes.io/edge": "", "a": "b" } },
                     "spec": { "unschedulable": true },
                     "status": { "conditions": [{ "type": "Ready", "status": "Unknown" }], "addresses": [{ "type": "InternalIP", "address": "10.1.1.1" }],
                                 "nodeInfo": { "kubeletVersion": "v1.36.2+rimward", "osImage": "Debian" } } }),
-            json!(["n", "NotReady,SchedulingDisabled", "edge", "30s", "v1.36.2+rimward", "10.1.1.1", "<none>", "Debian", "<unknown>", "<unknown>"]));
-        check("certificates.k8s.io", "v1", "CertificateSigningRequest",
+            json!([
+                "n",
+                "NotReady,SchedulingDisabled",
+                "edge",
+                "30s",
+                "v1.36.2+rimward",
+                "10.1.1.1",
+                "<none>",
+                "Debian",
+                "<unknown>",
+                "<unknown>"
+            ]),
+        );
+        check(
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
             json!({ "metadata": { "name": "c" }, "spec": { "signerName": "s", "username": "u", "expirationSeconds": 600 },
                     "status": { "certificate": "x", "conditions": [{ "type": "Approved" }] } }),
-            json!(["c", "<unknown>", "s", "u", "10m", "Approved,Issued"]));
-        check("scheduling.k8s.io", "v1", "PriorityClass",
+            json!(["c", "<unknown>", "s", "u", "10m", "Approved,Issued"]),
+        );
+        check(
+            "scheduling.k8s.io",
+            "v1",
+            "PriorityClass",
             json!({ "metadata": { "name": "c" }, "value": 10, "preemptionPolicy": "Never" }),
-            json!(["c", 10, false, "<unknown>", "Never"]));
+            json!(["c", 10, false, "<unknown>", "Never"]),
+        );
     }
 }

@@ -68,7 +68,8 @@ impl Summary {
         if status.has("reason") && !status.text("reason").is_empty() {
             sum.reason = status.text("reason").to_owned();
         }
-        let gated = |c: &&Value| c.text("type") == "PodScheduled" && c.text("reason") == "SchedulingGated";
+        let gated =
+            |c: &&Value| c.text("type") == "PodScheduled" && c.text("reason") == "SchedulingGated";
         if status.list("conditions").iter().any(|c| gated(&c)) {
             sum.reason = "SchedulingGated".to_owned();
         }
@@ -164,7 +165,8 @@ fn end_reason(terminated: &Value) -> String {
 /// Moves `latest` on to when the container's previous run ended. Times of one form and zone compare
 /// as text.
 fn later(latest: &mut String, container: &Value) {
-    let ended = container.deep(&["lastState", "terminated", "finishedAt"]).as_str().unwrap_or_default();
+    let ended =
+        container.deep(&["lastState", "terminated", "finishedAt"]).as_str().unwrap_or_default();
     if ended > latest.as_str() {
         *latest = ended.to_owned();
     }
@@ -188,7 +190,12 @@ pub fn component_status(object: &Value, _now: Timestamp) -> Vec<Value> {
         "False" => "Unhealthy",
         _ => "Unknown",
     };
-    vec![name(object), state.into(), text_or(healthy.at("message"), ""), text_or(healthy.at("error"), "")]
+    vec![
+        name(object),
+        state.into(),
+        text_or(healthy.at("message"), ""),
+        text_or(healthy.at("error"), ""),
+    ]
 }
 
 #[cfg(test)]
@@ -203,7 +210,9 @@ mod tests {
         meta.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
         let [ready, reason, restarts] = expected;
         check_row(
-            "", "v1", "Pod",
+            "",
+            "v1",
+            "Pod",
             json!({ "metadata": meta, "spec": spec, "status": status }),
             json!(["p", ready, reason, restarts, "60s", "<none>", "<none>", "<none>", "<none>"]),
         );
@@ -223,7 +232,12 @@ mod tests {
         check(json!({}), spec(), running.clone(), ["1/1", "Running", "0"]);
         let leaving = json!({ "deletionTimestamp": "2026-11-21T12:00:00Z" });
         check(leaving.clone(), spec(), running, ["1/1", "Terminating", "0"]);
-        check(leaving.clone(), spec(), json!({ "phase": "Running", "reason": "NodeLost" }), ["0/1", "Unknown", "0"]);
+        check(
+            leaving.clone(),
+            spec(),
+            json!({ "phase": "Running", "reason": "NodeLost" }),
+            ["0/1", "Unknown", "0"],
+        );
         let done = json!({ "phase": "Succeeded", "containerStatuses": [
             { "name": "a", "restartCount": 0, "state": { "terminated": { "exitCode": 0, "reason": "Completed" } } }] });
         check(leaving, spec(), done, ["0/1", "Completed", "0"]);
@@ -241,8 +255,10 @@ mod tests {
 
     #[test]
     fn init_containers() {
-        let spec = || json!({ "containers": [{ "name": "a" }], "initContainers": [
-            { "name": "i" }, { "name": "s", "restartPolicy": "Always" }] });
+        let spec = || {
+            json!({ "containers": [{ "name": "a" }], "initContainers": [
+            { "name": "i" }, { "name": "s", "restartPolicy": "Always" }] })
+        };
         let first = json!({ "phase": "Pending", "initContainerStatuses": [
             { "name": "i", "restartCount": 0, "state": { "running": {} } }, { "name": "s", "restartCount": 0, "state": {} }] });
         check(json!({}), spec(), first, ["0/2", "Init:0/2", "0"]);

@@ -29,7 +29,8 @@ fn phase(object: &Value) -> Value {
 
 /// The class, as the annotation of old or the field says.
 fn class(object: &Value) -> Value {
-    let annotation = object.deep(&["metadata", "annotations", "volume.beta.kubernetes.io/storage-class"]);
+    let annotation =
+        object.deep(&["metadata", "annotations", "volume.beta.kubernetes.io/storage-class"]);
     match annotation.as_str() {
         Some(class) => class.into(),
         None => object.at("spec").text("storageClassName").into(),
@@ -146,15 +147,39 @@ mod tests {
 
     #[test]
     fn rows() {
-        check("", "v1", "PersistentVolume",
+        check(
+            "",
+            "v1",
+            "PersistentVolume",
             json!({ "metadata": { "name": "v" }, "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
                 "claimRef": { "namespace": "n", "name": "c" }, "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "s" }, "status": { "phase": "Bound" } }),
-            json!(["v", "1Gi", "RWO,RWX", "Retain", "Bound", "n/c", "s", "<unset>", "", "<unknown>", "<unset>"]));
-        check("", "v1", "PersistentVolumeClaim",
+            json!([
+                "v",
+                "1Gi",
+                "RWO,RWX",
+                "Retain",
+                "Bound",
+                "n/c",
+                "s",
+                "<unset>",
+                "",
+                "<unknown>",
+                "<unset>"
+            ]),
+        );
+        check(
+            "",
+            "v1",
+            "PersistentVolumeClaim",
             json!({ "metadata": { "name": "v" }, "spec": { "volumeMode": "Block" }, "status": { "phase": "Pending", "capacity": { "storage": "1Gi" } } }),
-            json!(["v", "Pending", "", "", "", "", "<unset>", "<unknown>", "Block"]));
-        check("storage.k8s.io", "v1", "StorageClass",
+            json!(["v", "Pending", "", "", "", "", "<unset>", "<unknown>", "Block"]),
+        );
+        check(
+            "storage.k8s.io",
+            "v1",
+            "StorageClass",
             json!({ "metadata": { "name": "s", "annotations": { "storageclass.kubernetes.io/is-default-class": "true" } }, "provisioner": "p" }),
-            json!(["s (default)", "p", "Delete", "Immediate", false, "<unknown>"]));
+            json!(["s (default)", "p", "Delete", "Immediate", false, "<unknown>"]),
+        );
     }
 }

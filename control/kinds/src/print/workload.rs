@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{NONE, UNSET, age, condition, containers, deleted, human_duration, label_selector, labels, name, number, seconds_between, since};
+use super::{
+    NONE, UNSET, age, condition, containers, deleted, human_duration, label_selector, labels, name,
+    number, seconds_between, since,
+};
 use crate::read::Read;
 
 pub fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -160,28 +163,50 @@ mod tests {
     #[test]
     fn rows() {
         let meta = || json!({ "name": "x", "creationTimestamp": "2026-11-21T11:00:00Z" });
-        let template = || json!({ "spec": { "containers": [
-            { "name": "a", "image": "i:1" }, { "name": "b", "image": "j" }] } });
-        check("apps", "v1", "Deployment",
+        let template = || {
+            json!({ "spec": { "containers": [
+            { "name": "a", "image": "i:1" }, { "name": "b", "image": "j" }] } })
+        };
+        check(
+            "apps",
+            "v1",
+            "Deployment",
             json!({ "metadata": meta(), "spec": { "replicas": 3, "template": template(), "selector": { "matchLabels": { "a": "b" } } },
                     "status": { "readyReplicas": 1, "updatedReplicas": 2, "availableReplicas": 1 } }),
-            json!(["x", "1/3", 2, 1, "60m", "a,b", "i:1,j", "a=b"]));
-        check("apps", "v1", "ReplicaSet",
+            json!(["x", "1/3", 2, 1, "60m", "a,b", "i:1,j", "a=b"]),
+        );
+        check(
+            "apps",
+            "v1",
+            "ReplicaSet",
             json!({ "metadata": meta(), "spec": { "replicas": 3, "template": template(), "selector": { "matchLabels": { "a": "b" } } },
                     "status": { "replicas": 2, "readyReplicas": 1 } }),
-            json!(["x", 3, 2, 1, "60m", "a,b", "i:1,j", "a=b"]));
-        check("apps", "v1", "ControllerRevision",
+            json!(["x", 3, 2, 1, "60m", "a,b", "i:1,j", "a=b"]),
+        );
+        check(
+            "apps",
+            "v1",
+            "ControllerRevision",
             json!({ "metadata": { "name": "x", "ownerReferences": [
                 { "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "s", "controller": true }] }, "revision": 4 }),
-            json!(["x", "statefulset.apps/s", 4, "<unknown>"]));
-        check("batch", "v1", "Job",
+            json!(["x", "statefulset.apps/s", 4, "<unknown>"]),
+        );
+        check(
+            "batch",
+            "v1",
+            "Job",
             json!({ "metadata": meta(), "spec": { "parallelism": 2, "template": template() },
                     "status": { "succeeded": 1, "startTime": "2026-11-21T11:00:00Z", "completionTime": "2026-11-21T11:00:30Z",
                                 "conditions": [{ "type": "Complete", "status": "True" }] } }),
-            json!(["x", "Complete", "1/1 of 2", "30s", "60m", "a,b", "i:1,j", "<none>"]));
-        check("batch", "v1", "CronJob",
+            json!(["x", "Complete", "1/1 of 2", "30s", "60m", "a,b", "i:1,j", "<none>"]),
+        );
+        check(
+            "batch",
+            "v1",
+            "CronJob",
             json!({ "metadata": meta(), "spec": { "schedule": "* * * * *", "suspend": false, "jobTemplate": { "spec": { "template": template() } } },
                     "status": { "lastScheduleTime": "2026-11-21T11:59:00Z" } }),
-            json!(["x", "* * * * *", "<none>", "False", 0, "60s", "60m", "a,b", "i:1,j", "<none>"]));
+            json!(["x", "* * * * *", "<none>", "False", 0, "60s", "60m", "a,b", "i:1,j", "<none>"]),
+        );
     }
 }

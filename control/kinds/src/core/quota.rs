@@ -1,0 +1,237 @@
+//! LimitRange and ResourceQuota.
+
+use rimward_api::names;
+use serde_json::{Value, json};
+
+use crate::check;
+use crate::path::{Errors, Path};
+use crate::print;
+use crate::read::{Read, fill_text, member, members};
+use crate::rules::Rules;
+
+pub const LIMIT_RANGE: Rules = Rules {
+    default: default_limit_range,
+    // A LimitRange needs no name of its own.
+    prepare_create: |object| {
+        let uid = object.deep(&["metadata", "uid"]).clone();
+        if let Some(meta) = member(object, "metadata")
+            && !uid.is_null()
+        {
+            fill_text(meta, "name", uid.as_str().unwrap_or_default());
+        }
+    },
+    create: limit_range,
+    update: |new, _, e| limit_range(new, e),
+    cells: print::name_created,
+    ..Rules::PLAIN
+};
+
+/// A container's default comes from its maximum, its default request from its default or minimum.
+fn default_limit_range(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec") else { return };
+    for limit in crate::read::items_mut(spec, "limits") {
+        if limit.text("type") != "Container" {
+            continue;
+        }
+        for (to, from) in
+            [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")]
+        {
+            let Some(source) = limit.get(from).and_then(Value::as_object).cloned() else {
+                continue;
+            };
+            if let Some(target) = member(limit, to) {
+                source
+                    .into_iter()
+                    .for_each(|(name, value)| crate::read::fill(target, &name, value));
+            }
+        }
+    }
+}
+
+fn limit_range(object: &Value, e: &mut Errors) {
+    let path = Path::Root.field("spec");
+    let list = path.field("limits");
+    let limits = object.at("spec").list("limits");
+    for (i, limit) in limits.iter().enumerate() {
+        let at = list.index(i);
+        let kind = limit.text("type");
+        let wrong = names::qualified_name(kind);
+        if wrong.is_empty()
+            && !kind.contains('/')
+            && !matches!(kind, "Container" | "Pod" | "PersistentVolumeClaim")
+        {
+            e.invalid(&at.field("type"), kind, "must be a standard limit type or fully qualified");
+        }
+        e.invalid_each(&at.field("type"), kind, wrong);
+        if limits[..i].iter().any(|l| l.text("type") == kind) {
+            e.duplicate(&at.field("type"), kind);
+        }
+        limit_values(limit, kind, &at, e);
+    }
+}
+
+fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
+    use check::resources::quantity;
+    const FIELDS: [&str; 5] = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
+    if kind == "Pod" {
+        for field in ["default", "defaultRequest"] {
+            if !crate::read::is_empty(limit.at(field)) {
+                e.forbidden(&path.field(field), "may not be specified when `type` is 'Pod'");
+            }
+        }
+    }
+    if kind == "PersistentVolumeClaim" {
+        let has = |field: &str| limit.at(field).get("storage").is_some();
+        if !has("min") && !has("max") {
+            e.required(
+                path,
+                "either minimum or maximum storage value is required, but neither was provided",
+            );
+        }
+    }
+    let mut resources: Vec<&String> = Vec::new();
+    for field in FIELDS {
+        for (name, _) in members(limit.at(field)) {
+            resource_name(kind, name, &path.field(field).key(name), e);
+            if !resources.contains(&name) {
+                resources.push(name);
+            }
+        }
+    }
+    for name in resources {
+        let value = |field: &str| limit.at(field).get(name).and_then(quantity);
+        let [max, min, default, request, ratio] = FIELDS.map(value);
+        // (lower, its name, upper, its name, the field that is wrong)
+        let orders = [
+            (min, "min", max, "max", "min"),
+            (min, "min", request, "default request", "defaultRequest"),
+            (request, "default request", max, "max", "defaultRequest"),
+            (request, "default request", default, "default limit", "defaultRequest"),
+            (min, "min", default, "default", "default"),
+            (default, "default", max, "max", "default"),
+        ];
+        for (lower, lower_name, upper, upper_name, field) in orders {
+            if let (Some(lower), Some(upper)) = (lower, upper)
+                && lower > upper
+            {
+                let shown = if field == lower_name || lower_name.starts_with("default") {
+                    lower
+                } else {
+                    upper
+                };
+                let why = format!(
+                    "{lower_name} value {lower} is greater than {upper_name} value {upper}"
+                );
+                e.invalid(&path.field(field).key(name), shown.to_string(), &why);
+            }
+        }
+        if let Some(ratio) = ratio
+            && ratio < rimward_api::Quantity::from_whole(1)
+        {
+            e.invalid(
+                &path.field("maxLimitRequestRatio").key(name),
+                ratio.to_string(),
+                &format!("ratio {ratio} is less than 1"),
+            );
+        }
+        if !check::resources::may_overcommit(name) && default.is_some() && request != default {
+            let shown = default.map(|d| d.to_string()).unwrap_or_default();
+            e.invalid(
+                &path.field("defaultRequest").key(name),
+                shown,
+                "default value must equal to defaultRequest value",
+            );
+        }
+    }
+}
+
+fn resource_name(kind: &str, name: &str, path: &Path<'_>, e: &mut Errors) {
+    match kind {
+        "Pod" | "Container" => check::resources::container_resource_name(name, path, e),
+        _ => {
+            let wrong = names::qualified_name(name);
+            let good = wrong.is_empty();
+            e.invalid_each(path, name, wrong);
+            if good && !name.contains('/') && !is_standard_resource(name) {
+                e.invalid(path, name, "must be a standard resource type or fully qualified");
+            }
+        }
+    }
+}
+
+pub const RESOURCE_QUOTA: Rules = Rules {
+    create: resource_quota,
+    update: |new, old, e| {
+        resource_quota(new, e);
+        let path = Path::Root.field("spec");
+        if !crate::read::same(new.at("spec").at("scopes"), old.at("spec").at("scopes")) {
+            e.invalid(&path.field("scopes"), new.at("spec").at("scopes").clone(), check::IMMUTABLE);
+        }
+    },
+    prepare_create: |object| object["status"] = json!({}),
+    status: true,
+    cells: print::config::resource_quota,
+    ..Rules::PLAIN
+};
+
+fn resource_quota(object: &Value, e: &mut Errors) {
+    let path = Path::Root.field("spec");
+    let hard = path.field("hard");
+    for (name, value) in members(object.at("spec").at("hard")) {
+        let at = hard.key(name);
+        let wrong = names::qualified_name(name);
+        let good = wrong.is_empty();
+        e.invalid_each(&at, name, wrong);
+        if good && !name.contains('/') && !is_quota_resource(name) {
+            e.invalid(&at, name.as_str(), "must be a standard resource for quota");
+        }
+        check::resources::resource_value(name, value, &at, e);
+    }
+    let scopes = [
+        "BestEffort",
+        "CrossNamespacePodAffinity",
+        "NotBestEffort",
+        "NotTerminating",
+        "PriorityClass",
+        "Terminating",
+        "VolumeAttributesClass",
+    ];
+    let at = path.field("scopes");
+    for scope in object.at("spec").list("scopes").iter().filter_map(Value::as_str) {
+        if !scopes.contains(&scope) {
+            e.invalid(&at, scope, "unsupported scope");
+        }
+    }
+}
+
+/// Resources that stand for themselves, without a domain.
+fn is_standard_resource(name: &str) -> bool {
+    is_quota_resource(name) || name.starts_with("hugepages-")
+}
+
+fn is_quota_resource(name: &str) -> bool {
+    const PLAIN: [&str; 13] = [
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "storage",
+        "pods",
+        "services",
+        "resourcequotas",
+        "replicationcontrollers",
+        "secrets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "services.nodeports",
+        "services.loadbalancers",
+    ];
+    let rest = |prefix: &str| name.strip_prefix(prefix);
+    PLAIN.contains(&name)
+        || rest("requests.").is_some_and(|r| {
+            matches!(r, "cpu" | "memory" | "storage" | "ephemeral-storage")
+                || r.starts_with("hugepages-")
+        })
+        || rest("limits.").is_some_and(|r| matches!(r, "cpu" | "memory" | "ephemeral-storage"))
+        || name.starts_with("count/")
+        || name.starts_with("hugepages-")
+}
