@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rimward_control_store::{CommitError, Entry, Error, Event, Op, Revision, Txn};
 use rocksdb::WriteBatch;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::Shared;
 use crate::codec::{self, Body, Change, Known};
@@ -23,14 +23,27 @@ use crate::trim::Garbage;
 
 /// How many requests may wait; who comes then waits to get in.
 pub const QUEUE: usize = 1024;
+/// And how many KiB of transactions.
+pub const QUEUE_KIB: usize = 16 << 10;
 /// When a group is full.
 const GROUP_TRANSACTIONS_MAX: usize = 512;
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
 pub enum Request {
-    Commit { txn: Txn, reply: oneshot::Sender<Result<Revision, CommitError>> },
-    Compact { revision: Revision, reply: oneshot::Sender<Result<(), Error>> },
-    Trim { garbage: Garbage, reply: oneshot::Sender<()> },
+    Commit {
+        txn: Txn,
+        reply: oneshot::Sender<Result<Revision, CommitError>>,
+        /// Its place in the queue.
+        room: OwnedSemaphorePermit,
+    },
+    Compact {
+        revision: Revision,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Trim {
+        garbage: Garbage,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 pub struct Committer {
@@ -86,7 +99,7 @@ impl Committer {
     /// Runs until the store is closed and the queue is empty.
     pub fn run(mut self) {
         let path = self.shared.path.clone();
-        // A half-done group must not be followed by another, and its writers must not wait for ever.
+        // A half-done group must not be followed by another, nor its writers wait for ever.
         if catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
             die(&path, "its writer panicked");
         }
@@ -106,7 +119,8 @@ impl Committer {
             let mut next = Some(first);
             while let Some(request) = next.take() {
                 match request {
-                    Request::Commit { txn, reply } => {
+                    Request::Commit { txn, reply, room } => {
+                        drop(room);
                         let answer = self.stage(engine, &mut group, txn, &may_grow);
                         group.answers.push(Answer::Commit(reply, answer));
                     }
@@ -142,7 +156,8 @@ impl Committer {
             return Ok(());
         }
         Err(format!(
-            "the file system of {} is full ({} MiB left, {} MiB are kept in reserve): free some space or delete objects",
+            "the file system of {} is full ({} MiB left, {} MiB are kept in reserve): free some \
+             space or delete objects",
             path.display(),
             free >> 20,
             reserve >> 20
@@ -280,7 +295,7 @@ impl Committer {
             }
         }
         drop(index);
-        let (from, to) = (Change::place(0, 0), Change::place(garbage.upto + 1, 0));
+        let (from, to) = (Change::place(garbage.after + 1, 0), Change::place(garbage.upto + 1, 0));
         batch.delete_range_cf(engine.log(), from, to);
         engine::put_fact(&mut batch, FACT_TRIMMED, garbage.upto);
         self.write(engine, batch);
@@ -301,7 +316,8 @@ impl Committer {
             && !self.notes_fail
         {
             self.notes_fail = true;
-            tracing::warn!(path = %self.shared.path.display(), %error, "cannot write the file `acknowledged`");
+            let path = self.shared.path.display();
+            tracing::warn!(%path, %error, "cannot write the file `acknowledged`");
         }
     }
 }
@@ -343,8 +359,8 @@ impl Group {
 /// going on could acknowledge what is not there.
 fn die(path: &Path, what: &str) -> ! {
     let text = format!(
-        "the store in {} cannot go on: {what}. Nothing that was acknowledged is lost. Check the disk and its free \
-         space, then start again",
+        "the store in {} cannot go on: {what}. Nothing that was acknowledged is lost. Check the \
+         disk and its free space, then start again",
         path.display()
     );
     tracing::error!("{text}");

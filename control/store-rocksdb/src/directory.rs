@@ -97,8 +97,8 @@ impl Directory {
             Some(acknowledged) if acknowledged > found => Err(damaged(
                 &self.path,
                 &format!(
-                    "writes were acknowledged up to revision {acknowledged}, but only those up to {found} \
-                     can be read (to go on without the others, remove {})",
+                    "writes were acknowledged up to revision {acknowledged}, but only those up to \
+                     {found} can be read (to go on without the others, remove {})",
                     path.display()
                 ),
             )),
@@ -140,7 +140,8 @@ fn lock(path: &Path) -> Result<File, Error> {
                 _ => "another process".into(),
             };
             return Err(Error::Unusable(format!(
-                "the store in {} is in use by {owner}: stop it first, or choose another data directory",
+                "the store in {} is in use by {owner}: stop it first, or choose another data \
+                 directory",
                 path.display()
             )));
         }
@@ -171,8 +172,9 @@ fn check_format(path: &Path) -> Result<(), Error> {
     match number {
         Some(FORMAT) => Ok(()),
         Some(other) => Err(Error::Unusable(format!(
-            "the store in {} has format {other}, which another version of Rimward wrote; this one reads format \
-             {FORMAT}: install the version that wrote it, or restore a backup into another directory",
+            "the store in {} has format {other}, which another version of Rimward wrote; this one \
+             reads format {FORMAT}: install the version that wrote it, or restore a backup into \
+             another directory",
             path.display()
         ))),
         None => Err(damaged(path, &format!("the file `format` says {:?}", text.trim_end()))),
@@ -186,8 +188,8 @@ fn claim(path: &Path) -> Result<(), Error> {
         let name = entry.map_err(|error| cannot(path, "list", &error))?.file_name();
         if !["lock", "format.new", "lost+found"].iter().any(|ours| name == *ours) {
             return Err(Error::Unusable(format!(
-                "{} is not a Rimward store (it has no file `format`) and is not empty (it has {:?}): choose an \
-                 empty directory, or restore a backup into one",
+                "{} is not a Rimward store (it has no file `format`) and is not empty (it has \
+                 {:?}): choose an empty directory, or restore a backup into one",
                 path.display(),
                 name
             )));

@@ -162,7 +162,8 @@ impl Engine {
         let trimmed = self.fact(FACT_TRIMMED)?;
         if compacted > revision || trimmed > compacted {
             return Err(self.inconsistent(&format!(
-                "it is at revision {revision}, but compacted up to {compacted} and trimmed up to {trimmed}"
+                "it is at revision {revision}, but compacted up to {compacted} and trimmed up to \
+                 {trimmed}"
             )));
         }
         self.check_log(trimmed, revision)?;
@@ -309,7 +310,8 @@ fn unusable(path: &Path, error: &rocksdb::Error) -> Error {
     if text.contains("No space left") {
         let path = path.display();
         return Error::Unusable(format!(
-            "the store in {path} cannot be opened, its file system is full: free some space ({text})"
+            "the store in {path} cannot be opened, its file system is full: free some space \
+             ({text})"
         ));
     }
     if missing || matches!(error.kind(), ErrorKind::Corruption | ErrorKind::NotFound) {
@@ -317,8 +319,8 @@ fn unusable(path: &Path, error: &rocksdb::Error) -> Error {
     }
     Error::Unusable(match error.kind() {
         ErrorKind::NotSupported | ErrorKind::InvalidArgument => format!(
-            "the store in {} was not written by this version of Rimward, or is damaged: {text}. Install the version \
-             that wrote it, or restore a backup",
+            "the store in {} was not written by this version of Rimward, or is damaged: {text}. \
+             Install the version that wrote it, or restore a backup",
             path.display()
         ),
         _ => format!(

@@ -45,7 +45,7 @@ use rimward_control_store::feed::{Feed, RingLimits};
 use rimward_control_store::{
     CommitError, Entry, Error, ListRequest, Page, Revision, Store, Txn, Watch,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use directory::Directory;
 use engine::Engine;
@@ -110,6 +110,8 @@ struct Shared {
     feed: Arc<Feed>,
     /// None once closed: the committer ends when the last clone is gone.
     requests: Mutex<Option<mpsc::Sender<commit::Request>>>,
+    /// Bounds the bytes of transactions in the queue, in KiB.
+    room: Arc<Semaphore>,
 }
 
 impl RocksStore {
@@ -128,6 +130,7 @@ impl RocksStore {
             pins: Pins::new(found.compacted),
             feed: Feed::new(found.revision, options.ring),
             requests: Mutex::new(Some(requests)),
+            room: Arc::new(Semaphore::new(commit::QUEUE_KIB)),
             options,
         });
         let (trimmer, trimmed) = trim::Trimmer::new(shared.clone(), found.trimmed);
@@ -224,7 +227,10 @@ impl Store for RocksStore {
     async fn commit(&self, txn: Txn) -> Result<Revision, CommitError> {
         txn.check()?;
         let (reply, answer) = oneshot::channel();
-        self.shared.ask(commit::Request::Commit { txn, reply }).await?;
+        let kib = u32::try_from(txn.size() / 1024 + 1).expect("the size was checked");
+        let room = self.shared.room.clone().acquire_many_owned(kib).await;
+        let room = room.map_err(|_| Error::Closed)?;
+        self.shared.ask(commit::Request::Commit { txn, reply, room }).await?;
         answer.await.map_err(|_| Error::Closed)?
     }
 

@@ -86,10 +86,7 @@ impl Shared {
     }
 
     pub fn count(&self, prefix: &str) -> Result<usize, Error> {
-        self.with_engine(|_| {
-            let index = self.index.read();
-            Ok(index.under(prefix, None).filter(|(_, known)| !known.deleted).count())
-        })
+        self.with_engine(|_| Ok(self.index.read().count(prefix, None, Revision::MAX).certain))
     }
 
     pub fn list(&self, request: &ListRequest) -> Result<Page, Error> {
@@ -99,40 +96,44 @@ impl Shared {
             let mut bodies = Bodies::new(engine, &request.prefix, limit <= CACHED_LIST_MAX);
             let mut page = Page { entries: Vec::new(), remaining: 0, revision };
             let mut after = request.after.clone();
-            loop {
-                let places = self.places(&request.prefix, after.as_deref(), revision);
+            while page.entries.len() < limit {
+                let wanted = limit - page.entries.len();
+                let places = self.places(&request.prefix, after.as_deref(), revision, wanted);
                 for (key, place) in &places.present {
-                    if page.entries.len() < limit {
-                        page.entries.extend(bodies.read(key, *place, revision)?);
-                    } else if *place != Place::Maybe
-                        || bodies.read(key, *place, revision)?.is_some()
-                    {
-                        page.remaining += 1;
-                    }
+                    page.entries.extend(bodies.read(key, *place, revision)?);
                 }
                 match places.last {
                     Some(last) => after = Some(last.to_string()),
                     None => return Ok(page),
                 }
             }
+            let rest = self.index.read().count(&request.prefix, after.as_deref(), revision);
+            page.remaining = rest.certain;
+            for key in &rest.maybe {
+                let there = bodies.read(key, Place::Maybe, revision)?.is_some();
+                page.remaining += usize::from(there);
+            }
+            Ok(page)
         })
     }
 
     /// The next keys that are, or may be, there at a revision.
-    fn places(&self, prefix: &str, after: Option<&str>, at: Revision) -> Places {
+    fn places(&self, prefix: &str, after: Option<&str>, at: Revision, wanted: usize) -> Places {
         let index = self.index.read();
         let mut places = Places { present: Vec::new(), last: None };
-        let mut seen = 0;
-        for (key, known) in index.under(prefix, after) {
+        let mut keys = index.under(prefix, after);
+        for (key, known) in keys.by_ref().take(KEYS_AT_A_TIME) {
             let place = known.place(at);
             if place != Place::Absent {
                 places.present.push((key.clone(), place));
             }
-            seen += 1;
-            if seen == KEYS_AT_A_TIME {
-                places.last = Some(key.clone());
-                break;
+            places.last = Some(key.clone());
+            if places.present.len() == wanted {
+                return places;
             }
+        }
+        if keys.next().is_none() {
+            places.last = None;
         }
         places
     }

@@ -3,8 +3,8 @@
 //! The log says what is garbage: a change at or before the compaction revision replaced a version
 //! that no retained revision shows. So the work is proportional to what happened, not to what is
 //! stored. It is deleted in pieces through the committer, between its groups; when enough is gone
-//! the files are rewritten, beside everything else. Where it stopped is a fact in the database, so a
-//! restart goes on from there.
+//! the files are rewritten, beside everything else. Where it stopped is a fact in the database, so
+//! a restart goes on from there.
 
 use std::sync::Arc;
 
@@ -24,7 +24,9 @@ const RECORD_BYTES: u64 = 100;
 /// What one write removes.
 #[derive(Default)]
 pub struct Garbage {
-    /// The log is removed up to here.
+    /// The log is removed from after here
+    pub after: Revision,
+    /// up to here.
     pub upto: Revision,
     /// Places of versions that no retained revision shows.
     pub bodies: Vec<Vec<u8>>,
@@ -103,6 +105,7 @@ impl Trimmer {
                     engine.inconsistent(&format!("its log has nothing after revision {last}"))
                 );
             }
+            garbage.after = self.trimmed;
             garbage.upto = last;
             Ok(garbage)
         })
