@@ -2,12 +2,51 @@
 //!
 //! It decides and orders; it refuses to know wasmtime, cgroups, registries, sockets of the pod
 //! network, or the tunnel: those are behind [`runtime::Runtime`] and the traits in [`outside`].
+//!
+//! Each pod is one small task around one state (`state`). Every input (a changed spec, an ended
+//! container, a probe's result) is applied to the state under its lock and wakes the task; the task
+//! plans from the whole state (`steps`, `ending`, `probing`), writes down what must survive the
+//! agent (`record`), and only then acts (`act`), in short tasks that feed their results back. So an
+//! idle pod is a state and a parked task, a plan needs no clock and no socket, and an agent that
+//! was killed finds on disk whatever it had begun. One long task that awaits each step in turn was
+//! rejected: every wait would have to listen for deletion, updates and ends as well.
 
 pub mod clock;
-pub mod logs;
 pub mod outside;
 pub mod pods;
 pub mod runtime;
+
+mod task;
+
+mod state;
+mod steps;
+
+mod ending;
+mod probing;
+
+mod restart;
+mod status;
+
+mod act;
+mod record;
+
+mod container_spec;
+mod dns;
+mod downward;
+mod env;
+mod hooks;
+mod image_pull;
+mod probe;
+mod references;
+mod sources;
+mod volumes;
+
+pub mod logs;
+
+pub mod fake;
+
+#[cfg(test)]
+mod tests;
 
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};

@@ -1,0 +1,324 @@
+//! Carries out what was planned, in short tasks that hand their results back to the pod's state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+
+use crate::container_spec::{self, Given};
+use crate::dns;
+use crate::downward::Facts;
+use crate::env;
+use crate::hooks;
+use crate::image_pull;
+use crate::outside::{Attachment, Image, ImageError, ImageForm};
+use crate::probe::{self, Target};
+use crate::runtime::{RunId, StartError};
+use crate::sources::{self, Name, Sources};
+use crate::state::{Action, Event, PodState, Setup, StartFailure};
+use crate::task::Handle;
+use crate::volumes;
+
+pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
+    let h = handle.clone();
+    match action {
+        Action::Event(event) => say(handle, &event),
+        Action::SetUpVolumes { due } => spawn(async move { set_up_volumes(&h, due).await }),
+        Action::Attach => spawn(async move { attach(&h).await }),
+        Action::Pull { index } => spawn(async move { pull(&h, index).await }),
+        Action::Start { index, id, image, runtime } => spawn(async move {
+            let result = start(&h, index, &id, *image, runtime).await;
+            if let Err(failure) = &result
+                && failure.error.reason == "CreateContainerConfigError"
+            {
+                watch(&h, &failure.seen);
+            }
+            h.apply(|state, now| state.started(&id, result, now));
+        }),
+        Action::PostStart { index, id, runtime, hook } => spawn(async move {
+            let result = run_hook(&h, index, &id, runtime, &hook, None).await;
+            h.apply(|state, now| state.post_started(&id, result, now));
+        }),
+        Action::Probe { index, id, runtime, kind } => spawn(async move {
+            probe(&h, index, &id, runtime, kind).await;
+        }),
+        Action::Stop { index, id, runtime, hook, grace } => spawn(async move {
+            stop(&h, index, &id, runtime, hook, grace).await;
+        }),
+        Action::Forget { id, runtime } => spawn(async move { forget(&h, &id, runtime).await }),
+        Action::Discard { id, runtime } => spawn(async move {
+            let runtime = h.node.runtime(runtime);
+            runtime.stop(&id, Duration::from_secs(1)).await;
+            runtime.remove(&id).await;
+        }),
+        Action::Release => spawn(async move { release(&h).await }),
+    }
+}
+
+fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(work);
+}
+
+fn say(handle: &Handle, event: &Event) {
+    let (pod, orphan) = handle.look(|state| (state.pod.clone(), state.orphan));
+    if !orphan {
+        let reports = &handle.node.config.reports;
+        reports.event(&pod, &event.field_path, event.warning, &event.reason, &event.message);
+    }
+}
+
+/// The pod is told when one of these changes.
+fn watch(handle: &Handle, seen: &[(Name, Option<String>)]) {
+    let namespace = handle.look(|state| state.pod.metadata.namespace.clone().unwrap_or_default());
+    let stale = handle.node.references.watch(&namespace, &handle.uid, seen);
+    handle.apply(|state, now| {
+        for (name, _) in seen {
+            if !state.watched.contains(name) {
+                state.watched.push(name.clone());
+            }
+        }
+        if stale {
+            state.objects_changed(now);
+        }
+    });
+}
+
+async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
+    let config = &handle.node.config;
+    let pod = handle.look(|state| state.pod.clone());
+    let before = *config.objects.changes().borrow();
+    let facts = facts(handle, &[]);
+    let now = config.clock.now();
+    let places = handle.places();
+    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await;
+    let seen = match &result {
+        Ok(mounted) => mounted.versions.clone(),
+        Err(failure) => failure.seen.clone(),
+    };
+    handle.apply(|state, now| state.volumes_done(result, now));
+    watch(handle, &seen);
+    // A change between the look and the watch would go unseen.
+    if !seen.is_empty() && *config.objects.changes().borrow() != before {
+        handle.apply(PodState::objects_changed);
+    }
+}
+
+fn facts<'a>(handle: &'a Handle, pod_ips: &'a [std::net::IpAddr]) -> Facts<'a> {
+    let config = &handle.node.config;
+    Facts {
+        pod_ips,
+        host_ip: config.network.host_ip(),
+        node_name: &config.node_name,
+        allocatable: config.allocatable,
+    }
+}
+
+async fn attach(handle: &Arc<Handle>) {
+    let on_host = handle.look(|state| state.spec().host_network == Some(true));
+    let result = handle.node.config.network.attach(&handle.uid, on_host).await;
+    handle.apply(|state, now| state.attached(result, now));
+}
+
+async fn pull(handle: &Arc<Handle>, index: usize) {
+    let config = &handle.node.config;
+    let (pod, container, field_path) = handle.look(|state| {
+        let container = state.container_spec(index).clone();
+        let list = if state.containers[index].kind == crate::status::Kind::Main { "containers" } else { "initContainers" };
+        let field_path = format!("spec.{list}{{{}}}", container.name);
+        (state.pod.clone(), container, field_path)
+    });
+    let say = |(warning, reason, message): image_pull::Said| {
+        config.reports.event(&pod, &field_path, warning, reason, &message);
+    };
+    let image = image_pull::ensure(&pod, &container, &*config.images, &*config.objects, &say).await;
+    let result = image.and_then(|image| {
+        let runtime = choose_runtime(handle, &pod, &image)?;
+        Ok((image, runtime))
+    });
+    if let Err(error) = result.as_ref()
+        && error.reason == "CreateContainerError"
+    {
+        say((true, "Failed", format!("Error: {}", error.message)));
+    }
+    let reference = container.image.unwrap_or_default();
+    handle.apply(|state, now| state.pulled(index, &reference, result, now));
+}
+
+/// The first runtime that runs the image and fits the runtime class: `wasm` and `wasm-…` name the
+/// wasm runtime, and so on; another class does not narrow the choice.
+fn choose_runtime(handle: &Handle, pod: &Pod, image: &Image) -> Result<(usize, &'static str), ImageError> {
+    let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
+    let runtimes = &handle.node.config.runtimes;
+    let belongs = |name: &str| class == name || class.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
+    let narrowed = runtimes.iter().any(|r| belongs(r.name()));
+    let fits = |name: &str| !narrowed || belongs(name);
+    let chosen = runtimes.iter().position(|r| r.runs(image) && fits(r.name()));
+    chosen.map(|index| (index, runtimes[index].name())).ok_or_else(|| {
+        let form = match image.form {
+            ImageForm::Wasm { .. } => "a WebAssembly image",
+            ImageForm::Linux { .. } => "a Linux container image",
+        };
+        let why = if narrowed { format!("runtime class {class:?} does not run it") } else { "no runtime of this node runs it".into() };
+        ImageError {
+            reason: "CreateContainerError".into(),
+            message: format!("image {:?} is {form}: {why}", image.reference),
+        }
+    })
+}
+
+async fn start(
+    handle: &Arc<Handle>,
+    index: usize,
+    id: &RunId,
+    image: Image,
+    runtime: usize,
+) -> Result<(), StartFailure> {
+    let config = &handle.node.config;
+    let (pod, attachment) = handle.look(|state| (state.pod.clone(), attachment(state)));
+    let container = handle.look(|state| state.container_spec(index).clone());
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let sources = Sources::fetch(&*config.objects, &namespace, sources::of_container(&container)).await;
+    let refuse = |message: String| StartFailure {
+        error: StartError { reason: "CreateContainerConfigError".into(), message },
+        seen: sources.versions(),
+    };
+    let attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+    let own = if links { config.objects.services(&namespace) } else { Vec::new() };
+    let services = env::service_variables(&own, &config.objects.services("default"), links);
+    let facts = facts(handle, &attachment.pod_ips);
+    let env = env::resolve(&pod, &container, &sources, services, &facts).map_err(&refuse)?;
+    let host = &handle.node.host_dns;
+    let places = handle.places();
+    let spec = container_spec::build(Given {
+        dns: dns::of_pod(&pod, config.network.dns_server(), &config.cluster_domain, host),
+        pod: &pod,
+        container: &container,
+        id: id.clone(),
+        image,
+        env,
+        attachment: &attachment,
+        host_ip: config.network.host_ip(),
+        cluster_domain: &config.cluster_domain,
+        places: &places,
+    });
+    let spec = spec.map_err(&refuse)?;
+    let create = |error: StartError| StartFailure { error, seen: Vec::new() };
+    if let Some(dir) = spec.log_path.parent() {
+        crate::record::make_dir(dir).map_err(|e| {
+            let message = format!("cannot make the log directory {}: {e}", dir.display());
+            create(StartError { reason: "CreateContainerError".into(), message })
+        })?;
+    }
+    handle.node.runtime(runtime).start(spec).await.map_err(create)
+}
+
+fn attachment(state: &PodState) -> Option<Attachment> {
+    match &state.network {
+        Setup::Done(attachment) => Some(attachment.clone()),
+        _ => None,
+    }
+}
+
+/// Runs something that is aimed at a container.
+async fn run_hook(
+    handle: &Handle,
+    index: usize,
+    id: &RunId,
+    runtime: usize,
+    hook: &LifecycleHandler,
+    limit: Option<Duration>,
+) -> Result<(), String> {
+    let container = handle.look(|state| state.container_spec(index).clone());
+    let Some(attachment) = handle.look(attachment) else { return Err("the pod has no address".into()) };
+    let target = Target {
+        network: &*handle.node.config.network,
+        runtime: &**handle.node.runtime(runtime),
+        id,
+        pod_ip: attachment.pod_ips.first().copied().unwrap_or(attachment.bind_ip),
+        container: &container,
+    };
+    let run = hooks::run(hook, &target);
+    let result = match limit {
+        None => run.await,
+        Some(limit) => match tokio::time::timeout(limit, run).await {
+            Ok(result) => result,
+            Err(_) => Err("the grace period is over".into()),
+        },
+    };
+    if let Err(why) = &result {
+        tracing::info!(%id, why, "lifecycle hook failed");
+    }
+    result
+}
+
+async fn probe(handle: &Arc<Handle>, index: usize, id: &RunId, runtime: usize, kind: probe::Kind) {
+    let container = handle.look(|state| state.container_spec(index).clone());
+    let attachment = handle.look(attachment);
+    let (Some(spec), Some(attachment)) = (kind.of(&container), attachment) else {
+        let outcome = probe::Outcome::Unknown("the pod has no address".into());
+        handle.apply(|state, now| state.probed(id, kind, outcome, now));
+        return;
+    };
+    let target = Target {
+        network: &*handle.node.config.network,
+        runtime: &**handle.node.runtime(runtime),
+        id,
+        pod_ip: attachment.pod_ips.first().copied().unwrap_or(attachment.bind_ip),
+        container: &container,
+    };
+    let outcome = probe::execute(spec, &target).await;
+    handle.apply(|state, now| state.probed(id, kind, outcome, now));
+}
+
+async fn stop(
+    handle: &Arc<Handle>,
+    index: usize,
+    id: &RunId,
+    runtime: usize,
+    hook: Option<Box<LifecycleHandler>>,
+    grace: Duration,
+) {
+    let began = tokio::time::Instant::now();
+    let mut left = grace;
+    if let Some(hook) = hook {
+        if run_hook(handle, index, id, runtime, &hook, Some(grace)).await.is_err() {
+            handle.apply(|state, _| {
+                state.container_event(index, true, "FailedPreStopHook", "PreStopHook failed".into());
+            });
+        }
+        // The kubelet leaves two seconds even when the hook took all.
+        left = grace.saturating_sub(began.elapsed()).max(Duration::from_secs(2));
+    }
+    handle.node.runtime(runtime).stop(id, left).await;
+}
+
+/// The run's end is written down: the runtime may forget it. Logs of the run before the previous
+/// one go, and whoever follows this one's is told that it is over.
+async fn forget(handle: &Arc<Handle>, id: &RunId, runtime: usize) {
+    handle.node.runtime(runtime).remove(id).await;
+    let dir = handle.pod_dir().join(&id.container);
+    handle.node.logs.poke(&dir);
+    let Some(old) = id.attempt.checked_sub(2) else { return };
+    let prefix = format!("{old}.log");
+    let _best_effort = tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name == prefix || name.starts_with(&format!("{prefix}.")) {
+                let _gone_already = std::fs::remove_file(entry.path());
+            }
+        }
+    })
+    .await;
+}
+
+async fn release(handle: &Arc<Handle>) {
+    handle.node.config.network.detach(&handle.uid).await;
+    let places = handle.places();
+    let result = match tokio::task::spawn_blocking(move || places.release()).await {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => Err(panic.to_string()),
+    };
+    handle.apply(|state, now| state.released(result, now));
+}

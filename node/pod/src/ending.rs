@@ -1,0 +1,101 @@
+//! Stopping a pod: containers, then sidecars in reverse order, then what it held.
+//! <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination>
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::runtime::Exit;
+use crate::state::{Action, Phase, PodState, Refresh, Setup};
+use crate::status::Kind;
+use crate::steps::Plan;
+
+/// How long after its grace a runtime may take to report an end, before the run counts as lost.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(15);
+
+pub(crate) fn plan(state: &mut PodState, plan: &mut Plan) {
+    let order = |kind: fn(Kind) -> bool, state: &PodState| -> Vec<usize> {
+        (0..state.containers.len()).filter(|i| kind(state.containers[*i].kind)).collect()
+    };
+    let mut alive = false;
+    for index in order(|k| k != Kind::Sidecar, state) {
+        alive |= stop(state, index, plan);
+    }
+    if alive {
+        return;
+    }
+    for index in order(|k| k == Kind::Sidecar, state).into_iter().rev() {
+        if stop(state, index, plan) {
+            return;
+        }
+    }
+    release(state, plan);
+}
+
+/// Makes sure that a container is being stopped; answers whether it is still there.
+fn stop(state: &mut PodState, index: usize, plan: &mut Plan) -> bool {
+    let deadline = state.ending.map_or(plan.now, |e| e.deadline);
+    let running = match &state.containers[index].phase {
+        Phase::Fresh | Phase::Ended(_) => return false,
+        // Its start is answered first, or it would be lost.
+        Phase::Starting(_) => return true,
+        Phase::Running(running) => running,
+    };
+    let late = SignedDuration::from_secs(1);
+    match running.stop_deadline {
+        None => {
+            let why = format!("Stopping container {}", state.containers[index].name);
+            let grace = deadline.duration_since(plan.now).as_secs().max(0);
+            state.stop(index, Some(grace), why, plan.now);
+        }
+        // The grace was shortened.
+        Some(stop) if deadline < stop - late => {
+            let grace = deadline.duration_since(plan.now).as_secs().max(0);
+            state.stop(index, Some(grace), String::new(), plan.now);
+        }
+        Some(_) => return !give_up(state, index, plan),
+    }
+    true
+}
+
+/// A run that was stopped, and whose end the runtime does not report, counts as ended.
+pub(crate) fn give_up(state: &mut PodState, index: usize, plan: &mut Plan) -> bool {
+    let Phase::Running(running) = &state.containers[index].phase else { return false };
+    let Some(stop) = running.stop_deadline else { return false };
+    let lost = plan.is_due(stop.saturating_add(PATIENCE).unwrap_or(stop));
+    if lost {
+        state.exited(index, unreported(plan.now), plan.now);
+    }
+    lost
+}
+
+fn unreported(now: Timestamp) -> Exit {
+    Exit {
+        code: 137,
+        signal: None,
+        reason: "ContainerStatusUnknown".into(),
+        message: "The container could not be located when the pod was terminated".into(),
+        started_at: now,
+        finished_at: now,
+    }
+}
+
+/// Gives back the address and the volumes, once nothing is about to take them.
+fn release(state: &mut PodState, plan: &mut Plan) {
+    let busy = matches!(state.volumes, Setup::Doing(_))
+        || matches!(state.network, Setup::Doing(_))
+        || matches!(state.refresh, Refresh::Doing | Refresh::Again);
+    if busy {
+        return;
+    }
+    let failures = match &state.release {
+        Setup::Done(()) => {
+            plan.gone = state.removed;
+            return;
+        }
+        Setup::Doing(_) => return,
+        Setup::Todo => 0,
+        Setup::Failed(trouble) if plan.is_due(trouble.retry_at) => trouble.failures,
+        Setup::Failed(_) => return,
+    };
+    state.release = Setup::Doing(failures);
+    plan.actions.push(Action::Release);
+}

@@ -1,0 +1,86 @@
+//! Which pods are to look again when a ConfigMap or Secret changes.
+//!
+//! One index for the node, by object: a change costs as much as there are distinct objects, not as
+//! there are pods.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::outside::{ObjectError, Objects};
+use crate::sources::Name;
+
+type Key = (String, Name);
+
+#[derive(Default)]
+pub(crate) struct References {
+    inner: Mutex<HashMap<Key, Watched>>,
+}
+
+struct Watched {
+    /// Newest seen; None when it was not there.
+    version: Option<String>,
+    pods: HashSet<Arc<str>>,
+}
+
+impl References {
+    /// From now on `uid` is told about these objects, whose versions it has seen. Answers whether
+    /// some of them were already seen in another version: then the pod should look again.
+    pub fn watch(&self, namespace: &str, uid: &Arc<str>, seen: &[(Name, Option<String>)]) -> bool {
+        let mut inner = self.inner.lock();
+        let mut stale = false;
+        for (name, version) in seen {
+            let fresh = || Watched { version: version.clone(), pods: HashSet::new() };
+            let watched = inner.entry((namespace.to_owned(), name.clone())).or_insert_with(fresh);
+            stale |= watched.version != *version;
+            watched.pods.insert(uid.clone());
+        }
+        stale
+    }
+
+    pub fn forget<'a>(&self, namespace: &str, uid: &str, names: impl Iterator<Item = &'a Name>) {
+        let mut inner = self.inner.lock();
+        for name in names {
+            let key = (namespace.to_owned(), name.clone());
+            if let Some(watched) = inner.get_mut(&key) {
+                watched.pods.remove(uid);
+                if watched.pods.is_empty() {
+                    inner.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Looks at every object that anybody waits for; answers the pods whose objects changed.
+    pub async fn changed(&self, objects: &dyn Objects) -> HashSet<Arc<str>> {
+        let keys: Vec<Key> = self.inner.lock().keys().cloned().collect();
+        let mut pods = HashSet::new();
+        for key in keys {
+            let Some(version) = version(objects, &key).await else { continue };
+            if let Some(watched) = self.inner.lock().get_mut(&key)
+                && watched.version != version
+            {
+                watched.version = version;
+                pods.extend(watched.pods.iter().cloned());
+            }
+        }
+        pods
+    }
+}
+
+/// None when nothing can be said now.
+async fn version(objects: &dyn Objects, (namespace, name): &Key) -> Option<Option<String>> {
+    let look = async {
+        match name {
+            Name::ConfigMap(n) => objects.config_map(namespace, n).await.map(|m| m.metadata.resource_version.clone()),
+            Name::Secret(n) => objects.secret(namespace, n).await.map(|s| s.metadata.resource_version.clone()),
+        }
+    };
+    match tokio::time::timeout(Duration::from_secs(5), look).await {
+        Ok(Ok(version)) => Some(version),
+        Ok(Err(ObjectError::NotFound(_))) => Some(None),
+        Ok(Err(ObjectError::Unavailable(_))) | Err(_) => None,
+    }
+}

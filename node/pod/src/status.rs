@@ -1,0 +1,326 @@
+//! `PodStatus` as a pure function of what is known of a pod; the words are Kubernetes'.
+//! <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/>
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rimward_api::Quantity;
+use sha2::{Digest, Sha256};
+
+use crate::record::Ended;
+use crate::runtime::{Exit, RunId};
+
+/// What a status is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub started_at: Timestamp,
+    pub pod_ips: &'a [IpAddr],
+    pub host_ip: IpAddr,
+    /// Its place in the network is ready, and not yet given back.
+    pub network_ready: bool,
+    /// Init containers then others, in the order of the spec.
+    pub containers: Vec<Container>,
+    pub ended: Option<&'a Ended>,
+    /// It was being stopped, and nothing of it runs any more.
+    pub stopped: bool,
+    /// When each condition last changed, as this node knows it.
+    pub since: &'a Transitions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Init,
+    /// An init container with restartPolicy Always.
+    Sidecar,
+    Main,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Container {
+    pub kind: Kind,
+    pub name: String,
+    pub image: String,
+    pub image_id: String,
+    /// `wasm://…`; empty before the first run.
+    pub container_id: String,
+    pub last_container_id: String,
+    pub state: State,
+    pub last: Option<Exit>,
+    pub restarts: u32,
+    pub started: bool,
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    Waiting { reason: String, message: String },
+    Running { since: Timestamp },
+    Terminated(Exit),
+}
+
+/// Status and time of change of the conditions that the node owns.
+pub(crate) type Transitions = BTreeMap<&'static str, (bool, Timestamp)>;
+
+const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+
+/// The status now. Conditions of others are kept as the pod has them.
+pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let phase = phase(spec, facts);
+    let statuses = |init: bool| -> Option<Vec<api::ContainerStatus>> {
+        let of_kind = facts.containers.iter().filter(|c| (c.kind != Kind::Main) == init);
+        let list: Vec<_> = of_kind.map(container_status).collect();
+        (!list.is_empty()).then_some(list)
+    };
+    let ips: Vec<String> = facts.pod_ips.iter().map(IpAddr::to_string).collect();
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        conditions: Some(conditions(pod, spec, phase, facts, now)),
+        container_statuses: statuses(false),
+        init_container_statuses: statuses(true),
+        host_ip: Some(facts.host_ip.to_string()),
+        host_ips: Some(vec![api::HostIP { ip: facts.host_ip.to_string() }]),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| api::PodIP { ip }).collect()),
+        qos_class: Some(qos_class(spec).into()),
+        start_time: Some(Time(facts.started_at)),
+        reason: facts.ended.and_then(|e| text(&e.reason)),
+        message: facts.ended.and_then(|e| text(&e.message)),
+        observed_generation: pod.metadata.generation,
+        nominated_node_name: pod.status.as_ref().and_then(|s| s.nominated_node_name.clone()),
+        ..PodStatus::default()
+    }
+}
+
+fn container_status(c: &Container) -> api::ContainerStatus {
+    let running = |since: Timestamp| api::ContainerState {
+        running: Some(api::ContainerStateRunning { started_at: Some(Time(since)) }),
+        ..Default::default()
+    };
+    let waiting = |reason: &str, message: &str| api::ContainerState {
+        waiting: Some(api::ContainerStateWaiting {
+            reason: Some(reason.into()),
+            message: (!message.is_empty()).then(|| message.into()),
+        }),
+        ..Default::default()
+    };
+    let state = match &c.state {
+        State::Waiting { reason, message } => waiting(reason, message),
+        State::Running { since } => running(*since),
+        State::Terminated(exit) => terminated(exit, &c.container_id),
+    };
+    api::ContainerStatus {
+        name: c.name.clone(),
+        image: c.image.clone(),
+        image_id: c.image_id.clone(),
+        container_id: (!c.container_id.is_empty()).then(|| c.container_id.clone()),
+        state: Some(state),
+        last_state: Some(c.last.as_ref().map(|e| terminated(e, &c.last_container_id)).unwrap_or_default()),
+        restart_count: c.restarts as i32,
+        started: Some(c.started),
+        ready: c.ready,
+        ..Default::default()
+    }
+}
+
+fn terminated(exit: &Exit, container_id: &str) -> api::ContainerState {
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+    api::ContainerState {
+        terminated: Some(api::ContainerStateTerminated {
+            exit_code: exit.code,
+            signal: exit.signal,
+            reason: text(&exit.reason),
+            message: text(&exit.message),
+            started_at: Some(Time(exit.started_at)),
+            finished_at: Some(Time(exit.finished_at)),
+            container_id: text(container_id),
+        }),
+        ..Default::default()
+    }
+}
+
+/// A stable identity for one run, in the form of a container runtime's.
+pub(crate) fn container_id(runtime: &str, id: &RunId) -> String {
+    let digest = Sha256::digest(id.to_string().as_bytes());
+    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+    format!("{runtime}://{hex}")
+}
+
+fn phase(spec: &PodSpec, facts: &Facts) -> &'static str {
+    if let Some(ended) = facts.ended {
+        return if ended.succeeded { "Succeeded" } else { "Failed" };
+    }
+    let main = || facts.containers.iter().filter(|c| c.kind == Kind::Main);
+    let succeeded = |c: &Container| matches!(&c.state, State::Terminated(e) if e.code == 0);
+    if facts.stopped {
+        return if main().all(succeeded) { "Succeeded" } else { "Failed" };
+    }
+    let has_run = |c: &Container| !matches!(c.state, State::Waiting { .. }) || c.last.is_some();
+    let running = main().any(|c| matches!(c.state, State::Running { .. }));
+    let init_pending = facts.containers.iter().any(|c| match c.kind {
+        Kind::Init => !succeeded(c),
+        Kind::Sidecar => !c.started,
+        Kind::Main => false,
+    });
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    if init_pending && !main().any(has_run) {
+        let failed = |c: &Container| matches!(&c.state, State::Terminated(e) if e.code != 0);
+        let gave_up = policy == "Never"
+            && facts.containers.iter().any(|c| c.kind == Kind::Init && failed(c));
+        return if gave_up { "Failed" } else { "Pending" };
+    }
+    if !main().all(has_run) {
+        return "Pending";
+    }
+    if running {
+        return "Running";
+    }
+    let ended = main().all(|c| matches!(c.state, State::Terminated(_)));
+    match policy {
+        "Never" if ended && main().all(succeeded) => "Succeeded",
+        "Never" if ended => "Failed",
+        "OnFailure" if ended && main().all(succeeded) => "Succeeded",
+        _ => "Running",
+    }
+}
+
+/// (status, reason, message)
+type Verdict = (bool, Option<String>, Option<String>);
+
+fn conditions(pod: &Pod, spec: &PodSpec, phase: &str, facts: &Facts, now: Timestamp) -> Vec<PodCondition> {
+    let have = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let initialized = initialized(phase, facts);
+    let containers_ready = containers_ready(phase, facts);
+    let ready = ready(spec, have, &containers_ready);
+    let network = (facts.network_ready, None, None);
+    let owned = OWNED.iter().zip([network, initialized, containers_ready, ready]).map(|(type_, v)| {
+        let since = match facts.since.get(type_) {
+            Some((status, since)) if *status == v.0 => *since,
+            _ => now,
+        };
+        PodCondition {
+            type_: (*type_).into(),
+            status: if v.0 { "True" } else { "False" }.into(),
+            reason: v.1,
+            message: v.2,
+            last_transition_time: Some(Time(since)),
+            observed_generation: pod.metadata.generation,
+            ..PodCondition::default()
+        }
+    });
+    let others = have.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned();
+    owned.chain(others).collect()
+}
+
+/// When the conditions of a status last changed.
+pub(crate) fn transitions(status: &PodStatus) -> Transitions {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let own = |c: &PodCondition| {
+        let name = OWNED.iter().find(|o| **o == c.type_)?;
+        Some((*name, (c.status == "True", c.last_transition_time.as_ref()?.0)))
+    };
+    conditions.iter().filter_map(own).collect()
+}
+
+fn list(names: &[&str]) -> String {
+    format!("[{}]", names.join(" "))
+}
+
+fn completed() -> Verdict {
+    (true, Some("PodCompleted".into()), None)
+}
+
+fn initialized(phase: &str, facts: &Facts) -> Verdict {
+    let has_main_run = facts.containers.iter().any(|c| {
+        c.kind == Kind::Main && (c.restarts > 0 || !matches!(c.state, State::Waiting { .. }))
+    });
+    if phase == "Succeeded" {
+        return completed();
+    }
+    if has_main_run {
+        return (true, None, None);
+    }
+    let incomplete = facts.containers.iter().filter(|c| match c.kind {
+        Kind::Init => !c.ready,
+        Kind::Sidecar => !c.started,
+        Kind::Main => false,
+    });
+    let incomplete: Vec<&str> = incomplete.map(|c| c.name.as_str()).collect();
+    if incomplete.is_empty() {
+        return (true, None, None);
+    }
+    let message = format!("containers with incomplete status: {}", list(&incomplete));
+    (false, Some("ContainersNotInitialized".into()), Some(message))
+}
+
+fn containers_ready(phase: &str, facts: &Facts) -> Verdict {
+    match phase {
+        "Succeeded" => return (false, Some("PodCompleted".into()), None),
+        "Failed" => return (false, Some("PodFailed".into()), None),
+        _ => {}
+    }
+    let unready = facts.containers.iter().filter(|c| c.kind != Kind::Init && !c.ready);
+    let unready: Vec<&str> = unready.map(|c| c.name.as_str()).collect();
+    if unready.is_empty() {
+        return (true, None, None);
+    }
+    let message = format!("containers with unready status: {}", list(&unready));
+    (false, Some("ContainersNotReady".into()), Some(message))
+}
+
+fn ready(spec: &PodSpec, have: &[PodCondition], containers_ready: &Verdict) -> Verdict {
+    if !containers_ready.0 {
+        return containers_ready.clone();
+    }
+    let open = spec.readiness_gates.iter().flatten().filter_map(|gate| {
+        let name = &gate.condition_type;
+        match have.iter().find(|c| c.type_ == *name) {
+            None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            Some(c) if c.status == "True" => None,
+            Some(c) => Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status)),
+        }
+    });
+    let open: Vec<String> = open.collect();
+    if open.is_empty() {
+        return (true, None, None);
+    }
+    (false, Some("ReadinessGatesNotReady".into()), Some(open.join(", ")))
+}
+
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
+pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
+    let init = spec.init_containers.iter().flatten();
+    let containers: Vec<_> = spec.containers.iter().chain(init).map(|c| c.resources.as_ref()).collect();
+    let pod_level = spec.resources.as_ref();
+    let all = match pod_level {
+        Some(r) if r.limits.is_some() || r.requests.is_some() => vec![pod_level],
+        _ => containers,
+    };
+    let amount = |map: Option<&BTreeMap<String, _>>, name: &str| {
+        let text: &k8s_openapi::apimachinery::pkg::api::resource::Quantity = map?.get(name)?;
+        Quantity::parse(&text.0).ok().filter(|q| !q.is_zero())
+    };
+    let limit = |r: Option<&api::ResourceRequirements>, n| amount(r?.limits.as_ref(), n);
+    let request = |r: Option<&api::ResourceRequirements>, n| amount(r?.requests.as_ref(), n);
+    let names = ["cpu", "memory"];
+    if all.iter().all(|r| names.iter().all(|n| limit(*r, n).is_none() && request(*r, n).is_none())) {
+        return "BestEffort";
+    }
+    let guaranteed = |r: &Option<&api::ResourceRequirements>| {
+        names.iter().all(|n| match (limit(*r, n), request(*r, n)) {
+            (Some(limit), Some(request)) => limit == request,
+            (limit, None) => limit.is_some(),
+            (None, Some(_)) => false,
+        })
+    };
+    if all.iter().all(guaranteed) { "Guaranteed" } else { "Burstable" }
+}
+
+#[cfg(test)]
+mod tests;

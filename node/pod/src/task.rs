@@ -1,0 +1,212 @@
+//! The task of one pod: plan, write down, act, report, wait.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::act;
+use crate::pods::Node;
+use crate::record::{self, Record};
+use crate::state::{ContainerState, Durability, KnownRun, PodState, Setup};
+use crate::status;
+use crate::steps::{self, Plan};
+use crate::volumes::Places;
+
+/// How long a status is held back while more is about to change.
+const SETTLE: SignedDuration = SignedDuration::from_millis(100);
+
+/// A pod's state and the bell of its task.
+pub(crate) struct Handle {
+    pub uid: Arc<str>,
+    pub node: Arc<Node>,
+    state: Mutex<PodState>,
+    wake: Notify,
+}
+
+/// A turn of the task, decided under the lock.
+struct Turn {
+    plan: Plan,
+    save: Option<(Vec<u8>, Durability)>,
+    report: Option<Report>,
+}
+
+struct Report {
+    pod: Arc<Pod>,
+    status: PodStatus,
+    terminated: bool,
+}
+
+impl Handle {
+    pub fn new(node: Arc<Node>, state: PodState) -> Self {
+        Self { uid: state.uid.clone(), node, state: Mutex::new(state), wake: Notify::new() }
+    }
+
+    /// Applies an input and wakes the task.
+    pub fn apply<R>(&self, input: impl FnOnce(&mut PodState, Timestamp) -> R) -> R {
+        let result = input(&mut self.state.lock(), self.node.config.clock.now());
+        self.wake.notify_one();
+        result
+    }
+
+    pub fn look<R>(&self, look: impl FnOnce(&PodState) -> R) -> R {
+        look(&self.state.lock())
+    }
+
+    pub fn places(&self) -> Places {
+        let config = &self.node.config;
+        Places::new(&config.data_dir, config.memory_dir.as_deref(), &self.uid)
+    }
+
+    pub fn pod_dir(&self) -> PathBuf {
+        self.places().pod_dir
+    }
+
+    pub fn status(&self) -> PodStatus {
+        let now = self.node.config.clock.now();
+        let state = self.state.lock();
+        status::compute(&state.pod, &state.facts(self.node.config.network.host_ip(), now), now)
+    }
+
+    fn load(&self, known: Vec<KnownRun>) {
+        let record = Record::read(&self.pod_dir());
+        let runtimes = self.node.runtime_names();
+        let (namespace, seen) = self.apply(|state, now| {
+            state.load(record, known, &runtimes, now);
+            let seen = match &state.volumes {
+                Setup::Done(mounted) => mounted.versions.clone(),
+                _ => Vec::new(),
+            };
+            state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
+            (state.pod.metadata.namespace.clone().unwrap_or_default(), seen)
+        });
+        // What changed while no agent was there is looked at again.
+        if self.node.references.watch(&namespace, &self.uid, &seen) {
+            self.apply(PodState::objects_changed);
+        }
+    }
+
+    fn turn(&self, now: Timestamp) -> Turn {
+        let mut state = self.state.lock();
+        let mut plan = steps::plan(&mut state, now);
+        let save = state.unsaved.take().filter(|_| !plan.gone).map(|durability| {
+            (serde_json::to_vec(&state.record()).expect("a record is plain data"), durability)
+        });
+        let report = if state.loaded && !state.removed { self.report(&mut state, &mut plan) } else { None };
+        Turn { plan, save, report }
+    }
+
+    /// The status to send now, if it changed and nothing more is about to change.
+    fn report(&self, state: &mut PodState, plan: &mut Plan) -> Option<Report> {
+        let host_ip = self.node.config.network.host_ip();
+        let status = status::compute(&state.pod, &state.facts(host_ip, plan.now), plan.now);
+        state.since = status::transitions(&status);
+        let digest = digest(&status);
+        let alive = state.containers.iter().any(ContainerState::is_alive);
+        let released = matches!(state.release, Setup::Done(()));
+        let deleted = state.pod.metadata.deletion_timestamp.is_some();
+        if deleted && released && !alive {
+            let first = !std::mem::replace(&mut state.sent.terminated, true);
+            state.sent.digest = digest;
+            return first.then(|| Report { pod: state.pod.clone(), status, terminated: true });
+        }
+        if digest == state.sent.digest {
+            state.sent.due = None;
+            return None;
+        }
+        let settling = state.ending.is_none() && !state.sent.was_ready && state.is_settling();
+        if settling {
+            let due = *state.sent.due.get_or_insert(plan.now + SETTLE);
+            if !plan.is_due(due) {
+                return None;
+            }
+        }
+        let ready = state.since.get("Ready").is_some_and(|(ready, _)| *ready);
+        state.sent.digest = digest;
+        state.sent.due = None;
+        state.sent.was_ready |= ready;
+        Some(Report { pod: state.pod.clone(), status, terminated: false })
+    }
+}
+
+fn digest(status: &PodStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_vec(status).expect("a status is plain data").hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// Runs until the pod is gone, or the agent goes: then all that runs goes on running.
+pub(crate) async fn run(handle: Arc<Handle>, known: Vec<KnownRun>) {
+    handle.load(known);
+    let shutdown = handle.node.shutdown.clone();
+    loop {
+        let now = handle.node.config.clock.now();
+        let turn = handle.turn(now);
+        if let Some((bytes, durability)) = turn.save {
+            save(&handle, bytes, durability == Durability::Power).await;
+        }
+        for action in turn.plan.actions {
+            act::carry_out(&handle, action);
+        }
+        if let Some(report) = turn.report {
+            let reports = &handle.node.config.reports;
+            match report.terminated {
+                true => reports.pod_terminated(&report.pod, report.status),
+                false => reports.pod_status(&report.pod, report.status),
+            }
+        }
+        if turn.plan.gone {
+            return clean_up(&handle).await;
+        }
+        // The pause is bounded, so that a corrected system clock is noticed.
+        let pause = turn.plan.wake.map(|at| {
+            let pause = at.duration_since(now).clamp(SignedDuration::ZERO, SignedDuration::from_hours(1));
+            Duration::try_from(pause).unwrap_or_default()
+        });
+        tokio::select! {
+            () = handle.wake.notified() => {}
+            () = sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn sleep(pause: Option<Duration>) {
+    match pause {
+        // Timers tick in milliseconds: never wake just before the time.
+        Some(pause) => tokio::time::sleep(pause + Duration::from_micros(1)).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn save(handle: &Handle, bytes: Vec<u8>, durable: bool) {
+    let dir = handle.pod_dir();
+    let shown = dir.display().to_string();
+    let written = tokio::task::spawn_blocking(move || record::write(&dir, &bytes, durable)).await;
+    let error = match written {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic.to_string(),
+    };
+    // The pod goes on: the runtimes know what runs, only counters may be lost with the agent.
+    tracing::error!(dir = shown, error, "cannot write a pod's record: free some space or check the disk");
+}
+
+async fn clean_up(handle: &Arc<Handle>) {
+    let (namespace, watched) = handle.look(|state| {
+        (state.pod.metadata.namespace.clone().unwrap_or_default(), state.watched.clone())
+    });
+    handle.node.references.forget(&namespace, &handle.uid, watched.iter());
+    let places = handle.places();
+    let removed = tokio::task::spawn_blocking(move || places.remove()).await;
+    if let Ok(Err(error)) = removed {
+        let dir = handle.pod_dir().display().to_string();
+        tracing::error!(dir, %error, "cannot remove a pod's directory: it is tried again when the agent starts");
+    }
+    handle.node.forget(handle);
+}

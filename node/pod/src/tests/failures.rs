@@ -1,0 +1,158 @@
+//! What fails says why, is held back, and is tried again.
+
+use super::*;
+use crate::outside::ImageError;
+
+#[tokio::test(start_paused = true)]
+async fn crash_loops_are_held_back() {
+    let b = Bench::new().await;
+    b.world.runtime.script("c", vec![exits(7, 1)]);
+    b.set(&pod(json!({})));
+    let status = b.until_waiting("CrashLoopBackOff").await;
+    assert_eq!(waiting(&status).1, "back-off 10s restarting failed container=c pod=p_default(u)");
+    assert_eq!(b.message("BackOff"), "Back-off restarting failed container c in pod p_default(u)");
+    let c = container(&status, "c");
+    assert_eq!(c.restart_count, 1, "the first restart is immediate");
+    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 7);
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    // Runs of 1 s with pauses of 0, 10, 20, 40, 80, 160, 300, 300.
+    for (restarts, seconds) in [(2, 12), (3, 33), (4, 74), (5, 155), (6, 316), (7, 617), (8, 918)] {
+        b.until(|s| container(s, "c").restart_count == restarts).await;
+        assert_eq!(b.seconds(), seconds, "restart {restarts}");
+    }
+    let status = b.until_waiting("CrashLoopBackOff").await;
+    assert!(waiting(&status).1.starts_with("back-off 5m0s restarting"), "{}", waiting(&status).1);
+    // No more than the newest two logs are kept.
+    let logs = std::fs::read_dir(b.pod_dir().join("c")).unwrap().count();
+    assert!(logs <= 2, "{logs}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_that_do_not_come() {
+    let b = Bench::new().await;
+    let error = || Err(ImageError { reason: "ErrImagePull".into(), message: "no such manifest".into() });
+    b.world.images.script("hello:v1", vec![error(), error(), Ok(Duration::ZERO)]);
+    b.set(&pod(json!({})));
+    let status = b.until_waiting("ErrImagePull").await;
+    assert_eq!((waiting(&status).1, status.phase.as_deref()), ("no such manifest", Some("Pending")));
+    let status = b.until_waiting("ImagePullBackOff").await;
+    assert_eq!(waiting(&status).1, "Back-off pulling image \"hello:v1\": ErrImagePull: no such manifest");
+    let first: Vec<String> = b.events().into_iter().take(5).collect();
+    assert_eq!(first, ["Pulling", "!Failed", "!Failed", "BackOff", "!Failed"]);
+    assert_eq!(b.message("Failed"), "Failed to pull image \"hello:v1\": no such manifest");
+    b.until_ready().await;
+    assert_eq!(b.seconds(), 30, "10 s, then 20 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_corrected_image_is_pulled_at_once() {
+    let b = Bench::new().await;
+    let error = ImageError { reason: "InvalidImageName".into(), message: "invalid reference format".into() };
+    b.world.images.script("HELLO", vec![Err(error)]);
+    let mut p = pod(json!({"containers": [{"name": "c", "image": "HELLO", "imagePullPolicy": "IfNotPresent"}]}));
+    b.set(&p);
+    b.until_waiting("InvalidImageName").await;
+    p["spec"]["containers"][0]["image"] = json!("hello:v1");
+    b.set(&p);
+    b.until_ready().await;
+    assert_eq!(b.seconds(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_config_is_waited_for() {
+    let b = Bench::new().await;
+    let from = json!({"configMapKeyRef": {"name": "cfg", "key": "k"}});
+    b.set(&pod(json!({"containers": [{"name": "c", "image": "i:1", "env": [{"name": "A", "valueFrom": from}]}]})));
+    let status = b.until_waiting("CreateContainerConfigError").await;
+    assert_eq!(waiting(&status).1, "configmap \"cfg\" not found");
+    assert_eq!(b.message("Failed"), "Error: configmap \"cfg\" not found");
+    b.world.objects.put_config_map("default", "cfg", &[("other", "x")]);
+    let status = b.until(|s| waiting(s).1 == "couldn't find key k in ConfigMap default/cfg").await;
+    assert_eq!(container(&status, "c").restart_count, 0);
+    b.world.objects.put_config_map("default", "cfg", &[("k", "v")]);
+    b.until_ready().await;
+    assert!(b.seconds() < 2, "it wakes the pod: {} s", b.seconds());
+    let env = b.world.runtime.spec(&run("c", 0)).unwrap().env;
+    assert!(env.contains(&("A".into(), "v".into())), "{env:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn starts_that_fail() {
+    // What ran into an error counts as a run …
+    let b = Bench::new().await;
+    b.world.runtime.script("c", vec![Script::fails_to_start("RunContainerError", "it trapped"), Script::default()]);
+    b.set(&pod(json!({})));
+    let status = b.until_ready().await;
+    let c = container(&status, "c");
+    let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((c.restart_count, last.exit_code, last.reason.as_deref(), last.message.as_deref()), (1, 128, Some("StartError"), Some("it trapped")));
+    assert_eq!(b.message("Failed"), "Error: it trapped");
+
+    // … what cannot be created does not, and says so until it can.
+    let b = Bench::new().await;
+    let why = "unsatisfied import `x:y/z`";
+    b.world.runtime.script("c", vec![Script::fails_to_start("CreateContainerError", why)]);
+    b.set(&pod(json!({})));
+    let status = b.until_waiting("CreateContainerError").await;
+    assert_eq!((waiting(&status).1, container(&status, "c").restart_count), (why, 0));
+    b.world.runtime.script("c", vec![Script::default()]);
+    b.until_ready().await;
+    assert_eq!(b.seconds(), 10);
+
+    let b = Bench::new().await;
+    b.world.runtime.script("c", vec![Script::fails_to_start("RunContainerError", "it trapped")]);
+    b.set(&pod(json!({"restartPolicy": "Never"})));
+    let status = b.until_phase("Failed").await;
+    assert_eq!(container(&status, "c").state.as_ref().unwrap().terminated.as_ref().unwrap().message.as_deref(), Some("it trapped"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_address_no_containers() {
+    let b = Bench::new().await;
+    b.world.network.fail(&["the block is used up", "the block is used up"]);
+    b.set(&pod(json!({})));
+    let status = b.until_waiting("ContainerCreating").await;
+    assert_eq!(waiting(&status).1, "Failed to create pod sandbox: the block is used up");
+    assert!(!is_true(&status, "PodReadyToStartContainers"));
+    b.until_ready().await;
+    assert_eq!((b.seconds(), b.events()[0].as_str()), (3, "!FailedCreatePodSandBox"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn out_of_memory_is_told() {
+    let b = Bench::new().await;
+    let script = Script { exit_reason: "OOMKilled".into(), ..exits(137, 1) };
+    b.world.runtime.script("c", vec![script]);
+    b.set(&pod(json!({"restartPolicy": "Never"})));
+    let status = b.until_phase("Failed").await;
+    let ended = container(&status, "c").state.clone().unwrap().terminated.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("OOMKilled")));
+    // A notice is an Event, nothing more.
+    let b = Bench::new().await;
+    b.set(&pod(json!({})));
+    b.until_ready().await;
+    b.world.runtime.notice(&run("c", 0), "OutOfMemory", "a request was refused").await;
+    b.until_event("OutOfMemory").await;
+    assert_eq!(b.world.reports.sent(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn termination_messages_from_logs() {
+    let b = Bench::new().await;
+    b.world.runtime.script("c", vec![Script { log: vec!["first".into(), "the cause".into()], ..exits(1, 1) }]);
+    b.set(&pod(json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1", "terminationMessagePolicy": "FallbackToLogsOnError"}]})));
+    let status = b.until_phase("Failed").await;
+    let ended = container(&status, "c").state.clone().unwrap().terminated.unwrap();
+    assert_eq!(ended.message.as_deref(), Some("first\nthe cause\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_make_no_sense_are_ignored() {
+    let b = Bench::new().await;
+    b.set(&json!({"metadata": {"name": "no-uid"}, "spec": {"containers": []}}));
+    b.set(&json!({"metadata": {"name": "no-spec", "uid": "x"}}));
+    b.set(&json!({"metadata": {"name": "bad", "uid": "../../etc"}, "spec": {"containers": []}}));
+    b.pods.remove("nobody");
+    b.pods.synced();
+    assert!(b.pods.uids().is_empty());
+}

@@ -1,0 +1,215 @@
+//! A pod's volumes: directories of the node that are made, filled, kept fresh and removed.
+//! <https://kubernetes.io/docs/concepts/storage/volumes/>
+//!
+//! Nothing is mounted but emptyDirs in memory: a runtime is told where a volume lies. Secrets and
+//! tokens lie in a directory on an existing tmpfs where there is one, so that ten thousand pods do
+//! not need ten thousand mounts.
+
+pub(crate) mod atomic;
+pub(crate) mod content;
+pub(crate) mod host;
+
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use serde::{Deserialize, Serialize};
+
+use crate::downward::Facts;
+use crate::outside::Objects;
+use crate::record::make_dir;
+use crate::sources::{self, Name, Sources};
+use content::{Content, Tokens};
+
+/// No container can be called this.
+const FOLDER: &str = "_volumes";
+
+/// What set-up saw and left: enough to know later whether files are stale.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mounted {
+    pub versions: Vec<(Name, Option<String>)>,
+    /// When the first of the pod's tokens is to be replaced.
+    pub tokens_due: Option<Timestamp>,
+}
+
+/// Why a pod's volumes are not there: the text of the FailedMount Event, and what would help.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Failure {
+    pub message: String,
+    pub seen: Vec<(Name, Option<String>)>,
+}
+
+/// Where a pod's files lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// `DIR/node/pods/<uid>`
+    pub pod_dir: PathBuf,
+    /// For Secrets and tokens.
+    pub secret_dir: PathBuf,
+}
+
+impl Places {
+    pub fn new(data_dir: &Path, memory_dir: Option<&Path>, uid: &str) -> Self {
+        let pod_dir = data_dir.join("pods").join(uid);
+        let secret_dir = memory_dir.map_or_else(|| pod_dir.clone(), |m| m.join(uid));
+        Self { pod_dir, secret_dir }
+    }
+
+    /// The directory or file that a volume is.
+    pub fn of(&self, volume: &Volume) -> PathBuf {
+        if let Some(host) = &volume.host_path {
+            return PathBuf::from(&host.path);
+        }
+        let base = if holds_secrets(volume) { &self.secret_dir } else { &self.pod_dir };
+        base.join(FOLDER).join(&volume.name)
+    }
+
+    /// Removes everything of the pod. Safe without set-up.
+    pub fn remove(&self) -> std::io::Result<()> {
+        self.release()?;
+        remove_tree(&self.secret_dir)?;
+        remove_tree(&self.pod_dir)
+    }
+
+    /// Removes the volumes; logs and the record stay.
+    pub fn release(&self) -> std::io::Result<()> {
+        let folder = self.pod_dir.join(FOLDER);
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            host::unmount(&entry.path());
+        }
+        remove_tree(&folder)?;
+        remove_tree(&self.secret_dir.join(FOLDER))?;
+        remove_tree(&self.pod_dir.join(host::LINKS))?;
+        remove_tree(&self.secret_dir.join(host::LINKS))
+    }
+}
+
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn holds_secrets(volume: &Volume) -> bool {
+    let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    volume.secret.is_some()
+        || projected.into_iter().any(|s| s.secret.is_some() || s.service_account_token.is_some())
+}
+
+/// Makes all volumes of a pod what they are to be. Repeating it rewrites only what changed, and
+/// replaces tokens only when they are `due`.
+pub(crate) async fn set_up(
+    pod: &Pod,
+    places: &Places,
+    objects: &dyn Objects,
+    facts: &Facts<'_>,
+    due: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Mounted, Failure> {
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let names = volumes.iter().flat_map(sources::of_volume).collect();
+    let sources = Sources::fetch(objects, namespace, names).await;
+    let failed = |volume: &Volume, why: String| Failure {
+        message: format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name),
+        seen: sources.versions(),
+    };
+    let mut mounted = Mounted { versions: sources.versions(), tokens_due: None };
+    let mut plans = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        let dir = places.of(volume);
+        let tokens = tokens(pod, volume, &dir, objects, due, now).await.map_err(|e| failed(volume, e))?;
+        mounted.tokens_due = [mounted.tokens_due, tokens.due].into_iter().flatten().min();
+        let content = content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
+        plans.push((volume.name.clone(), dir, content));
+    }
+    // Everything was decided; only now is anything touched.
+    let (pod_dir, secret_dir) = (places.pod_dir.clone(), places.secret_dir.clone());
+    let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()?.fs_group);
+    let made = tokio::task::spawn_blocking(move || {
+        make_dir(&pod_dir.join(FOLDER)).map_err(|e| (String::new(), io_text(&pod_dir, &e)))?;
+        for (name, dir, content) in plans {
+            if dir.starts_with(&secret_dir) {
+                make_dir(&secret_dir.join(FOLDER)).map_err(|e| (name.clone(), io_text(&dir, &e)))?;
+            }
+            make(&dir, content, group).map_err(|e| (name, e))?;
+        }
+        Ok::<_, (String, String)>(())
+    });
+    match made.await {
+        Ok(Ok(())) => Ok(mounted),
+        Ok(Err((name, why))) => Err(failed(&Volume { name, ..Volume::default() }, why)),
+        Err(panic) => Err(failed(&Volume::default(), panic.to_string())),
+    }
+}
+
+fn make(dir: &Path, content: Content, group: Option<i64>) -> Result<(), String> {
+    let io = |e: std::io::Error| io_text(dir, &e);
+    match content {
+        Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
+        Content::EmptyDir { memory, size_limit } => host::empty_dir(dir, memory, size_limit, group).map_err(io),
+        Content::HostPath { kind } => host::check(dir, &kind),
+    }
+}
+
+fn io_text(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// The tokens of one volume: those that are there while they are good, else new ones.
+async fn tokens(
+    pod: &Pod,
+    volume: &Volume,
+    dir: &Path,
+    objects: &dyn Objects,
+    due: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Tokens, String> {
+    let mut tokens = Tokens::default();
+    let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    for source in projected.filter_map(|s| s.service_account_token.as_ref()) {
+        if let Some(due) = due.filter(|due| now < *due)
+            && let Ok(text) = std::fs::read_to_string(dir.join(&source.path))
+        {
+            tokens.by_path.insert(source.path.clone(), text);
+            tokens.due = [tokens.due, Some(due)].into_iter().flatten().min();
+            continue;
+        }
+        let audiences: Vec<String> = source.audience.iter().filter(|a| !a.is_empty()).cloned().collect();
+        let seconds = source.expiration_seconds.unwrap_or(3600);
+        let token = objects
+            .token(pod, &audiences, seconds)
+            .await
+            .map_err(|e| format!("failed to fetch token: {e}"))?;
+        tokens.by_path.insert(source.path.clone(), token.token);
+        let due = replace_at(now, token.expires_at);
+        tokens.due = Some(tokens.due.map_or(due, |d| d.min(due)));
+    }
+    Ok(tokens)
+}
+
+/// A token is replaced when 80 % of its life is over, and once a day at least.
+fn replace_at(now: Timestamp, expires_at: Timestamp) -> Timestamp {
+    let life = expires_at.duration_since(now).as_secs().max(0);
+    let wait = (life * 4 / 5).clamp(1, 24 * 3600);
+    now.saturating_add(SignedDuration::from_secs(wait)).unwrap_or(expires_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_replaced_at_four_fifths() {
+        let check = |life: i64, expected: i64| {
+            let now = Timestamp::from_second(1_800_000_000).unwrap();
+            let at = replace_at(now, now + SignedDuration::from_secs(life));
+            assert_eq!(at.duration_since(now).as_secs(), expected);
+        };
+        check(3600, 2880);
+        check(10, 8);
+        check(-5, 1);
+        check(30 * 24 * 3600, 24 * 3600);
+    }
+}

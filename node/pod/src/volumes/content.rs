@@ -1,0 +1,228 @@
+//! What a volume is to contain, decided from the pod and the objects it refers to.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
+
+use crate::downward::{self, Facts};
+use crate::sources::{Name, Sources};
+
+/// A file of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct File {
+    pub data: Vec<u8>,
+    pub mode: u32,
+}
+
+/// By path relative to the volume.
+pub(crate) type Files = BTreeMap<String, File>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Content {
+    EmptyDir { memory: bool, size_limit: Option<u64> },
+    /// The path exists, and is what `kind` says.
+    HostPath { kind: String },
+    Files(Files),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tokens {
+    pub by_path: BTreeMap<String, String>,
+    pub due: Option<jiff::Timestamp>,
+}
+
+const DEFAULT_MODE: i32 = 0o644;
+
+/// Err is what the FailedMount Event says.
+pub(crate) fn of(
+    pod: &Pod,
+    volume: &Volume,
+    sources: &Sources,
+    tokens: &Tokens,
+    facts: &Facts,
+) -> Result<Content, String> {
+    if let Some(empty) = &volume.empty_dir {
+        let memory = match empty.medium.as_deref().unwrap_or_default() {
+            "" => false,
+            "Memory" => true,
+            other => return Err(format!("unknown storage medium {other:?}")),
+        };
+        let size_limit = empty.size_limit.as_ref().map(downward::parse).transpose()?;
+        let size_limit = size_limit.map(|q| q.value().max(0) as u64).filter(|n| *n > 0);
+        return Ok(Content::EmptyDir { memory, size_limit });
+    }
+    if let Some(host) = &volume.host_path {
+        return Ok(Content::HostPath { kind: host.type_.clone().unwrap_or_default() });
+    }
+    let mut files = Files::new();
+    if let Some(source) = &volume.config_map {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let name = Name::ConfigMap(source.name.clone());
+        keys(&mut files, sources, &name, source.items.as_deref(), source.optional, mode)?;
+    } else if let Some(source) = &volume.secret {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        let name = Name::Secret(source.secret_name.clone().unwrap_or_default());
+        keys(&mut files, sources, &name, source.items.as_deref(), source.optional, mode)?;
+    } else if let Some(source) = &volume.downward_api {
+        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
+        downward_files(&mut files, pod, source.items.as_deref(), mode, facts)?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
+        for source in projected.sources.iter().flatten() {
+            projection(&mut files, pod, source, mode, sources, tokens, facts)?;
+        }
+    } else {
+        return Err(format!("this node does not support volumes of type {}", kind(volume)));
+    }
+    Ok(Content::Files(files))
+}
+
+/// The name of the volume's source as the manifest has it.
+fn kind(volume: &Volume) -> String {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    let fields = value.as_object().into_iter().flatten();
+    fields.map(|(k, _)| k.clone()).find(|k| k != "name").unwrap_or_else(|| "(none)".into())
+}
+
+fn projection(
+    files: &mut Files,
+    pod: &Pod,
+    source: &VolumeProjection,
+    mode: i32,
+    sources: &Sources,
+    tokens: &Tokens,
+    facts: &Facts,
+) -> Result<(), String> {
+    if let Some(s) = &source.config_map {
+        keys(files, sources, &Name::ConfigMap(s.name.clone()), s.items.as_deref(), s.optional, mode)?;
+    }
+    if let Some(s) = &source.secret {
+        keys(files, sources, &Name::Secret(s.name.clone()), s.items.as_deref(), s.optional, mode)?;
+    }
+    if let Some(s) = &source.downward_api {
+        downward_files(files, pod, s.items.as_deref(), mode, facts)?;
+    }
+    if let Some(s) = &source.service_account_token {
+        let token = tokens.by_path.get(&s.path).ok_or("failed to fetch token")?;
+        insert(files, &s.path, token.clone().into_bytes(), mode)?;
+    }
+    if source.cluster_trust_bundle.is_some() {
+        return Err("this node does not support projections of type clusterTrustBundle".into());
+    }
+    if source.pod_certificate.is_some() {
+        return Err("this node does not support projections of type podCertificate".into());
+    }
+    Ok(())
+}
+
+fn keys(
+    files: &mut Files,
+    sources: &Sources,
+    name: &Name,
+    items: Option<&[KeyToPath]>,
+    optional: Option<bool>,
+    mode: i32,
+) -> Result<(), String> {
+    let optional = optional == Some(true);
+    let all = sources.all(name, optional).map_err(|e| e.to_string())?.unwrap_or_default();
+    let Some(items) = items.filter(|items| !items.is_empty()) else {
+        return all.into_iter().try_for_each(|(key, data)| insert(files, key, data.to_vec(), mode));
+    };
+    for item in items {
+        match all.get(item.key.as_str()) {
+            Some(data) => insert(files, &item.path, data.to_vec(), item.mode.unwrap_or(mode))?,
+            None if optional => {}
+            None => {
+                let kind = if matches!(name, Name::Secret(_)) { "secret key" } else { "config key" };
+                return Err(format!("references non-existent {kind}: {}", item.key));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn downward_files(
+    files: &mut Files,
+    pod: &Pod,
+    items: Option<&[DownwardAPIVolumeFile]>,
+    mode: i32,
+    facts: &Facts,
+) -> Result<(), String> {
+    for item in items.into_iter().flatten() {
+        let text = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => downward::field(pod, &field.field_path, facts)?,
+            (None, Some(resource)) => downward::resource(pod, None, resource, facts.allocatable)?,
+            (None, None) => return Err(format!("file {} refers to no field", item.path)),
+        };
+        insert(files, &item.path, text.into_bytes(), item.mode.unwrap_or(mode))?;
+    }
+    Ok(())
+}
+
+/// The API refuses such paths too; a volume that leaves its directory would be worse than a refusal.
+fn insert(files: &mut Files, path: &str, data: Vec<u8>, mode: i32) -> Result<(), String> {
+    let bad = path.is_empty()
+        || path.starts_with('/')
+        || path.starts_with("..")
+        || path.split('/').any(|part| matches!(part, "" | "." | ".."));
+    if bad {
+        return Err(format!("invalid path {path:?}: it must be relative and stay inside the volume"));
+    }
+    files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32 });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::Allocatable;
+    use serde_json::{Value, json};
+
+    #[track_caller]
+    fn check(volume: Value, expected: Result<&[(&str, &str, u32)], &str>) {
+        let map = json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}, "binaryData": {"c": "AA=="}});
+        let secret = json!({"metadata": {"name": "s"}, "data": {"p": "cQ=="}});
+        let sources = Sources::of(
+            vec![serde_json::from_value(map).unwrap()],
+            vec![serde_json::from_value(secret).unwrap()],
+        );
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "labels": {"x": "y"}}, "spec": {"containers": []}});
+        let pod = serde_json::from_value(pod).unwrap();
+        let facts = Facts { pod_ips: &[], host_ip: "192.0.2.1".parse().unwrap(), node_name: "n", allocatable: Allocatable::default() };
+        let tokens = Tokens { by_path: BTreeMap::from([("token".into(), "t".into())]), due: None };
+        let volume: Volume = serde_json::from_value(volume).unwrap();
+        let seen = of(&pod, &volume, &sources, &tokens, &facts);
+        let expected = expected.map_err(String::from).map(|files| {
+            let file = |(path, data, mode): &(&str, &str, u32)| (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode });
+            Content::Files(files.iter().map(file).collect())
+        });
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn files() {
+        check(json!({"name": "v", "configMap": {"name": "m"}}),
+            Ok(&[("a", "1", 0o644), ("b", "2", 0o644), ("c", "\0", 0o644)]));
+        check(json!({"name": "v", "configMap": {"name": "m", "defaultMode": 0o400, "items": [{"key": "a", "path": "x/y"}, {"key": "b", "path": "z", "mode": 0o640}]}}),
+            Ok(&[("x/y", "1", 0o400), ("z", "2", 0o640)]));
+        check(json!({"name": "v", "secret": {"secretName": "s"}}), Ok(&[("p", "q", 0o644)]));
+        check(json!({"name": "v", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}),
+            Ok(&[("labels", "x=\"y\"", 0o644)]));
+        check(json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}},
+                {"configMap": {"name": "m", "items": [{"key": "a", "path": "ca.crt"}]}},
+                {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}),
+            Ok(&[("ca.crt", "1", 0o644), ("namespace", "n", 0o644), ("token", "t", 0o644)]));
+        check(json!({"name": "v", "configMap": {"name": "x", "optional": true}}), Ok(&[]));
+    }
+
+    #[test]
+    fn refusals() {
+        check(json!({"name": "v", "configMap": {"name": "x"}}), Err("configmap \"x\" not found"));
+        check(json!({"name": "v", "secret": {"secretName": "x"}}), Err("secret \"x\" not found"));
+        check(json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "z", "path": "z"}]}}), Err("references non-existent config key: z"));
+        check(json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a", "path": "../../etc/x"}]}}),
+            Err("invalid path \"../../etc/x\": it must be relative and stay inside the volume"));
+        check(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), Err("this node does not support volumes of type persistentVolumeClaim"));
+        check(json!({"name": "v", "emptyDir": {"medium": "Tape"}}), Err("unknown storage medium \"Tape\""));
+    }
+}

@@ -1,0 +1,201 @@
+//! Volumes that are directories of the node: emptyDir, hostPath; and the part of a volume that a
+//! subPath names.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use super::atomic::make_dir;
+
+/// Holds what subPaths of files lead to; no container or volume can be called this.
+pub(super) const LINKS: &str = "_subpaths";
+
+/// An empty directory that every user may write to; in memory where we may mount.
+pub(super) fn empty_dir(dir: &Path, memory: bool, size_limit: Option<u64>, group: Option<i64>) -> io::Result<()> {
+    make_dir(dir, 0o777)?;
+    if memory && !is_mount(dir) {
+        let options = size_limit.map_or_else(|| "mode=0777".into(), |n| format!("mode=0777,size={n}"));
+        mount_tmpfs(dir, &options);
+    }
+    if let Some(group) = group.and_then(|g| u32::try_from(g).ok())
+        && std::os::unix::fs::chown(dir, None, Some(group)).is_ok()
+    {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o2777))?;
+    }
+    Ok(())
+}
+
+/// An ordinary user gets a directory on disk: the pod runs, only slower.
+fn mount_tmpfs(dir: &Path, options: &str) {
+    use rustix::mount::{MountFlags, mount};
+    let options = std::ffi::CString::new(options).expect("options have no NUL");
+    if let Err(error) = mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()) {
+        tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
+    }
+}
+
+fn is_mount(dir: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+    dir.parent().is_some_and(|parent| device(dir) != device(parent))
+}
+
+/// Undoes a mount if there is one; safe without.
+pub(super) fn unmount(dir: &Path) {
+    if is_mount(dir)
+        && let Err(error) = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH)
+    {
+        tracing::warn!(dir = %dir.display(), %error, "cannot unmount an emptyDir");
+    }
+}
+
+/// Checks a hostPath against its type, and makes it where the type says so. Err is Kubernetes' text.
+pub(super) fn check(path: &Path, kind: &str) -> Result<(), String> {
+    let found = fs::metadata(path).ok();
+    let is = |test: &dyn Fn(&fs::Metadata) -> bool| found.as_ref().is_some_and(test);
+    let shown = path.display();
+    let failed = |what: &str| Err(format!("hostPath type check failed: {shown} is not {what}"));
+    match kind {
+        "" => Ok(()),
+        "DirectoryOrCreate" if found.is_none() => {
+            fs::create_dir_all(path).map_err(|e| format!("cannot create directory {shown}: {e}"))
+        }
+        "FileOrCreate" if found.is_none() => {
+            fs::File::create(path).map(drop).map_err(|e| format!("cannot create file {shown}: {e}"))
+        }
+        "Directory" | "DirectoryOrCreate" if is(&|m| m.is_dir()) => Ok(()),
+        "Directory" | "DirectoryOrCreate" => failed("a directory"),
+        "File" | "FileOrCreate" if is(&|m| m.is_file()) => Ok(()),
+        "File" | "FileOrCreate" => failed("a file"),
+        "Socket" if is(&|m| m.file_type().is_socket()) => Ok(()),
+        "Socket" => failed("a socket file"),
+        "CharDevice" if is(&|m| m.file_type().is_char_device()) => Ok(()),
+        "CharDevice" => failed("a character device"),
+        "BlockDevice" if is(&|m| m.file_type().is_block_device()) => Ok(()),
+        "BlockDevice" => failed("a block device"),
+        other => Err(format!("{other} is an invalid volume type")),
+    }
+}
+
+/// The part of a volume that a subPath names. A file that may be replaced (`frozen`) is linked to a
+/// place of its own under `links`, so that the container keeps what it saw at its start, as with a
+/// bind mount. What leads out of the volume is refused.
+pub(crate) fn sub_path(volume: &Path, sub: &str, links: Option<&Path>) -> Result<PathBuf, String> {
+    let relative = Path::new(sub);
+    if relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(format!("subPath {sub:?} must be relative and must not contain '..'"));
+    }
+    let io = |e: io::Error| format!("cannot prepare subPath {sub:?}: {e}");
+    let base = volume.canonicalize().map_err(io)?;
+    let wanted = base.join(relative);
+    if fs::symlink_metadata(&wanted).is_err() {
+        create_inside(&base, relative).map_err(io)?;
+    }
+    let real = wanted.canonicalize().map_err(io)?;
+    if !real.starts_with(&base) {
+        return Err(format!("subPath {sub:?} leads out of its volume"));
+    }
+    match links {
+        None => Ok(real),
+        Some(links) => {
+            let _earlier_run = fs::remove_dir_all(links);
+            link_tree(&real, links).map_err(io)?;
+            Ok(links.to_owned())
+        }
+    }
+}
+
+/// Makes directories part by part, so that no symlink inside the volume leads the creation outside.
+fn create_inside(base: &Path, relative: &Path) -> io::Result<()> {
+    let mut at = base.to_owned();
+    for part in relative.components() {
+        at = at.join(part);
+        if fs::symlink_metadata(&at).is_err() {
+            make_dir(&at, 0o777)?;
+        }
+        if !at.canonicalize()?.starts_with(base) {
+            return Err(io::Error::other("it leads out of its volume"));
+        }
+    }
+    Ok(())
+}
+
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        crate::record::make_dir(parent)?;
+    }
+    if from.is_file() {
+        let _earlier_run = fs::remove_file(to);
+        return fs::hard_link(from, to);
+    }
+    make_dir(to, 0o755)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        link_tree(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// Where the linked subPath of a container's mount lies: beside the volume's folder, on the same
+/// file system.
+pub(crate) fn links_for(volume_dir: &Path, container: &str, mount: usize) -> PathBuf {
+    let base = volume_dir.parent().and_then(Path::parent).unwrap_or(volume_dir);
+    base.join(LINKS).join(container).join(mount.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        let check = |name: &str, kind: &str, good: bool| {
+            assert_eq!(check(&path(name), kind).is_ok(), good, "{name} {kind}");
+        };
+        check("none", "", true);
+        check("none", "Directory", false);
+        check("none", "File", false);
+        check("made", "DirectoryOrCreate", true);
+        check("made", "Directory", true);
+        check("made", "FileOrCreate", false);
+        check("file", "File", true);
+        check("file", "Socket", false);
+        check("file", "Nonsense", false);
+    }
+
+    #[test]
+    fn sub_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("_volumes/v");
+        fs::create_dir_all(&volume).unwrap();
+        fs::write(dir.path().join("outside"), "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), volume.join("escape")).unwrap();
+        assert!(sub_path(&volume, "a/b", None).unwrap().is_dir());
+        for bad in ["../outside", "/etc", "escape/outside", "escape", "escape/new"] {
+            assert!(sub_path(&volume, bad, None).is_err(), "{bad}");
+        }
+        assert!(!dir.path().join("new").exists());
+        // A file of an atomically updated volume stays as it was.
+        fs::write(volume.join("key"), "old").unwrap();
+        let links = links_for(&volume, "c", 0);
+        let frozen = sub_path(&volume, "key", Some(&links)).unwrap();
+        fs::remove_file(volume.join("key")).unwrap();
+        assert_eq!(fs::read_to_string(frozen).unwrap(), "old");
+    }
+
+    #[test]
+    fn empty_dirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        fs::write(volume.join("x"), "x").unwrap();
+        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        assert_eq!(fs::read_to_string(volume.join("x")).unwrap(), "x", "repeating keeps it");
+        assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o777);
+        unmount(&volume);
+        assert!(!is_mount(&volume));
+    }
+}
