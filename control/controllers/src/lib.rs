@@ -1,1 +1,123 @@
-//! Controllers: one file each, one driver
+//! Controllers: each looks at the world and makes it what its objects ask for.
+//!
+//! One file is one controller; [`ALL`] is the one list of them; [`driver`] runs them and knows none.
+//! Each splits into a pure `plan` and an `act` that only does what the plan says. Each acts under its
+//! own identity, through the API only: they never see the store.
+//!
+//! They share the caches of one [`Informers`] set. That set must read as an identity that may list
+//! and watch everything (`system:kube-controller-manager`).
+
+pub mod backends;
+pub mod claim;
+pub mod deployment;
+pub mod driver;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod garbage;
+pub mod indexes;
+pub mod namespace;
+pub mod node_lifecycle;
+pub mod pod_gc;
+pub mod pods;
+pub mod replicaset;
+pub mod root_ca;
+pub mod serviceaccount;
+pub mod staleness;
+pub mod taint_eviction;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rimward_client::{Client, Informers, Transport};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use driver::Context;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What pods verify the API server with, in PEM; empty publishes nothing.
+    pub root_ca_pem: String,
+    /// How long nothing may be heard of a node before it is Unknown.
+    pub node_monitor_grace: Duration,
+    /// How long a node object must be gone before its pods are removed.
+    pub node_gone_quarantine: Duration,
+    /// How many ended pods are kept; 0 keeps all.
+    pub terminated_pods_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root_ca_pem: String::new(),
+            node_monitor_grace: Duration::from_secs(40),
+            node_gone_quarantine: Duration::from_secs(40),
+            terminated_pods_max: 12_500,
+        }
+    }
+}
+
+/// One controller: its name, the ServiceAccount in kube-system that it acts as, how it starts.
+pub struct Entry {
+    pub name: &'static str,
+    pub identity: &'static str,
+    start: fn(&Context),
+}
+
+const fn entry(name: &'static str, start: fn(&Context)) -> Entry {
+    Entry { name, identity: name, start }
+}
+
+/// Every controller there is.
+pub const ALL: &[Entry] = &[
+    entry(namespace::NAME, namespace::start),
+    entry(serviceaccount::NAME, serviceaccount::start),
+    entry(root_ca::NAME, root_ca::start),
+    entry(garbage::NAME, garbage::start),
+    entry(replicaset::NAME, replicaset::start),
+    entry(deployment::NAME, deployment::start),
+    entry(endpointslice::NAME, endpointslice::start),
+    entry(endpoints::NAME, endpoints::start),
+    entry(node_lifecycle::NAME, node_lifecycle::start),
+    Entry {
+        name: taint_eviction::NAME,
+        identity: node_lifecycle::NAME,
+        start: taint_eviction::start,
+    },
+    entry(pod_gc::NAME, pod_gc::start),
+];
+
+/// The running controllers.
+pub struct Handle {
+    tasks: TaskTracker,
+}
+
+impl Handle {
+    /// Waits until all have ended, after the shutdown token was cancelled.
+    pub async fn join(self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Starts every controller of [`ALL`]. `clients` gives a transport that acts as a ServiceAccount of
+/// kube-system. Must be called within a tokio runtime.
+pub fn start(
+    clients: impl Fn(&str) -> Arc<dyn Transport>,
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Handle {
+    let (tasks, config) = (TaskTracker::new(), Arc::new(config));
+    for entry in ALL {
+        (entry.start)(&Context {
+            name: entry.name,
+            client: Client::new(clients(entry.identity)),
+            informers: informers.clone(),
+            config: config.clone(),
+            shutdown: shutdown.clone(),
+            tasks: tasks.clone(),
+        });
+    }
+    Handle { tasks }
+}

@@ -1,0 +1,411 @@
+//! ReplicaSet: as many pods as asked for.
+//! <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/>
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::Resource as _;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use rimward_api::ObjectKey;
+use rimward_api::selector::LabelSelector;
+use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
+
+use crate::claim::{self, controller_reference};
+use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
+use crate::indexes::{self, BY_CONTROLLER, BY_SELECTOR, ORPHANS};
+use crate::pods::{
+    available_in, controller_of, is_active, is_deleting, is_ready, is_terminal, name, node_name,
+    phase, ready_since, uid,
+};
+use crate::staleness::{OwnWrites, Unseen};
+
+pub const NAME: &str = "replicaset-controller";
+const WORKERS: usize = 8;
+/// The most pods created or deleted in one go.
+const BURST: usize = 500;
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+struct ReplicaSets {
+    client: Client,
+    recorder: Recorder,
+    sets: Cache<ReplicaSet>,
+    pods: Cache<Pod>,
+    unseen: Unseen,
+    own_writes: OwnWrites,
+}
+
+pub fn start(context: &Context) {
+    let keys = Keys::default();
+    let (sets, pods) = (context.informers.of::<ReplicaSet>(), context.informers.of::<Pod>());
+    indexes::owned(&pods);
+    indexes::owned(&sets);
+    indexes::replica_sets_by_selector(&sets);
+    enqueue_changes(&sets, &keys);
+    let (queue, known) = (keys.clone(), sets.clone());
+    pods.on_change(move |change| {
+        for pod in [change.old, change.new].into_iter().flatten() {
+            owners_to_wake(pod, &known).into_iter().for_each(|key| queue.add(key));
+        }
+    });
+    let controller = ReplicaSets {
+        client: context.client.clone(),
+        recorder: context.recorder(),
+        sets: sets.clone(),
+        pods: pods.clone(),
+        unseen: Unseen::default(),
+        own_writes: OwnWrites::default(),
+    };
+    context.run(Arc::new(controller), keys, WORKERS, vec![synced(&sets), synced(&pods)]);
+}
+
+/// The ReplicaSet that controls the pod, or those that might adopt it.
+fn owners_to_wake(pod: &Pod, sets: &Cache<ReplicaSet>) -> Vec<ObjectKey> {
+    let meta = &pod.metadata;
+    match controller_of(meta) {
+        Some(owner) if owner.kind == ReplicaSet::KIND => {
+            vec![ObjectKey::new(meta.namespace.clone().unwrap_or_default(), owner.name.clone())]
+        }
+        Some(_) => Vec::new(),
+        None => {
+            let values = indexes::selector_values(meta);
+            let possible = values.iter().flat_map(|value| sets.indexed(BY_SELECTOR, value));
+            possible.map(|set| ObjectKey::of_meta(&set.metadata)).collect()
+        }
+    }
+}
+
+/// What a ReplicaSet and its pods look like now. `pods` are the ones that it controls.
+pub struct World<'a> {
+    pub set: &'a ReplicaSet,
+    pub pods: &'a [Arc<Pod>],
+    /// Pods that this process created and the cache lacks.
+    pub created_unseen: usize,
+    /// Uids of pods that this process deleted and the cache still shows.
+    pub deleted_unseen: &'a HashSet<String>,
+    pub now: Timestamp,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    pub create: usize,
+    /// How many of the active pods are too many.
+    pub delete: usize,
+    pub counts: Counts,
+    /// When a ready pod becomes available without anything else changing.
+    pub wake: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub replicas: i32,
+    pub fully_labeled: i32,
+    pub ready: i32,
+    pub available: i32,
+    pub terminating: i32,
+}
+
+/// Decides; touches nothing.
+pub fn plan(world: &World) -> Plan {
+    let spec = world.set.spec.as_ref();
+    let wanted = spec.and_then(|s| s.replicas).unwrap_or(1).max(0) as usize;
+    let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    let template_labels =
+        spec.and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.as_ref());
+    let mut plan = Plan::default();
+    let mut active = 0;
+    for pod in world.pods {
+        if !is_active(pod) {
+            plan.counts.terminating += i32::from(is_deleting(&pod.metadata) && !is_terminal(pod));
+            continue;
+        }
+        if !world.deleted_unseen.contains(uid(&pod.metadata)) {
+            active += 1;
+        }
+        plan.counts.replicas += 1;
+        plan.counts.fully_labeled += i32::from(has_labels(pod, template_labels));
+        plan.counts.ready += i32::from(is_ready(pod));
+        match available_in(pod, min_ready, world.now) {
+            Some(Duration::ZERO) => plan.counts.available += 1,
+            Some(left) => plan.wake = Some(plan.wake.map_or(left, |w| w.min(left))),
+            None => {}
+        }
+    }
+    if is_deleting(&world.set.metadata) {
+        return plan;
+    }
+    let existing = active + world.created_unseen;
+    if existing < wanted {
+        plan.create = (wanted - existing).min(BURST);
+    } else if existing > wanted {
+        // Only what the cache shows can be deleted.
+        plan.delete = (existing - wanted).min(active).min(BURST);
+    }
+    plan
+}
+
+fn has_labels(pod: &Pod, wanted: Option<&BTreeMap<String, String>>) -> bool {
+    let has = |(k, v)| pod.metadata.labels.as_ref().and_then(|l| l.get(k)) == Some(v);
+    wanted.into_iter().flatten().all(has)
+}
+
+/// The pods to delete first, first: what costs the user least. `on_node` counts the active pods of
+/// the set and its siblings per node, so that doubled-up ones go first.
+pub fn rank_for_deletion(pods: &mut [Arc<Pod>], on_node: &HashMap<String, usize>, now: Timestamp) {
+    let age_bucket = |since: Option<Timestamp>| {
+        // Logarithmic, so that a few seconds' difference does not always hit the newest zone or node.
+        since.map_or(-1, |s| {
+            let nanos = now.duration_since(s).as_nanos();
+            if nanos <= 0 { -1 } else { i64::from(nanos.ilog2()) }
+        })
+    };
+    pods.sort_by_cached_key(|pod| {
+        let phase_rank = match phase(pod) {
+            "Pending" => 0,
+            "Unknown" => 1,
+            _ => 2,
+        };
+        let annotations = pod.metadata.annotations.as_ref();
+        let cost: i32 = annotations.and_then(|a| a.get(DELETION_COST)?.parse().ok()).unwrap_or(0);
+        let doubled = on_node.get(node_name(pod)).copied().unwrap_or(0);
+        let restarts = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        let restarts = restarts.map(|c| c.restart_count).max().unwrap_or(0);
+        (
+            !node_name(pod).is_empty(),
+            phase_rank,
+            is_ready(pod),
+            cost,
+            Reverse(doubled),
+            age_bucket(ready_since(pod)),
+            Reverse(restarts),
+            age_bucket(pod.metadata.creation_timestamp.as_ref().map(|t| t.0)),
+            uid(&pod.metadata).to_owned(),
+        )
+    });
+}
+
+/// The status that says `counts`, and why the last creation or deletion failed.
+pub fn status(
+    set: &ReplicaSet,
+    counts: Counts,
+    failure: Option<(&str, String)>,
+    now: Timestamp,
+) -> ReplicaSetStatus {
+    let old = set.status.clone().unwrap_or_default();
+    let mut conditions = old.conditions.unwrap_or_default();
+    let known = conditions.iter().any(|c| c.type_ == "ReplicaFailure");
+    match failure {
+        Some((reason, message)) if !known => conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".into(),
+            status: "True".into(),
+            reason: Some(reason.into()),
+            message: Some(message),
+            last_transition_time: Some(Time(now)),
+        }),
+        Some(_) => {}
+        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+    }
+    let nonzero = |n: i32| (n != 0).then_some(n);
+    ReplicaSetStatus {
+        replicas: counts.replicas,
+        fully_labeled_replicas: nonzero(counts.fully_labeled),
+        ready_replicas: nonzero(counts.ready),
+        available_replicas: nonzero(counts.available),
+        terminating_replicas: Some(counts.terminating),
+        observed_generation: set.metadata.generation,
+        conditions: (!conditions.is_empty()).then_some(conditions),
+    }
+}
+
+/// A pod as the set's template says, named by the server.
+pub fn pod_from_template(set: &ReplicaSet) -> Pod {
+    let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+    let meta = template.metadata.unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", name(&set.metadata))),
+            namespace: set.metadata.namespace.clone(),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![controller_reference(set)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec,
+        status: None,
+    }
+}
+
+#[async_trait]
+impl Controller for ReplicaSets {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, Error> {
+        let Some(set) = self.sets.get_key(key) else { return Ok(Next::Change) };
+        if !self.own_writes.seen(key, &self.sets) {
+            return Ok(Next::Change);
+        }
+        let Some(spec) = &set.spec else { return Ok(Next::Change) };
+        let Ok(selector) = LabelSelector::from_typed(&spec.selector) else {
+            return Ok(Next::Change);
+        };
+        let owner = uid(&set.metadata);
+        let orphans =
+            self.pods.indexed(ORPHANS, &indexes::selector_value(&set.metadata, &spec.selector));
+        let orphans = orphans.into_iter().filter(|p| is_active(p)).collect();
+        let claims = claim::plan(
+            &selector,
+            is_deleting(&set.metadata),
+            self.pods.indexed(BY_CONTROLLER, owner),
+            orphans,
+        );
+        let adopted = claim::act(&self.client, &*set, &claims).await?;
+        let pods: Vec<Arc<Pod>> = claims.kept.into_iter().chain(adopted).collect();
+        let (created_unseen, deleted_unseen) = self.unseen.settle(owner, &self.pods);
+        let now = Timestamp::now();
+        let plan = plan(&World {
+            set: &set,
+            pods: &pods,
+            created_unseen,
+            deleted_unseen: &deleted_unseen,
+            now,
+        });
+        let outcome = if plan.create > 0 {
+            self.create(&set, plan.create).await.map_err(|e| ("FailedCreate", e))
+        } else if plan.delete > 0 {
+            self.delete(&set, pods, &deleted_unseen, plan.delete)
+                .await
+                .map_err(|e| ("FailedDelete", e))
+        } else {
+            Ok(())
+        };
+        let failure = outcome.as_ref().err().map(|(reason, e)| (*reason, e.to_string()));
+        let status = status(&set, plan.counts, failure, now);
+        if set.status.as_ref() != Some(&status) {
+            let written = self
+                .client
+                .update_status(&ReplicaSet { status: Some(status), ..(*set).clone() })
+                .await;
+            match written {
+                Ok(written) => self.own_writes.note(key, &written),
+                Err(e) if e.is_not_found() => return Ok(Next::Change),
+                Err(e) => return Err(e),
+            }
+        }
+        match outcome {
+            // No pod will ever be created there.
+            Err((_, e)) if e.is_namespace_terminating() => Ok(Next::Change),
+            Err((_, e)) => Err(e),
+            Ok(()) if created_unseen > 0 || !deleted_unseen.is_empty() => {
+                // Their echoes wake the key; this is for those that came and went while a watch was down.
+                Ok(Next::After(plan.wake.unwrap_or(Duration::MAX).min(Duration::from_secs(10))))
+            }
+            Ok(()) => Ok(plan.wake.map_or(Next::Change, Next::After)),
+        }
+    }
+}
+
+impl ReplicaSets {
+    /// Creates in batches of 1, 2, 4 …, so that pods which the server refuses cost a few requests,
+    /// not hundreds.
+    async fn create(&self, set: &ReplicaSet, count: usize) -> Result<(), Error> {
+        let pod = pod_from_template(set);
+        let (mut left, mut batch) = (count, 1);
+        while left > 0 {
+            let size = batch.min(left);
+            let answers = join_all((0..size).map(|_| self.client.create(&pod))).await;
+            let mut failed = None;
+            for answer in answers {
+                match answer {
+                    Ok(created) => {
+                        self.unseen.created(uid(&set.metadata), &created);
+                        let text = format!("Created pod: {}", name(&created.metadata));
+                        self.recorder.event(set, EventType::Normal, "SuccessfulCreate", text);
+                    }
+                    Err(e) => failed = Some(e),
+                }
+            }
+            if let Some(e) = failed {
+                if !e.is_namespace_terminating() {
+                    self.recorder.event(
+                        set,
+                        EventType::Warning,
+                        "FailedCreate",
+                        format!("Error creating: {e}"),
+                    );
+                }
+                return Err(e);
+            }
+            left -= size;
+            batch *= 2;
+        }
+        Ok(())
+    }
+
+    async fn delete(
+        &self,
+        set: &ReplicaSet,
+        pods: Vec<Arc<Pod>>,
+        deleted: &HashSet<String>,
+        count: usize,
+    ) -> Result<(), Error> {
+        let wanted = |p: &Arc<Pod>| is_active(p) && !deleted.contains(uid(&p.metadata));
+        let mut active: Vec<Arc<Pod>> = pods.into_iter().filter(wanted).collect();
+        rank_for_deletion(&mut active, &self.siblings_on_node(set), Timestamp::now());
+        active.truncate(count);
+        let answers = join_all(active.iter().map(|pod| async move {
+            let (namespace, options) =
+                (pod.metadata.namespace.as_deref(), DeleteOptions::uid(uid(&pod.metadata)));
+            let answer = self
+                .client
+                .delete::<Pod>(namespace.unwrap_or_default(), name(&pod.metadata), &options)
+                .await;
+            (pod, answer)
+        }));
+        let mut failed = None;
+        for (pod, answer) in answers.await {
+            match answer {
+                Ok(()) => {
+                    self.unseen.deleted(uid(&set.metadata), &**pod);
+                    let text = format!("Deleted pod: {}", name(&pod.metadata));
+                    self.recorder.event(set, EventType::Normal, "SuccessfulDelete", text);
+                }
+                Err(e) if e.is_not_found() || e.is_conflict() => {}
+                Err(e) => failed = Some(e),
+            }
+        }
+        match failed {
+            Some(e) => {
+                self.recorder.event(
+                    set,
+                    EventType::Warning,
+                    "FailedDelete",
+                    format!("Error deleting: {e}"),
+                );
+                Err(e)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many active pods each node has of this set and of the other sets of its Deployment.
+    fn siblings_on_node(&self, set: &ReplicaSet) -> HashMap<String, usize> {
+        let siblings = match controller_of(&set.metadata) {
+            Some(owner) => self.sets.indexed(BY_CONTROLLER, &owner.uid),
+            None => vec![Arc::new(set.clone())],
+        };
+        let mut on_node = HashMap::new();
+        for sibling in siblings {
+            for pod in self.pods.indexed(BY_CONTROLLER, uid(&sibling.metadata)) {
+                if is_active(&pod) && !node_name(&pod).is_empty() {
+                    *on_node.entry(node_name(&pod).to_owned()).or_default() += 1;
+                }
+            }
+        }
+        on_node
+    }
+}

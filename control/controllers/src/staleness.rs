@@ -1,0 +1,92 @@
+//! What this process did and the caches do not show yet. Without it a controller that is woken
+//! between its write and the echo of its write would act twice.
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+use rimward_api::ObjectKey;
+use rimward_client::resource::revision;
+use rimward_client::{Cache, Object};
+use tokio::time::{Duration, Instant};
+
+use crate::pods::{is_deleting, uid};
+
+/// Revisions of the last writes by key.
+#[derive(Default)]
+pub struct OwnWrites(Mutex<HashMap<ObjectKey, u64>>);
+
+impl OwnWrites {
+    pub fn note<K: Object>(&self, key: &ObjectKey, written: &K) {
+        let written = revision(written.metadata().resource_version.as_deref().unwrap_or_default());
+        let mut writes = self.0.lock();
+        let newest = writes.entry(key.clone()).or_default();
+        *newest = written.max(*newest);
+    }
+
+    /// Whether the cache shows everything written for the key. If not, its echo will wake the key.
+    pub fn seen<K>(&self, key: &ObjectKey, cache: &Cache<K>) -> bool {
+        let mut writes = self.0.lock();
+        let seen = writes.get(key).is_none_or(|written| *written <= cache.revision());
+        if seen {
+            writes.remove(key);
+        }
+        seen
+    }
+}
+
+/// Children that were created or deleted and are not, or still, in the cache; by owner uid.
+#[derive(Default)]
+pub struct Unseen(Mutex<HashMap<String, Children>>);
+
+#[derive(Default)]
+struct Children {
+    created: Vec<(ObjectKey, String, u64)>,
+    deleted: Vec<(ObjectKey, String, Instant)>,
+}
+
+/// A deletion that never shows (the server lost it) must not be believed forever.
+const DELETION_BELIEVED: Duration = Duration::from_secs(60);
+
+impl Unseen {
+    pub fn created<K: Object>(&self, owner: &str, child: &K) {
+        let meta = child.metadata();
+        let written = revision(meta.resource_version.as_deref().unwrap_or_default());
+        let mut owners = self.0.lock();
+        let children = owners.entry(owner.to_owned()).or_default();
+        children.created.push((ObjectKey::of_meta(meta), uid(meta).to_owned(), written));
+    }
+
+    pub fn deleted<K: Object>(&self, owner: &str, child: &K) {
+        let meta = child.metadata();
+        let mut owners = self.0.lock();
+        let children = owners.entry(owner.to_owned()).or_default();
+        children.deleted.push((ObjectKey::of_meta(meta), uid(meta).to_owned(), Instant::now()));
+    }
+
+    /// How many created ones the cache lacks, and the uids of deleted ones that it still shows alive.
+    pub fn settle<K: Object>(&self, owner: &str, cache: &Cache<K>) -> (usize, HashSet<String>) {
+        let mut owners = self.0.lock();
+        let Some(children) = owners.get_mut(owner) else { return Default::default() };
+        let cached =
+            |key: &ObjectKey, id: &str| cache.get_key(key).filter(|o| uid(o.metadata()) == id);
+        children
+            .created
+            .retain(|(key, id, written)| *written > cache.revision() && cached(key, id).is_none());
+        children.deleted.retain(|(key, id, at)| {
+            at.elapsed() < DELETION_BELIEVED
+                && cached(key, id).is_some_and(|o| !is_deleting(o.metadata()))
+        });
+        let state = (
+            children.created.len(),
+            children.deleted.iter().map(|(_, id, _)| id.clone()).collect(),
+        );
+        if children.created.is_empty() && children.deleted.is_empty() {
+            owners.remove(owner);
+        }
+        state
+    }
+
+    pub fn forget(&self, owner: &str) {
+        self.0.lock().remove(owner);
+    }
+}

@@ -1,0 +1,13 @@
+//! Prefers nodes with few PreferNoSchedule taints that the pod does not tolerate.
+
+use super::{Rule, Scale};
+use crate::cycle::Cycle;
+use crate::filter::taints::tolerates;
+use crate::snapshot::NodeInfo;
+
+pub const RULE: Rule = Rule { applies: |_| true, score, scale: Scale::LessIsBetter, weight: 3 };
+
+fn score(cycle: &Cycle, node: &NodeInfo) -> i64 {
+    let soft = node.taints.iter().filter(|t| t.effect == "PreferNoSchedule");
+    soft.filter(|taint| !cycle.pod.tolerations.iter().any(|t| tolerates(t, taint))).count() as i64
+}
