@@ -12,17 +12,17 @@ pub mod catalog;
 pub mod kind;
 pub mod rules;
 
-pub mod apps;
-pub mod autoscaling;
-pub mod batch;
-pub mod cluster;
-pub mod core;
-pub mod extension;
-pub mod networking;
+mod apps;
+mod autoscaling;
+mod batch;
+mod cluster;
+mod core;
+mod extension;
+mod networking;
 pub mod pod;
-pub mod rbac;
+mod rbac;
 pub mod service;
-pub mod storage;
+mod storage;
 
 pub mod check;
 pub mod path;

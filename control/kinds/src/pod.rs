@@ -1,22 +1,22 @@
 //! Pod, and the pod templates inside other kinds.
 
-pub mod affinity;
-pub mod container;
-pub mod defaults;
-pub mod env;
-pub mod probe;
+pub(crate) mod affinity;
+pub(crate) mod container;
+pub(crate) mod defaults;
+pub(crate) mod env;
+pub(crate) mod probe;
 pub mod resources;
-pub mod security;
-pub mod spec;
-pub mod update;
-pub mod volume;
+pub(crate) mod security;
+pub(crate) mod spec;
+pub(crate) mod update;
+pub(crate) mod volume;
 
 pub use resources::{pod_limits, pod_requests, qos_class};
 
 use crate::print;
 use crate::rules::{Field, Rules};
 
-pub const POD: Rules = Rules {
+pub(crate) const POD: Rules = Rules {
     default: defaults::pod,
     prepare_create: update::prepare_create,
     prepare_update: update::prepare_update,

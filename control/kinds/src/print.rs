@@ -1,14 +1,14 @@
 //! The rows of `kubectl get`: one function a kind, filling the columns of `facts/resources.json` as
 //! Kubernetes' own printers do. The server always fills the wide columns too; the client hides them.
 
-pub mod autoscaling;
-pub mod config;
-pub mod extension;
-pub mod network;
-pub mod node;
-pub mod pod;
-pub mod storage;
-pub mod workload;
+pub(crate) mod autoscaling;
+pub(crate) mod config;
+pub(crate) mod extension;
+pub(crate) mod network;
+pub(crate) mod node;
+pub(crate) mod pod;
+pub(crate) mod storage;
+pub(crate) mod workload;
 
 use jiff::Timestamp;
 use serde_json::Value;

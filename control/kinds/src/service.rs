@@ -11,7 +11,7 @@ use crate::print;
 use crate::read::{Read, fill, fill_text, items_mut, member, remove};
 use crate::rules::{Field, Rules};
 
-pub const SERVICE: Rules = Rules {
+pub(crate) const SERVICE: Rules = Rules {
     default,
     prepare_create,
     prepare_update,
