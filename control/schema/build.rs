@@ -28,8 +28,16 @@ fn main() {
         schema: read("facts/schema-facts.json"),
         published: published_schemas(),
     };
-    // A Go struct without fields, which the wire facts leave out.
+    // Types that the wire facts leave out: without fields, or with an encoding of their own.
     facts.wire.insert(format!("{APIEXTENSIONS}.CustomResourceSubresourceStatus"), json!({}));
+    facts.wire.insert(format!("{META}.Patch"), json!({}));
+    facts.wire.insert(
+        format!("{META}.WatchEvent"),
+        json!({
+            "type": { "n": 1, "wire": "bytes", "type": "string" },
+            "object": { "n": 2, "wire": "bytes", "type": "runtime.RawExtension" },
+        }),
+    );
     let mut definitions = Vec::new();
     let mut descriptions = BTreeMap::new();
     for name in facts.wire.keys().filter(|name| facts.is_object(name)) {

@@ -230,7 +230,7 @@ mod tests {
                 }
             }
         }
-        const EMPTY: &[&str] = &["CustomResourceSubresourceStatus"];
+        const EMPTY: &[&str] = &["CustomResourceSubresourceStatus", "Patch"];
         let texts = descriptions();
         assert!(texts["io.k8s.api.core.v1.Pod"].0.as_deref().is_some_and(|t| t.starts_with("Pod is a collection")));
         assert!(texts["io.k8s.api.core.v1.Container"].1["image"].contains("image"));

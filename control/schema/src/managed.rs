@@ -1,12 +1,38 @@
 //! Field ownership: who set what (`metadata.managedFields`), and server-side apply, which is built
 //! on it. The algebra is that of structured-merge-diff.
 //! <https://kubernetes.io/docs/reference/using-api/server-side-apply/>
+//!
+//! A manager's set holds the fields that it set last. A write takes what it changed from everyone else;
+//! an apply may do so only by force, and removes what its manager applied before, does not apply now
+//! and nobody else claims.
+
+mod apply;
+mod compare;
+mod merge;
+mod record;
+mod set;
+mod shape;
+mod validate;
+
+pub use apply::apply;
 
 use jiff::Timestamp;
-use rimward_api::Status;
+use rimward_api::meta;
 use serde_json::Value;
 
-use crate::model::{DefId, Model};
+use crate::decode;
+use crate::model::{DefId, Model, Type};
+use compare::{Change, compare};
+use record::{Entry, Manager, Operation, Record};
+use set::Set;
+use shape::Place;
+
+/// Fields that nobody manages: the server's own, and the object's identity.
+const UNMANAGED: [&str; 12] = [
+    "apiVersion", "kind", "metadata", "metadata.name", "metadata.namespace", "metadata.creationTimestamp",
+    "metadata.selfLink", "metadata.uid", "metadata.clusterName", "metadata.generation",
+    "metadata.managedFields", "metadata.resourceVersion",
+];
 
 /// Who writes what, for the record.
 #[derive(Clone, Copy, Debug)]
@@ -23,27 +49,97 @@ pub struct Write<'a> {
     pub ignored: &'a [&'a str],
 }
 
+impl Write<'_> {
+    fn time(&self) -> String {
+        self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+}
+
 /// Records a create, update or patch: whoever changed a field owns it. `new` is the whole object after
 /// defaulting and before admission; its `metadata.managedFields` are those that the client sent
 /// (`[]` or `[{}]` clears them all; absent keeps the old ones) and are replaced by the new record.
 /// Call it with `old: None` on create.
 pub fn update(model: &Model, definition: DefId, old: Option<&Value>, new: &mut Value, write: &Write<'_>) {
-    let _ = (model, definition, old, new, write);
+    let sent = take_managed_fields(new);
+    let record = record_before(old, sent.as_ref(), write);
+    let untracked = record.entries.is_empty() && old.is_some_and(|o| meta::str_at(o, &["metadata", "uid"]).is_some());
+    if untracked {
+        return;
+    }
+    let nothing;
+    let old = match old {
+        Some(old) => old,
+        None => {
+            nothing = decode::zero(model, definition);
+            &nothing
+        }
+    };
+    let ty = Type::Object(definition);
+    let change = compare(Place::new(model, &ty), Some(old), Some(&*new));
+    let record = updated(record, change, write);
+    let encoded = record.encode();
+    put_managed_fields(new, encoded);
 }
 
-/// Server-side apply. `applied` is the decoded body *as sent* (not in normal form, or it would own
-/// zero values that the client did not say); `live` the stored object, None when it does not exist.
-/// Answers the merged object with its new managedFields, not defaulted and not in normal form (pass
-/// it through [`crate::decode::value`] and the kind's defaulting). 409 with one cause a conflict
-/// unless `force`.
-pub fn apply(
-    model: &Model,
-    definition: DefId,
-    live: Option<&Value>,
-    applied: &Value,
-    write: &Write<'_>,
-    force: bool,
-) -> Result<Value, Status> {
-    let _ = (model, definition, live, applied, write, force);
-    Err(Status::internal("apply is not built in yet"))
+/// The record that a write starts from: the one that the client sent if it is one, else the old one.
+fn record_before<'a>(old: Option<&'a Value>, sent: Option<&'a Value>, write: &Write<'_>) -> Record<'a> {
+    let of_old = || Record::decode(old.and_then(|o| meta::at(o, &["metadata", "managedFields"]))).unwrap_or_default();
+    if !write.subresource.is_empty() {
+        return of_old();
+    }
+    match sent.and_then(Value::as_array).map(Vec::as_slice) {
+        Some([]) => return Record::default(),
+        Some([Value::Object(one)]) if one.is_empty() => return Record::default(),
+        _ => {}
+    }
+    match Record::decode(sent) {
+        Ok(record) if !record.entries.is_empty() => record,
+        _ => of_old(),
+    }
 }
+
+/// The record after a change: everyone loses what was changed, the writer gains it.
+fn updated<'a>(mut record: Record<'a>, change: Change<'a>, write: &Write<'_>) -> Record<'a> {
+    let ignored = Set::of_paths(write.ignored);
+    let removed = change.removed.children.recursive_difference(&ignored);
+    let changed = change.modified.children.union(change.added.children).recursive_difference(&ignored);
+    lose(&mut record, &changed, &removed, None);
+    let gained = changed.difference(&Set::of_paths(&UNMANAGED));
+    if !gained.is_empty() {
+        let manager = Manager::new(write.manager, Operation::Update, write.api_version, write.subresource);
+        let time = Some(write.time());
+        let api_version = write.api_version.to_owned();
+        match record.position(&manager) {
+            Some(at) => {
+                let entry = &mut record.entries[at];
+                entry.set = std::mem::take(&mut entry.set).union(gained);
+                (entry.time, entry.api_version) = (time, api_version);
+            }
+            None => record.entries.push(Entry { manager, api_version, time, set: gained }),
+        }
+    }
+    record.cap();
+    record
+}
+
+/// Takes the changed and removed fields from everyone but `except`.
+fn lose(record: &mut Record<'_>, changed: &Set<'_>, removed: &Set<'_>, except: Option<&Manager>) {
+    for entry in record.entries.iter_mut().filter(|e| Some(&e.manager) != except) {
+        entry.set = entry.set.difference(changed).difference(removed);
+    }
+    record.entries.retain(|e| !e.set.is_empty());
+}
+
+fn take_managed_fields(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
+}
+
+fn put_managed_fields(object: &mut Value, fields: Option<Value>) {
+    let Some(fields) = fields else { return };
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("managedFields".to_owned(), fields);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! decoded, merged and owned.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use rimward_api::GroupVersionKind;
 use serde_json::Value;
@@ -12,6 +13,8 @@ pub struct Model {
     definitions: Vec<Definition>,
     by_name: HashMap<Box<str>, DefId>,
     by_kind: HashMap<GroupVersionKind, DefId>,
+    /// Which definitions have declared defaults, found when first asked for.
+    pub(crate) defaulted: OnceLock<Box<[bool]>>,
 }
 
 /// The index of a definition within its model.
@@ -202,6 +205,7 @@ impl Model {
         let fields = definition.fields.iter().enumerate();
         definition.constant = fields.filter(|(_, f)| constant(f)).map(|(i, _)| i as u16).collect();
         let id = self.reserve(&definition.name.clone());
+        self.defaulted = OnceLock::new();
         // Options and events belong to every group; such a definition is no group's kind.
         if let [kind] = definition.kinds.as_slice() {
             self.by_kind.insert(kind.clone(), id);

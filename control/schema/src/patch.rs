@@ -2,32 +2,70 @@
 //! merge patch. (Apply is in [`crate::managed`].)
 //!
 //! Each takes an object and answers the patched one, which is not in normal form and not checked yet:
-//! pass it through [`crate::decode::value`].
+//! pass it through [`decode_patched`].
 
-use rimward_api::Status;
-use serde_json::Value;
+mod json;
+mod strategic;
 
-use crate::model::{DefId, Model};
+use rimward_api::status::Details;
+use rimward_api::{FieldError, GroupKind, Reason, Status};
+use serde_json::{Map, Value};
 
-/// RFC 6902. `patch` is the body; a patch that does not apply answers 422 as Kubernetes does.
-pub fn json_patch(object: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let _ = (object, patch);
-    Err(Status::internal("patching is not built in yet"))
-}
+use crate::decode::{self, Decoded, Expected, FieldValidation};
+use crate::model::Model;
+
+pub use json::json_patch;
+pub use strategic::strategic_merge_patch;
 
 /// RFC 7386.
 pub fn merge_patch(object: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let _ = (object, patch);
-    Err(Status::internal("patching is not built in yet"))
+    let Value::Object(patch) = parse(patch)? else { return Err(Status::bad_request("Invalid JSON Patch")) };
+    let mut patched = object.clone();
+    merge(&mut patched, patch);
+    Ok(patched)
 }
 
-/// A strategic merge patch, driven by the merge keys of the model.
-pub fn strategic_merge_patch(
-    model: &Model,
-    definition: DefId,
-    object: &Value,
-    patch: &[u8],
-) -> Result<Value, Status> {
-    let _ = (model, definition, object, patch);
-    Err(Status::internal("patching is not built in yet"))
+fn merge(target: &mut Value, patch: Map<String, Value>) {
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Some(map) = target.as_object_mut() else { return };
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(map.remove(&key)),
+            Value::Object(below) => merge(map.entry(key).or_insert(Value::Null), below),
+            value => drop(map.insert(key, value)),
+        }
+    }
 }
+
+/// Checks a patched object and brings it into normal form. What a patch makes wrong is 422, not 400:
+/// the request was well formed, its outcome is not.
+pub fn decode_patched(
+    model: &Model,
+    expected: &Expected<'_>,
+    patched: &Value,
+    validation: FieldValidation,
+) -> Result<Decoded, Status> {
+    decode::value(model, expected, patched, validation).map_err(|status| {
+        let why = status.message.split_once(&format!(" cannot be handled as a {}: ", expected.kind));
+        let Some((_, why)) = why else { return status };
+        let nobody = GroupKind { group: String::new(), kind: String::new() };
+        Status::invalid(&nobody, "", &[FieldError::invalid("patch", &patched.to_string().into(), why)])
+    })
+}
+
+/// Parses a patch that is JSON.
+fn parse(patch: &[u8]) -> Result<Value, Status> {
+    decode::any(patch, decode::Format::Json)
+}
+
+/// A patch that is well formed and does not fit the object. Kubernetes does not say why.
+fn does_not_apply() -> Status {
+    let mut status = Status::new(422, Reason::Invalid, "the server rejected our request due to an error in our request");
+    status.details = Some(Box::new(Details::default()));
+    status
+}
+
+#[cfg(test)]
+mod tests;

@@ -206,8 +206,12 @@ fn recorded_mutations() {
     assert!(refused > 700, "{refused}");
 }
 
-/// Changes the value at a path; `__del__` takes it away, `__dup__` repeats an item of a list.
+/// Changes the value at a path; `__del__` takes it away, `__dup__` repeats an item of a list, `__x300__`
+/// is a text of 300 letters.
 fn set(object: &mut Value, path: &[Value], to: &Value) {
+    if to == "__x300__" {
+        return set(object, path, &"x".repeat(300).into());
+    }
     let (last, path) = path.split_last().expect("a path");
     let mut at = object;
     for step in path {

@@ -224,6 +224,21 @@ impl<'a> Set<'a> {
         Self { nodes: nodes.collect() }
     }
 
+    /// The same set, borrowing nothing.
+    pub fn into_owned(self) -> Set<'static> {
+        let nodes = self.nodes.into_iter().map(|node| Node {
+            element: match node.element {
+                Element::Field(name) => Element::Field(Cow::Owned(name.into_owned())),
+                Element::Key(keys) => Element::Key(keys),
+                Element::Value(value) => Element::Value(value),
+                Element::Index(index) => Element::Index(index),
+            },
+            member: node.member,
+            children: node.children.into_owned(),
+        });
+        Set { nodes: nodes.collect() }
+    }
+
     /// Calls `tell` with each member's path, a node's own members before those below it.
     pub fn paths(&self, prefix: &str, tell: &mut impl FnMut(String)) {
         for node in self.nodes.iter().filter(|n| n.member) {
