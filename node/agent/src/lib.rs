@@ -1,1 +1,320 @@
-//! Assembles the node
+//! The node agent: keeps the tunnel, knows the desired state, tells the control plane what became
+//! of it, and assembles the node's parts.
+//!
+//! What the control plane says is written into the [`ledger`] before anything acts on it; the
+//! in-memory caches that DNS, ingress, network and pods read are filled from there. So a node that
+//! boots without a control plane starts its pods, serves names and Services, and reports later. The
+//! agent refuses to run guests, to decide about containers (`rimward-node-pod` does) and to keep
+//! anything secret in the clear on disk.
+//!
+//! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
+//! pod needs from both, `serving` what the control plane asks for, [`machine`] what this node is,
+//! [`build`] the assembly.
+
+pub mod build;
+pub mod desired;
+pub mod ledger;
+pub mod machine;
+
+mod link;
+mod objects;
+mod reports;
+mod serving;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::{ContainerImage, Pod};
+use rimward_node_pod::outside::Network;
+use rimward_node_pod::{LogError, LogRequest};
+use rimward_tunnel::BootstrapToken;
+use rimward_tunnel::call::{Body, CallError, Duplex, call};
+use rimward_tunnel::packets::PacketLink;
+use rimward_tunnel::wire::{DialRequest, DialTarget, RegistryRequest, Reply, Welcome};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use desired::Desired;
+pub use ledger::LedgerError;
+pub use rimward_tunnel::dial::Error as TunnelError;
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's directory (`DIR/node`).
+    pub data_dir: PathBuf,
+    /// The name of its Node object.
+    pub name: String,
+    /// HOST:PORT of the control plane's tunnel.
+    pub server: String,
+    /// Needed until the node has joined, and after its certificate expired.
+    pub token: Option<BootstrapToken>,
+    /// Beside those that every node has.
+    pub labels: BTreeMap<String, String>,
+    /// None: the address from which this machine reaches others.
+    pub node_ip: Option<IpAddr>,
+    pub pods_max: u32,
+    /// Of this program: `0.1.0`.
+    pub version: String,
+    /// `status.nodeInfo.kubeletVersion`: `v1.36.2+rimward0.1.0`.
+    pub kubelet_version: String,
+    /// `status.nodeInfo.containerRuntimeVersion`: `rimward-wasm://0.1.0`.
+    pub runtime_version: String,
+}
+
+/// Why a node cannot start, or cannot go on. One line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {cause}")]
+    Directory { path: PathBuf, cause: std::io::Error },
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    #[error("this machine holds the certificate of node {held:?}, not {asked:?}; name it so, or remove {path} to join under the new name")]
+    OtherName { held: String, asked: String, path: PathBuf },
+    #[error("this node has not joined a cluster yet; give it a token (`rimward token create` prints one)")]
+    NotJoined,
+    #[error("cannot open a UDP socket: {0}")]
+    Socket(std::io::Error),
+}
+
+/// Runs the desired pods; `rimward_node_pod::Pods` is the real one.
+#[async_trait]
+pub trait PodHandler: Send + Sync + 'static {
+    fn set(&self, pod: Arc<Pod>);
+    fn remove(&self, uid: &str);
+    /// Every desired pod was given once.
+    fn synced(&self);
+    async fn logs(
+        &self, namespace: &str, name: &str, uid: &str, request: LogRequest,
+    ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError>;
+}
+
+#[async_trait]
+impl PodHandler for rimward_node_pod::Pods {
+    fn set(&self, pod: Arc<Pod>) {
+        Self::set(self, pod);
+    }
+
+    fn remove(&self, uid: &str) {
+        Self::remove(self, uid);
+    }
+
+    fn synced(&self) {
+        Self::synced(self);
+    }
+
+    async fn logs(
+        &self, namespace: &str, name: &str, uid: &str, request: LogRequest,
+    ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
+        Self::logs(self, namespace, name, uid, request).await
+    }
+}
+
+/// A running agent. Clones are handles.
+#[derive(Clone)]
+pub struct Agent {
+    core: Arc<Core>,
+}
+
+/// What the agent's tasks share.
+pub(crate) struct Core {
+    config: Config,
+    desired: Desired,
+    reports: Arc<reports::Outgoing>,
+    identity: rimward_tunnel::identity::IdentityDir,
+    dialer: rimward_tunnel::dial::Dialer,
+    /// The connection while there is one.
+    connection: watch::Sender<Option<rimward_tunnel::quinn::Connection>>,
+    welcome: watch::Sender<Option<Welcome>>,
+    /// The parts that `attach` brought, once they are there.
+    parts: watch::Sender<Option<Parts>>,
+    images: watch::Sender<Vec<ContainerImage>>,
+    /// Held while a change is applied.
+    applying: Arc<tokio::sync::Mutex<()>>,
+    /// How the link ended for good.
+    ended: watch::Sender<Option<Result<(), Arc<Error>>>>,
+    shutdown: CancellationToken,
+}
+
+/// The parts of the node that the agent itself calls.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub pods: Arc<dyn PodHandler>,
+    pub network: Arc<dyn Network>,
+}
+
+impl Agent {
+    /// Opens the ledger and starts to dial. Pods run once [`Agent::attach`] was called. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the data directory or the ledger in it cannot be used.
+    pub fn start(config: Config, shutdown: CancellationToken) -> Result<Self, Error> {
+        let directory = |cause| Error::Directory { path: config.data_dir.clone(), cause };
+        std::fs::create_dir_all(&config.data_dir).map_err(directory)?;
+        let ledger = Arc::new(ledger::Ledger::open(&config.data_dir)?);
+        let desired = Desired::load(ledger.clone())?;
+        let reports = Arc::new(reports::Outgoing::load(ledger.clone(), &config.name)?);
+        let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
+            .map_err(TunnelError::from)?;
+        let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
+        let core = Arc::new(Core {
+            welcome: watch::Sender::new(ledger.welcome()?),
+            config,
+            desired,
+            reports,
+            identity,
+            dialer,
+            connection: watch::Sender::new(None),
+            parts: watch::Sender::new(None),
+            images: watch::Sender::new(Vec::new()),
+            applying: Arc::default(),
+            ended: watch::Sender::new(None),
+            shutdown,
+        });
+        tokio::spawn(link::run(core.clone()));
+        Ok(Self { core })
+    }
+
+    /// Waits until the agent has ended: after the shutdown, or because something is wrong that only a
+    /// person can put right.
+    ///
+    /// # Errors
+    /// What that is; the program prints it and exits.
+    pub async fn ended(&self) -> Result<(), Arc<Error>> {
+        let mut ended = self.core.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// The desired state: the caches that DNS, ingress and network read.
+    pub fn desired(&self) -> &Desired {
+        &self.core.desired
+    }
+
+    /// What the cluster told this node of addresses and domains; known from the ledger when the node
+    /// was connected before, else once it is connected. None when the agent ends first.
+    pub async fn welcome(&self) -> Option<Welcome> {
+        let mut welcome = self.core.welcome.subscribe();
+        let known = async { welcome.wait_for(Option::is_some).await.ok()?.clone() };
+        tokio::select! {
+            known = known => known,
+            _ = self.ended() => None,
+        }
+    }
+
+    /// Whether there is a connection now.
+    pub fn is_connected(&self) -> bool {
+        self.core.connection.borrow().is_some()
+    }
+
+    /// Objects for pods.
+    pub fn objects(&self) -> Arc<dyn rimward_node_pod::outside::Objects> {
+        Arc::new(objects::NodeObjects { core: self.core.clone() })
+    }
+
+    /// The way up for pods.
+    pub fn reports(&self) -> Arc<dyn rimward_node_pod::outside::Reports> {
+        self.core.reports.clone()
+    }
+
+    /// Brings the parts that run pods: they are given every desired pod, and from now on every change.
+    /// The node becomes Ready.
+    pub fn attach(&self, pods: Arc<dyn PodHandler>, network: Arc<dyn Network>) {
+        self.core.desired.attach(pods.clone());
+        self.core.parts.send_replace(Some(Parts { pods, network }));
+    }
+
+    /// The images on this node, for `status.images`.
+    pub fn set_images(&self, images: Vec<ContainerImage>) {
+        self.core.images.send_if_modified(|current| {
+            let changed = *current != images;
+            *current = images;
+            changed
+        });
+    }
+
+    /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] carries the registry's status code.
+    pub async fn registry(&self, method: &str, path: &str, accept: &str) -> Result<(Reply, Body), CallError> {
+        let headers = match accept {
+            "" => Vec::new(),
+            accept => vec![("accept".to_owned(), accept.to_owned())],
+        };
+        let request = RegistryRequest { method: method.into(), path: path.into(), headers };
+        let (reply, stream) = call(&self.core.connection()?, &request).await?;
+        Ok((reply, stream.into_body()))
+    }
+
+    /// A byte stream to a pod on another node, through the control plane.
+    ///
+    /// # Errors
+    /// When there is no connection, no such pod, or the pod refuses.
+    pub async fn dial_pod(&self, pod: SocketAddr) -> Result<Duplex, CallError> {
+        let request = DialRequest { target: DialTarget::Pod as u8, ip: pod.ip().to_string(), port: pod.port() };
+        Ok(call(&self.core.connection()?, &request).await?.1)
+    }
+
+    /// A byte stream to the API server: what `kubernetes.default` leads to.
+    ///
+    /// # Errors
+    /// When there is no connection, or the API server does not answer.
+    pub async fn dial_api(&self) -> Result<Duplex, CallError> {
+        let request = DialRequest { target: DialTarget::Api as u8, ..DialRequest::default() };
+        Ok(call(&self.core.connection()?, &request).await?.1)
+    }
+
+    /// A link for pod packets; waits until there is one. Call it again when the link ends. None when
+    /// the agent ends.
+    pub async fn packets(&self) -> Option<PacketLink> {
+        let core = &self.core;
+        let mut failures = 0;
+        let linked = async {
+            loop {
+                let mut connected = core.connection.subscribe();
+                connected.wait_for(Option::is_some).await.ok()?;
+                let identity = core.identity.load().ok().flatten();
+                let opened = match identity {
+                    Some(identity) => core.dialer.packets(&identity).await,
+                    None => return None,
+                };
+                match opened {
+                    Ok(link) => return Some(link),
+                    Err(cause) => {
+                        failures += 1;
+                        tracing::warn!(%cause, "no link for pod packets");
+                        tokio::time::sleep(rimward_tunnel::backoff::wait(failures, rand::random())).await;
+                    }
+                }
+            }
+        };
+        core.shutdown.run_until_cancelled(linked).await.flatten()
+    }
+}
+
+impl Core {
+    /// The connection, if there is one now.
+    fn connection(&self) -> Result<rimward_tunnel::quinn::Connection, CallError> {
+        let connection = self.connection.borrow().clone();
+        connection.ok_or_else(|| CallError::Broken("the control plane is not connected".into()))
+    }
+}

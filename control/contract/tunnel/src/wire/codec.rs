@@ -49,6 +49,11 @@ pub struct RawFrame {
 }
 
 impl RawFrame {
+    /// The one whole frame in `bytes`: for frames that are kept, not sent.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        FrameReader { stream: tokio::io::empty(), buffer: bytes.into() }.parse()
+    }
+
     /// The frame as an `F`; None when it is of another kind.
     pub fn decode<F: Frame>(&self) -> Result<Option<F>, Malformed> {
         if self.kind != F::KIND {

@@ -1,0 +1,510 @@
+//! Who needs what: the objects in the shared caches, and for each connected node the keys that it
+//! has yet to be told.
+//!
+//! A change marks keys, never sends: whoever sends looks the object up then, so a node that is slow
+//! gets the newest state once and costs no more memory than the keys. The index of references is kept
+//! incrementally, pod by pod.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
+use parking_lot::Mutex;
+use rimward_api::ObjectKey;
+use rimward_client::{Cache, Informers, Object};
+use rimward_tunnel::wire::{Digest, ObjectKind};
+use tokio::sync::Notify;
+
+/// Pods by the node that they are bound to.
+const BY_NODE: &str = "hub/spec.nodeName";
+/// Pods by their addresses.
+const BY_IP: &str = "hub/status.podIPs";
+/// Encodings of objects that every node is told are kept for the next node, up to so many bytes.
+const ENCODED_BYTES_MAX: u64 = 32 << 20;
+/// What an encoding costs beside its bytes.
+const ENCODED_OVERHEAD: u64 = 128;
+/// More Services than this are still told to every node, but the operator hears about it.
+const SERVICES_FEW: usize = 5000;
+
+pub struct World {
+    pub pods: Cache<Pod>,
+    pub nodes: Cache<Node>,
+    config_maps: Cache<ConfigMap>,
+    secrets: Cache<Secret>,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+    ingresses: Cache<Ingress>,
+    namespaces: Cache<Namespace>,
+    encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
+    interest: Mutex<Interest>,
+}
+
+/// Kind, key and resourceVersion.
+type EncodedId = (ObjectKind, ObjectKey, String);
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl quick_cache::Weighter<EncodedId, Bytes> for ByBytes {
+    fn weight(&self, _id: &EncodedId, bytes: &Bytes) -> u64 {
+        bytes.len() as u64 + ENCODED_OVERHEAD
+    }
+}
+
+#[derive(Default)]
+struct Interest {
+    outboxes: HashMap<String, Arc<Outbox>>,
+    /// ConfigMaps and Secrets that something references.
+    references: HashMap<(ObjectKind, ObjectKey), References>,
+}
+
+/// Who references an object, and how often.
+#[derive(Default)]
+struct References {
+    /// By pods of a node.
+    nodes: HashMap<String, u32>,
+    /// By Ingresses, which every node serves.
+    shared: u32,
+}
+
+/// The keys that a connected node has yet to be told.
+#[derive(Default)]
+pub struct Outbox {
+    keys: Mutex<BTreeSet<(ObjectKind, ObjectKey)>>,
+    changed: Notify,
+}
+
+impl Outbox {
+    pub fn mark(&self, kind: ObjectKind, key: ObjectKey) {
+        self.keys.lock().insert((kind, key));
+        self.changed.notify_one();
+    }
+
+    fn mark_all(&self, keys: impl IntoIterator<Item = (ObjectKind, ObjectKey)>) {
+        self.keys.lock().extend(keys);
+        self.changed.notify_one();
+    }
+
+    /// Waits until there are keys. Cancel-safe.
+    pub async fn ready(&self) {
+        while self.keys.lock().is_empty() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Takes at most `max` keys, those that others need first.
+    pub fn take(&self, max: usize) -> Vec<(ObjectKind, ObjectKey)> {
+        let mut keys = self.keys.lock();
+        let mut taken = Vec::new();
+        while taken.len() < max {
+            let Some(next) = keys.pop_first() else { break };
+            taken.push(next);
+        }
+        taken
+    }
+}
+
+/// One object of a node's share, as inventories name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: ObjectKey,
+    pub uid: String,
+    pub resource_version: String,
+}
+
+impl World {
+    pub fn new(informers: &Informers) -> Arc<Self> {
+        let world = Arc::new(Self {
+            pods: informers.of(),
+            nodes: informers.of(),
+            config_maps: informers.of(),
+            secrets: informers.of(),
+            services: informers.of(),
+            slices: informers.of(),
+            ingresses: informers.of(),
+            namespaces: informers.of(),
+            encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
+            interest: Mutex::default(),
+        });
+        world.pods.add_index(BY_NODE, |pod| node_of(pod).map(str::to_owned).into_iter().collect());
+        world.pods.add_index(BY_IP, |pod| {
+            let ips = pod.status.iter().flat_map(|s| s.pod_ips.iter().flatten());
+            ips.map(|ip| ip.ip.clone()).collect()
+        });
+        let weak = Arc::downgrade(&world);
+        world.pods.on_change(move |change| {
+            if let Some(world) = weak.upgrade() {
+                world.pod_changed(change.key, change.old.map(|p| &**p), change.new.map(|p| &**p));
+            }
+        });
+        let weak = Arc::downgrade(&world);
+        world.ingresses.on_change(move |change| {
+            if let Some(world) = weak.upgrade() {
+                world.ingress_changed(change.key, change.old.map(|i| &**i), change.new.map(|i| &**i));
+            }
+        });
+        world.referenced(&world.config_maps, ObjectKind::ConfigMap);
+        world.referenced(&world.secrets, ObjectKind::Secret);
+        world.told_to_all(&world.services, ObjectKind::Service);
+        world.told_to_all(&world.slices, ObjectKind::EndpointSlice);
+        world.told_to_all(&world.namespaces, ObjectKind::Namespace);
+        world
+    }
+
+    /// Waits until every cache holds the first full state.
+    pub async fn synced(&self) {
+        tokio::join!(
+            self.pods.synced(), self.nodes.synced(), self.config_maps.synced(), self.secrets.synced(),
+            self.services.synced(), self.slices.synced(), self.ingresses.synced(), self.namespaces.synced(),
+        );
+        if self.services.len() > SERVICES_FEW {
+            tracing::warn!(services = self.services.len(), "every node is told every Service; that is many");
+        }
+    }
+
+    /// From now on the node's keys collect in the answer. A second call for the same node takes over.
+    pub fn connect(&self, node: &str) -> Arc<Outbox> {
+        let outbox = Arc::new(Outbox::default());
+        self.interest.lock().outboxes.insert(node.to_owned(), outbox.clone());
+        outbox
+    }
+
+    /// Unless another connection of the node has taken over.
+    pub fn disconnect(&self, node: &str, outbox: &Arc<Outbox>) {
+        let mut interest = self.interest.lock();
+        if interest.outboxes.get(node).is_some_and(|current| Arc::ptr_eq(current, outbox)) {
+            interest.outboxes.remove(node);
+        }
+    }
+
+    /// Everything of a kind that the node is told.
+    pub fn share(&self, node: &str, kind: ObjectKind) -> Vec<Entry> {
+        fn all<K: Object>(cache: &Cache<K>) -> Vec<Entry> {
+            cache.list().into_iter().map(|(key, object)| entry(key, &*object)).collect()
+        }
+        match kind {
+            ObjectKind::Pod => {
+                let pods = self.pods.indexed(BY_NODE, node);
+                let mut pods: Vec<Entry> = pods.iter().map(|p| entry(ObjectKey::of_meta(&p.metadata), &**p)).collect();
+                pods.sort_by(|a, b| a.key.cmp(&b.key));
+                pods
+            }
+            ObjectKind::ConfigMap => self.referenced_by(node, kind, &self.config_maps),
+            ObjectKind::Secret => self.referenced_by(node, kind, &self.secrets),
+            ObjectKind::Service => all(&self.services),
+            ObjectKind::EndpointSlice => all(&self.slices),
+            ObjectKind::Ingress => all(&self.ingresses),
+            ObjectKind::Namespace => all(&self.namespaces),
+        }
+    }
+
+    fn referenced_by<K: Object>(&self, node: &str, kind: ObjectKind, cache: &Cache<K>) -> Vec<Entry> {
+        let keys: Vec<ObjectKey> = {
+            let interest = self.interest.lock();
+            let mine = interest.references.iter().filter(|((k, _), who)| *k == kind && who.concerns(node));
+            mine.map(|((_, key), _)| key.clone()).collect()
+        };
+        let found = keys.into_iter().filter_map(|key| {
+            let object = cache.get_key(&key)?;
+            Some(entry(key, &*object))
+        });
+        found.collect()
+    }
+
+    /// The object as JSON if it exists and the node may see it.
+    pub fn look_up(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> Option<Bytes> {
+        match kind {
+            ObjectKind::Pod => {
+                let pod = self.pods.get_key(key).filter(|pod| node_of(pod) == Some(node))?;
+                json(&*pod)
+            }
+            ObjectKind::ConfigMap | ObjectKind::Secret if !self.references(node, kind, key) => None,
+            ObjectKind::ConfigMap => json(&*self.config_maps.get_key(key)?),
+            ObjectKind::Secret => json(&*self.secrets.get_key(key)?),
+            ObjectKind::Service => self.shared_json(kind, key, &self.services),
+            ObjectKind::EndpointSlice => self.shared_json(kind, key, &self.slices),
+            ObjectKind::Ingress => self.shared_json(kind, key, &self.ingresses),
+            ObjectKind::Namespace => self.shared_json(kind, key, &self.namespaces),
+        }
+    }
+
+    /// Encoded once for all nodes.
+    fn shared_json<K: Object>(&self, kind: ObjectKind, key: &ObjectKey, cache: &Cache<K>) -> Option<Bytes> {
+        let object = cache.get_key(key)?;
+        let version = object.metadata().resource_version.clone().unwrap_or_default();
+        let id = (kind, key.clone(), version);
+        if let Some(bytes) = self.encoded.get(&id) {
+            return Some(bytes);
+        }
+        let bytes = json(&*object)?;
+        self.encoded.insert(id, bytes.clone());
+        Some(bytes)
+    }
+
+    /// Whether a pod of the node, or an Ingress, references the ConfigMap or Secret.
+    pub fn references(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
+        let interest = self.interest.lock();
+        interest.references.get(&(kind, key.clone())).is_some_and(|who| who.concerns(node))
+    }
+
+    /// The node that runs the pod with this address.
+    pub fn node_of_ip(&self, ip: &str) -> Option<String> {
+        self.pods.indexed(BY_IP, ip).iter().find_map(|pod| node_of(pod).map(str::to_owned))
+    }
+
+    fn pod_changed(&self, key: &ObjectKey, old: Option<&Pod>, new: Option<&Pod>) {
+        let (old_node, new_node) = (old.and_then(node_of), new.and_then(node_of));
+        if old_node.is_none() && new_node.is_none() {
+            return;
+        }
+        let mut interest = self.interest.lock();
+        // Most changes are of status: the references stay, and nothing is counted.
+        let same_spec = old_node == new_node && old.map(|p| &p.spec) == new.map(|p| &p.spec);
+        if !same_spec {
+            if let (Some(pod), Some(node)) = (new, new_node) {
+                pod_references(pod).into_iter().for_each(|reference| interest.add(node, reference));
+            }
+            if let (Some(pod), Some(node)) = (old, old_node) {
+                pod_references(pod).into_iter().for_each(|reference| interest.release(node, reference));
+            }
+        }
+        let nodes: BTreeSet<&str> = old_node.into_iter().chain(new_node).collect();
+        for node in nodes {
+            if let Some(outbox) = interest.outboxes.get(node) {
+                outbox.mark(ObjectKind::Pod, key.clone());
+            }
+        }
+    }
+
+    fn ingress_changed(&self, key: &ObjectKey, old: Option<&Ingress>, new: Option<&Ingress>) {
+        let mut interest = self.interest.lock();
+        for reference in new.into_iter().flat_map(ingress_references) {
+            let who = interest.references.entry(reference.clone()).or_default();
+            who.shared += 1;
+            interest.mark_everywhere(reference);
+        }
+        for reference in old.into_iter().flat_map(ingress_references) {
+            let id = reference.clone();
+            let Some(who) = interest.references.get_mut(&id) else { continue };
+            who.shared = who.shared.saturating_sub(1);
+            let unused = who.unused();
+            interest.mark_everywhere(reference);
+            if unused {
+                interest.references.remove(&id);
+            }
+        }
+        interest.mark_everywhere((ObjectKind::Ingress, key.clone()));
+    }
+
+    /// Objects that only those nodes are told whose pods reference them.
+    fn referenced<K: Object>(self: &Arc<Self>, cache: &Cache<K>, kind: ObjectKind) {
+        let weak = Arc::downgrade(self);
+        cache.on_change(move |change| {
+            let Some(world) = weak.upgrade() else { return };
+            let interest = world.interest.lock();
+            let id = (kind, change.key.clone());
+            let Some(who) = interest.references.get(&id) else { return };
+            for (node, outbox) in &interest.outboxes {
+                if who.concerns(node) {
+                    outbox.mark(kind, change.key.clone());
+                }
+            }
+        });
+    }
+
+    fn told_to_all<K: Object>(self: &Arc<Self>, cache: &Cache<K>, kind: ObjectKind) {
+        let weak = Arc::downgrade(self);
+        cache.on_change(move |change| {
+            let Some(world) = weak.upgrade() else { return };
+            world.interest.lock().mark_everywhere((kind, change.key.clone()));
+        });
+    }
+}
+
+impl References {
+    fn concerns(&self, node: &str) -> bool {
+        self.shared > 0 || self.nodes.contains_key(node)
+    }
+
+    fn unused(&self) -> bool {
+        self.shared == 0 && self.nodes.is_empty()
+    }
+}
+
+impl Interest {
+    fn add(&mut self, node: &str, reference: (ObjectKind, ObjectKey)) {
+        let who = self.references.entry(reference.clone()).or_default();
+        let count = who.nodes.entry(node.to_owned()).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.mark(node, reference);
+        }
+    }
+
+    fn release(&mut self, node: &str, reference: (ObjectKind, ObjectKey)) {
+        let Some(who) = self.references.get_mut(&reference) else { return };
+        let Some(count) = who.nodes.get_mut(node) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        who.nodes.remove(node);
+        if who.unused() {
+            self.references.remove(&reference);
+        }
+        self.mark(node, reference);
+    }
+
+    fn mark(&self, node: &str, (kind, key): (ObjectKind, ObjectKey)) {
+        if let Some(outbox) = self.outboxes.get(node) {
+            outbox.mark(kind, key);
+        }
+    }
+
+    fn mark_everywhere(&self, reference: (ObjectKind, ObjectKey)) {
+        for outbox in self.outboxes.values() {
+            outbox.mark_all([reference.clone()]);
+        }
+    }
+}
+
+/// What an inventory sums up to.
+pub fn digest(entries: &[Entry]) -> Digest {
+    let mut digest = Digest::default();
+    for e in entries {
+        digest.add(&e.key.namespace, &e.key.name, &e.uid, &e.resource_version);
+    }
+    digest
+}
+
+fn entry<K: Object>(key: ObjectKey, object: &K) -> Entry {
+    let meta = object.metadata();
+    Entry {
+        key,
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+fn json<K: Object>(object: &K) -> Option<Bytes> {
+    match serde_json::to_vec(object) {
+        Ok(bytes) => Some(bytes.into()),
+        Err(cause) => {
+            tracing::error!(%cause, kind = K::KIND, "an object cannot be encoded for a node");
+            None
+        }
+    }
+}
+
+/// The node that a pod is bound to.
+pub fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+/// The ConfigMaps and Secrets that a pod references: volumes, env, envFrom, imagePullSecrets.
+pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    let mut add = |kind, name: &str| {
+        if !name.is_empty() {
+            found.insert((kind, ObjectKey::new(namespace, name)));
+        }
+    };
+    let Some(spec) = &pod.spec else { return found };
+    for secret in spec.image_pull_secrets.iter().flatten() {
+        add(ObjectKind::Secret, &secret.name);
+    }
+    for volume in spec.volumes.iter().flatten() {
+        if let Some(source) = &volume.config_map {
+            add(ObjectKind::ConfigMap, &source.name);
+        }
+        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()) {
+            add(ObjectKind::Secret, name);
+        }
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            if let Some(source) = &source.config_map {
+                add(ObjectKind::ConfigMap, &source.name);
+            }
+            if let Some(source) = &source.secret {
+                add(ObjectKind::Secret, &source.name);
+            }
+        }
+    }
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        for source in container.env_from.iter().flatten() {
+            if let Some(source) = &source.config_map_ref {
+                add(ObjectKind::ConfigMap, &source.name);
+            }
+            if let Some(source) = &source.secret_ref {
+                add(ObjectKind::Secret, &source.name);
+            }
+        }
+        for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+            if let Some(source) = &source.config_map_key_ref {
+                add(ObjectKind::ConfigMap, &source.name);
+            }
+            if let Some(source) = &source.secret_key_ref {
+                add(ObjectKind::Secret, &source.name);
+            }
+        }
+    }
+    found
+}
+
+/// The Secrets with which an Ingress serves TLS.
+fn ingress_references(ingress: &Ingress) -> BTreeSet<(ObjectKind, ObjectKey)> {
+    let namespace = ingress.metadata.namespace.as_deref().unwrap_or_default();
+    let tls = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
+    let names = tls.filter_map(|tls| tls.secret_name.as_deref()).filter(|name| !name.is_empty());
+    names.map(|name| (ObjectKind::Secret, ObjectKey::new(namespace, name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_of_a_pod() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "ns", "name": "p"},
+            "spec": {
+                "imagePullSecrets": [{"name": "pull"}],
+                "volumes": [
+                    {"name": "a", "configMap": {"name": "cm-volume"}},
+                    {"name": "b", "secret": {"secretName": "secret-volume"}},
+                    {"name": "c", "projected": {"sources": [
+                        {"configMap": {"name": "kube-root-ca.crt"}}, {"secret": {"name": "projected"}}]}},
+                ],
+                "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "cm-from"}}]}],
+                "containers": [{"name": "c", "env": [
+                    {"name": "X", "valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}},
+                    {"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "cm-key", "key": "k"}}},
+                ]}],
+            },
+        })).unwrap();
+        let found = pod_references(&pod);
+        let names = |kind| found.iter().filter(|(k, _)| *k == kind).map(|(_, key)| key.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names(ObjectKind::ConfigMap), ["cm-from", "cm-key", "cm-volume", "kube-root-ca.crt"]);
+        assert_eq!(names(ObjectKind::Secret), ["key", "projected", "pull", "secret-volume"]);
+    }
+
+    #[test]
+    fn references_are_counted() {
+        let mut interest = Interest::default();
+        let outbox = Arc::new(Outbox::default());
+        interest.outboxes.insert("n".into(), outbox.clone());
+        let id = (ObjectKind::Secret, ObjectKey::new("ns", "s"));
+        interest.add("n", id.clone());
+        interest.add("n", id.clone());
+        assert_eq!(outbox.take(9), vec![id.clone()]);
+        interest.release("n", id.clone());
+        assert!(interest.references[&id].concerns("n"));
+        assert!(outbox.take(9).is_empty());
+        interest.release("n", id.clone());
+        assert!(interest.references.is_empty());
+        assert_eq!(outbox.take(9), vec![id]);
+    }
+}

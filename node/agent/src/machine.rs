@@ -1,0 +1,210 @@
+//! What this machine is, as its Node object says it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::{
+    ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::Config;
+
+/// What pods may not have: room for the node itself, as the kubelet's eviction thresholds leave it.
+const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
+
+/// What a pod may use, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub storage_bytes: u64,
+}
+
+impl Capacity {
+    /// What the node has, after the limits of the cgroup that it runs in.
+    pub fn of(data_dir: &Path) -> Self {
+        // Counts the CPUs that this process may use: affinity and cgroup quota included.
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let total = read("/proc/meminfo").and_then(|text| meminfo_total(&text)).unwrap_or(0);
+        let limits = cgroup_limits();
+        let memory_bytes = limits.into_iter().fold(total, u64::min);
+        let storage_bytes = rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_frsize * s.f_blocks);
+        Self { cpu_millis: cpus * 1000, memory_bytes, storage_bytes }
+    }
+
+    /// What of it pods may have.
+    pub fn allocatable(self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis,
+            memory_bytes: self.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES),
+            storage_bytes: self.storage_bytes / 10 * 9,
+        }
+    }
+
+    fn quantities(self, pods: u32) -> BTreeMap<String, Quantity> {
+        let cpu = match self.cpu_millis % 1000 {
+            0 => (self.cpu_millis / 1000).to_string(),
+            _ => format!("{}m", self.cpu_millis),
+        };
+        BTreeMap::from([
+            ("cpu".into(), Quantity(cpu)),
+            ("memory".into(), Quantity(format!("{}Ki", self.memory_bytes / 1024))),
+            ("ephemeral-storage".into(), Quantity(format!("{}Ki", self.storage_bytes / 1024))),
+            ("pods".into(), Quantity(pods.to_string())),
+        ])
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// `MemTotal:  16384 kB`, in bytes.
+fn meminfo_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Memory limits of this process's cgroup and those above it: v2's and v1's files.
+fn cgroup_limits() -> Vec<u64> {
+    let own = read("/proc/self/cgroup").unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        for ancestor in Path::new(path.trim_start_matches('/')).ancestors() {
+            let file = Path::new(root).join(ancestor).join(file);
+            // `max` is no limit, and is no number either.
+            limits.extend(file.to_str().and_then(read).and_then(|text| text.parse::<u64>().ok()));
+        }
+    }
+    limits
+}
+
+/// The address from which this machine reaches `towards`, else any other than loopback. Sends nothing.
+pub fn node_ip(towards: &str) -> IpAddr {
+    let from = |target: &str| -> Option<IpAddr> {
+        let any = if target.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    // 192.0.2.1 is reserved for documentation (RFC 5737): nobody is there, only the route counts.
+    let found = [towards, "192.0.2.1:9"].into_iter().find_map(|target| from(target).filter(usable));
+    found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The architecture in Go's words, as labels have it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn os_image() -> String {
+    let release = read("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.map_or_else(|| "Linux".into(), |name| name.trim_matches('"').to_owned())
+}
+
+/// The Node as this machine sees itself.
+pub fn describe(config: &Config, server: &str, ready: bool, images: Vec<ContainerImage>) -> Node {
+    let mut labels: BTreeMap<String, String> = config.labels.clone();
+    labels.extend([
+        ("kubernetes.io/hostname".into(), config.name.clone()),
+        ("kubernetes.io/os".into(), "linux".into()),
+        ("kubernetes.io/arch".into(), architecture().into()),
+        ("rimward.dev/wasm".into(), "true".into()),
+    ]);
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+    let ip = config.node_ip.unwrap_or_else(|| node_ip(server));
+    let capacity = Capacity::of(&config.data_dir);
+    Node {
+        metadata: ObjectMeta { name: Some(config.name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        status: Some(NodeStatus {
+            capacity: Some(capacity.quantities(config.pods_max)),
+            allocatable: Some(capacity.allocatable().quantities(config.pods_max)),
+            addresses: Some(vec![
+                address("InternalIP", ip.to_string()),
+                address("Hostname", config.name.clone()),
+            ]),
+            conditions: Some(conditions(ready)),
+            images: (!images.is_empty()).then_some(images),
+            node_info: Some(NodeSystemInfo {
+                architecture: architecture().into(),
+                boot_id: read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+                container_runtime_version: config.runtime_version.clone(),
+                kernel_version: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+                kubelet_version: config.kubelet_version.clone(),
+                machine_id: read("/etc/machine-id").unwrap_or_default(),
+                operating_system: "linux".into(),
+                os_image: os_image(),
+                system_uuid: read("/sys/class/dmi/id/product_uuid").unwrap_or_default(),
+                ..NodeSystemInfo::default()
+            }),
+            ..NodeStatus::default()
+        }),
+        ..Node::default()
+    }
+}
+
+/// The conditions of <https://kubernetes.io/docs/reference/node/node-status/#condition>.
+fn conditions(ready: bool) -> Vec<NodeCondition> {
+    let condition = |type_: &str, status: &str, reason: &str, message: &str| NodeCondition {
+        type_: type_.into(),
+        status: status.into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        ..NodeCondition::default()
+    };
+    let ready = if ready {
+        condition("Ready", "True", "KubeletReady", "the agent is connected and runs pods")
+    } else {
+        condition("Ready", "False", "KubeletNotReady", "the agent is starting")
+    };
+    vec![
+        condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "the node has enough memory"),
+        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "the node has enough disk"),
+        condition("PIDPressure", "False", "KubeletHasSufficientPID", "the node has enough process ids"),
+        ready,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo() {
+        assert_eq!(meminfo_total("MemTotal:       1024 kB\nMemFree: 5 kB\n"), Some(1 << 20));
+        assert_eq!(meminfo_total("nonsense"), None);
+    }
+
+    #[test]
+    fn this_machine_has_something() {
+        let capacity = Capacity::of(Path::new("/"));
+        assert!(capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0);
+        assert!(capacity.allocatable().memory_bytes < capacity.memory_bytes);
+    }
+
+    #[test]
+    fn quantities_read_well() {
+        let capacity = Capacity { cpu_millis: 2000, memory_bytes: 1 << 30, storage_bytes: 1 << 30 };
+        let quantities = capacity.quantities(250);
+        assert_eq!(quantities["cpu"], Quantity("2".into()));
+        assert_eq!(quantities["memory"], Quantity("1048576Ki".into()));
+        assert_eq!(quantities["pods"], Quantity("250".into()));
+    }
+}
