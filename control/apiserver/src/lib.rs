@@ -8,13 +8,13 @@
 //! It refuses to keep objects in memory (small indexes for authorization aside), to re-encode what is
 //! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]).
 
-mod config;
+pub mod config;
 mod server;
 
 mod in_process;
-mod serve;
+pub mod serve;
 
-mod audit;
+pub mod audit;
 mod authn;
 mod flow;
 mod pipeline;

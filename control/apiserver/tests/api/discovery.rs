@@ -1,0 +1,71 @@
+//! Discovery, OpenAPI, version, health.
+
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+
+const V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+
+#[tokio::test]
+async fn every_resource_is_found() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let mut resources = 0;
+    for path in ["/api", "/apis"] {
+        let answer = c.send("GET", path, &[("accept", V2)], "").await;
+        assert!(answer.headers["content-type"].to_str().unwrap().contains("as=APIGroupDiscoveryList"));
+        let list = answer.expect(200);
+        for group in list["items"].as_array().unwrap() {
+            for version in group["versions"].as_array().unwrap() {
+                resources += version["resources"].as_array().unwrap().len();
+            }
+        }
+        let etag = answer.headers["etag"].to_str().unwrap().to_owned();
+        let same = c.send("GET", path, &[("accept", V2), ("if-none-match", &etag)], "").await;
+        assert_eq!((same.code, same.bytes.len()), (304, 0));
+    }
+    assert_eq!(resources, 68);
+    let core = c.get("/api/v1").await.expect(200);
+    let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
+    assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));
+    let groups = c.get("/apis").await.expect(200);
+    let autoscaling = groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "autoscaling").unwrap();
+    assert_eq!(autoscaling["preferredVersion"]["version"], "v2");
+    c.get("/apis/apps/v1").await.expect(200);
+    assert_eq!(c.get("/apis/apps").await.expect(200)["kind"], "APIGroup");
+    assert_eq!(c.get("/apis/none").await.code, 404);
+}
+
+#[tokio::test]
+async fn documents() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let index = c.get("/openapi/v3").await.expect(200);
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    let apps = c.get(url).await;
+    assert_eq!(apps.headers["cache-control"], "public, immutable");
+    assert!(apps.expect(200)["components"]["schemas"].get("io.k8s.api.apps.v1.Deployment").is_some());
+    let v2 = c.get("/openapi/v2").await.expect(200);
+    assert!(v2["definitions"].get("io.k8s.api.core.v1.Pod").is_some());
+    let pb = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
+    let pb = c.send("GET", "/openapi/v2", &pb, "").await;
+    assert!(pb.code == 200 && pb.bytes.len() > 100_000 && serde_json::from_slice::<Value>(&pb.bytes).is_err());
+}
+
+#[tokio::test]
+async fn version_health_and_metrics() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let version = c.get("/version").await.expect(200);
+    assert!(version["gitVersion"].as_str().unwrap().starts_with("v1.36.2+rimward"));
+    assert_eq!(c.get("/readyz").await.text(), "ok");
+    assert!(c.get("/livez?verbose").await.text().ends_with("livez check passed\n"));
+    let nobody = cluster.client(rimward_api::UserInfo::anonymous());
+    assert_eq!(nobody.get("/healthz").await.code, 200);
+    nobody.get("/metrics").await.expect(403);
+    let metrics = c.get("/metrics").await.text();
+    assert!(metrics.contains("apiserver_request_total"), "{metrics}");
+    assert_eq!(c.get("/openid/v1/jwks").await.expect(200)["keys"][0]["alg"], "ES256");
+    cluster.server.stop();
+    assert_eq!(c.get("/readyz").await.code, 500);
+}

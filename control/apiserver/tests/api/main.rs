@@ -1,0 +1,15 @@
+//! The API server as a client sees it, in one process over the memory store.
+
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod allocation;
+mod cluster;
+mod defaulting;
+mod deletion;
+mod discovery;
+mod kubectl;
+mod lists;
+mod refusals;
+mod watches;
+mod writes;

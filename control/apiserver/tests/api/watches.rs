@@ -1,0 +1,134 @@
+//! Watches.
+
+use serde_json::{Value, json};
+
+use crate::cluster::{CONFIG_MAPS, Cluster, config_map};
+
+fn labelled(name: &str, value: &str, label: &str) -> Value {
+    let mut object = config_map(name, value);
+    object["metadata"]["labels"] = json!({ "l": label });
+    object
+}
+
+fn is(kind: &str, name: &str) -> (String, String) {
+    (kind.to_owned(), name.to_owned())
+}
+
+#[tokio::test]
+async fn from_a_version_on() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let version = c.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
+    let mut events = c.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={version}")).await;
+    assert_eq!(events.brief().await, is("ADDED", "a"));
+    let changed = c.put(&format!("{CONFIG_MAPS}/a"), &config_map("a", "2")).await.expect(200);
+    let event = events.next().await.unwrap();
+    assert_eq!(event, json!({ "type": "MODIFIED", "object": changed }), "an event carries what a get would");
+    c.delete(&format!("{CONFIG_MAPS}/a"), &Value::Null).await.expect(200);
+    let event = events.next().await.unwrap();
+    assert_eq!(event["type"], "DELETED");
+    let revision = |o: &Value| o["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(revision(&event["object"]) > revision(&changed), "the deletion has a version of its own");
+}
+
+#[tokio::test]
+async fn what_leaves_a_selector_is_deleted() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    c.post(CONFIG_MAPS, &labelled("a", "1", "in")).await.expect(201);
+    c.post(CONFIG_MAPS, &labelled("b", "1", "out")).await.expect(201);
+    let mut events = c.watch(&format!("{CONFIG_MAPS}?watch=1&labelSelector=l%3Din")).await;
+    assert_eq!(events.brief().await, is("ADDED", "a"));
+    c.put(&format!("{CONFIG_MAPS}/b"), &labelled("b", "2", "out")).await.expect(200);
+    c.put(&format!("{CONFIG_MAPS}/b"), &labelled("b", "2", "in")).await.expect(200);
+    assert_eq!(events.brief().await, is("ADDED", "b"));
+    c.put(&format!("{CONFIG_MAPS}/a"), &labelled("a", "1", "out")).await.expect(200);
+    let event = events.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["metadata"]["labels"]["l"]), (&json!("DELETED"), &json!("in")));
+    c.delete(&format!("{CONFIG_MAPS}/a"), &Value::Null).await.expect(200);
+    c.delete(&format!("{CONFIG_MAPS}/b"), &Value::Null).await.expect(200);
+    assert_eq!(events.brief().await, is("DELETED", "b"));
+}
+
+#[tokio::test]
+async fn a_watch_can_start_as_a_list() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
+    let path = format!(
+        "{CONFIG_MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&fieldSelector=metadata.name%3Da"
+    );
+    let mut events = c.watch(&path).await;
+    assert_eq!(events.brief().await, is("ADDED", "a"));
+    let bookmark = events.next().await.unwrap();
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    assert_eq!(bookmark["object"]["kind"], "ConfigMap");
+    c.put(&format!("{CONFIG_MAPS}/a"), &config_map("a", "2")).await.expect(200);
+    assert_eq!(events.brief().await, is("MODIFIED", "a"));
+    let refused = c.get(&format!("{CONFIG_MAPS}?watch=1&sendInitialEvents=true")).await;
+    assert_eq!(refused.expect(422)["details"]["kind"], "ListOptions");
+}
+
+#[tokio::test]
+async fn timeouts_and_lost_history() {
+    use rimward_control_store::Store as _;
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let version = cluster.store.revision();
+    for i in 0..5 {
+        c.post(CONFIG_MAPS, &config_map(&format!("a{i}"), "1")).await.expect(201);
+    }
+    let mut short = c.watch(&format!("{CONFIG_MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={}", cluster.store.revision())).await;
+    let last = short.next().await.unwrap();
+    assert_eq!(last["type"], "BOOKMARK");
+    assert_eq!(last["object"]["metadata"]["resourceVersion"], cluster.store.revision().to_string());
+    assert_eq!(short.next().await, None, "the watch ends at its timeout");
+    cluster.store.compact(cluster.store.revision()).await.unwrap();
+    let mut lost = c.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={version}")).await;
+    let event = lost.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["code"], &event["object"]["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")));
+    assert_eq!(lost.next().await, None);
+    c.get(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=999999")).await.expect(504);
+}
+
+#[tokio::test]
+async fn tables_are_watched_too() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let headers = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let response = c.open("GET", &format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", c.revision().await), &headers, "").await;
+    let mut body = response.into_body();
+    c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
+    c.post(CONFIG_MAPS, &config_map("b", "1")).await.expect(201);
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let chunk = futures::StreamExt::next(&mut body).await.unwrap().unwrap();
+        seen.push(serde_json::from_slice::<Value>(&chunk).unwrap());
+    }
+    assert_eq!(seen[0]["object"]["columnDefinitions"][0]["name"], "Name");
+    assert_eq!(seen[1]["object"]["columnDefinitions"], Value::Null, "columns come once");
+    assert_eq!(seen[1]["object"]["rows"][0]["cells"][0], "b");
+}
+
+impl crate::cluster::Client {
+    async fn revision(&self) -> String {
+        self.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn events_are_served_under_two_groups() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": { "name": "e" }, "type": "Normal", "reason": "R", "message": "M",
+        "involvedObject": { "kind": "Pod", "namespace": "default", "name": "p" },
+    });
+    c.post("/api/v1/namespaces/default/events", &event).await.expect(201);
+    let other = c.get("/apis/events.k8s.io/v1/namespaces/default/events/e").await.expect(200);
+    assert_eq!((&other["apiVersion"], &other["note"], &other["regarding"]["name"]), (&json!("events.k8s.io/v1"), &json!("M"), &json!("p")));
+    let list = c.get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp").await.expect(200);
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+}
