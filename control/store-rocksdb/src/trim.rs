@@ -124,3 +124,64 @@ impl Trimmer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rimward_control_store::{Expect, Op, Store, Txn};
+
+    use crate::engine::Engine;
+    use crate::{Options, RocksStore};
+
+    /// Records in bodies, log and keys.
+    fn records(engine: &Engine) -> [usize; 3] {
+        [engine.bodies(), engine.log(), engine.keys()].map(|family| {
+            let mut cursor = engine.cursor(family, None, true);
+            cursor.seek_to_first();
+            let mut count = 0;
+            while cursor.valid() {
+                count += 1;
+                cursor.next();
+            }
+            count
+        })
+    }
+
+    /// Of what was compacted nothing is left but the state: in no family, nor in memory.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_is_left_but_the_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(&directory.path().join("store"), Options::default()).unwrap();
+        let commit = async |keys: std::ops::Range<usize>, delete: bool| {
+            let ops = keys.map(|n| {
+                let (key, expect) = (format!("/{n}"), Expect::Anything);
+                if delete {
+                    Op::Delete { key, expect }
+                } else {
+                    Op::Put { key, value: "x".into(), expect }
+                }
+            });
+            store.commit(Txn { ops: ops.collect() }).await.unwrap()
+        };
+        for _ in 0..30 {
+            commit(0..100, false).await;
+            commit(20..100, true).await;
+        }
+        let back = commit(90..100, false).await;
+        commit(10..20, true).await;
+        let newest = commit(10..15, false).await;
+
+        let look = || {
+            let index = store.shared.index.read().under("", None).count();
+            (store.shared.with_engine(|engine| Ok(records(engine))).unwrap(), index)
+        };
+        let written = 30 * (100 + 80) + 10 + 10 + 5;
+        assert_eq!(look(), ([written, written, 100], 100));
+        store.compact(back).await.unwrap();
+        store.trimmed(back).await.unwrap();
+        // The twenty that stayed and the ten that came back; then ten went and five came back.
+        assert_eq!(look(), ([20 + 10 + 10 + 5, 10 + 5, 30], 30));
+        store.compact(newest).await.unwrap();
+        store.trimmed(newest).await.unwrap();
+        assert_eq!(look(), ([25, 0, 25], 25));
+    }
+}

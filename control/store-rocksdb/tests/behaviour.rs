@@ -1,6 +1,8 @@
 //! What the trait does not promise but the embedded store does: history leaves the disk, nothing
 //! waits for the trimmer, many watchers are cheap.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking, as the test does")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,5 +1,7 @@
 //! The suite that every backend runs, on RocksDB.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking, as the test does")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

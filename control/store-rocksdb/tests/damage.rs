@@ -1,6 +1,8 @@
 //! A directory that is damaged, newer, taken or not ours is refused with words that help, and
 //! nothing false is ever read from it.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking, as the test does")]
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! RocksStore does what MemoryStore does, whatever is asked in whatever order.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking, as the test does")]
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -2,6 +2,8 @@
 //! what was acknowledged; then it, or its disk, is cut off, and what is left must hold all of that,
 //! and nothing by halves.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails by panicking, as the test does")]
+
 mod full_disk;
 mod kill;
 mod power_cut;

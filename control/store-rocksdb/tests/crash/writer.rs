@@ -149,7 +149,7 @@ fn child() {
 async fn write(store: Arc<RocksStore>, writer: usize, history: Revision) {
     for round in 0_u64.. {
         let id = format!("{}.{writer}.{round}", std::process::id());
-        let (txn, changes) = transaction(&*store, &id).await;
+        let (txn, changes) = transaction(&store, &id).await;
         match store.commit(txn).await {
             Ok(revision) => say(revision, &id, &changes),
             Err(CommitError::Conflict { .. }) => {}
