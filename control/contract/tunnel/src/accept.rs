@@ -89,7 +89,10 @@ impl Listener {
         config.transport_config(quic::packets(false)).migration(true);
         let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, signer.reset_key());
         let mut endpoint = EndpointConfig::new(Arc::new(reset));
-        endpoint.min_reset_interval(Duration::from_millis(5));
+        // A restarted control plane answers the packets of connections that it never knew with resets
+        // that nodes believe, so they dial again at once instead of after the idle timeout. quinn's own
+        // connection ids would be recognised by the process that made them only.
+        endpoint.cid_generator(|| Box::new(RandomIds)).min_reset_interval(Duration::from_millis(5));
         let runtime = quinn::default_runtime()
             .ok_or_else(|| std::io::Error::other("the tunnel needs a tokio runtime"))?;
         let endpoint = Endpoint::new(endpoint, Some(config), socket, runtime)?;
@@ -110,6 +113,25 @@ impl Listener {
         self.endpoint.close((CloseCode::Stopping as u32).into(), b"the control plane stops");
         let _not_worth_waiting_longer =
             tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Connection ids that no restart makes unrecognisable.
+struct RandomIds;
+
+const CONNECTION_ID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        quinn::ConnectionId::new(&rand::random::<[u8; CONNECTION_ID_BYTES]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -120,6 +120,51 @@ async fn a_control_plane_that_stops_says_so() {
     assert!(!reason.permanent());
 }
 
+/// Passes packets between one node and whichever control plane `target` names: what the node's packets
+/// meet when a control plane dies without a word and another starts on its port.
+async fn forward(socket: tokio::net::UdpSocket, target: tokio::sync::watch::Receiver<std::net::SocketAddr>) {
+    let far = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (mut up, mut down) = (vec![0; 2048], vec![0; 2048]);
+    let mut node = None;
+    loop {
+        tokio::select! {
+            packet = socket.recv_from(&mut up) => {
+                let (bytes, from) = packet.unwrap();
+                node = Some(from);
+                let to = *target.borrow();
+                far.send_to(&up[..bytes], to).await.unwrap();
+            }
+            packet = far.recv_from(&mut down) => {
+                let (bytes, from) = packet.unwrap();
+                if let Some(node) = node.filter(|_| from == *target.borrow()) {
+                    socket.send_to(&down[..bytes], node).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_that_was_killed_is_noticed_at_the_next_packet() {
+    let (ca, key) = Signer::generate_ca("test").unwrap();
+    let before = Pair::with(Signer::from_pem(&ca, &key).unwrap());
+    let after = Pair::with(Signer::from_pem(&ca, &key).unwrap());
+    let door = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let dialer = Dialer::new(&door.local_addr().unwrap().to_string()).unwrap();
+    let (target, targets) = tokio::sync::watch::channel(before.listener.local_addr().unwrap());
+    let forwarding = tokio::spawn(forward(door, targets));
+    let pair = Pair { dialer, ..before };
+    let (mut tunnel, _node) = pair.connected("edge-1").await;
+
+    target.send_replace(after.listener.local_addr().unwrap());
+    tunnel.writer.push(&crate::wire::Applied { revision: 1 });
+    tunnel.writer.flush().await.unwrap();
+    let gone = tokio::time::timeout(std::time::Duration::from_secs(10), tunnel.connection.closed());
+    let reason = gone.await.expect("a reset must come long before the idle timeout");
+    assert!(matches!(reason, quinn::ConnectionError::Reset), "{reason}");
+    forwarding.abort();
+}
+
 #[tokio::test]
 async fn a_change_of_address_keeps_the_connection() {
     let pair = Pair::new();
