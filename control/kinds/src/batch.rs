@@ -269,8 +269,9 @@ fn exit_codes(codes: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
     } else if values.len() > 255 {
         e.too_many(&list, values.len(), 255);
     }
+    let mut seen = check::Seen::default();
     for (i, value) in values.iter().enumerate() {
-        if values[..i].contains(value) {
+        if seen.again(value.as_i64()) {
             e.duplicate(&list.index(i), value.clone());
         }
         if codes.text("operator") == "In" && value == 0 {

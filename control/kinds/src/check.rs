@@ -6,6 +6,9 @@ pub mod resources;
 pub mod selector;
 pub mod text;
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use serde_json::Value;
 
 use crate::path::{Errors, Path};
@@ -13,6 +16,23 @@ use crate::path::{Errors, Path};
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 pub const POSITIVE: &str = "must be greater than zero";
 pub const IMMUTABLE: &str = "field is immutable";
+
+/// Tells which items of a list repeat an earlier one, in one pass: a body may hold hundreds of
+/// thousands of them.
+pub struct Seen<K>(HashSet<K>);
+
+impl<K: Hash + Eq> Default for Seen<K> {
+    fn default() -> Self {
+        Self(HashSet::new())
+    }
+}
+
+impl<K: Hash + Eq> Seen<K> {
+    /// Whether the key was there before.
+    pub fn again(&mut self, key: K) -> bool {
+        !self.0.insert(key)
+    }
+}
 
 /// A number that is there must not be below zero.
 pub fn not_negative(value: &Value, path: &Path<'_>, e: &mut Errors) {

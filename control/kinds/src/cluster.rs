@@ -309,10 +309,11 @@ fn claim(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let path = path.field("devices");
     let list = path.field("requests");
     let requests = spec.at("devices").list("requests");
+    let mut seen = check::Seen::default();
     for (i, request) in requests.iter().enumerate() {
         let (at, name) = (list.index(i), request.text("name"));
         e.invalid_each(&at.field("name"), name, names::dns1123_label(name));
-        if requests[..i].iter().any(|r| r.text("name") == name) {
+        if seen.again(name) {
             e.duplicate(&at, name);
         }
         let (exactly, choices) = (request.at("exactly"), request.list("firstAvailable"));

@@ -41,6 +41,7 @@ fn webhook(hook: &mut Value) {
 
 fn webhooks(object: &Value, e: &mut Errors) {
     let (hooks, list) = (object.list("webhooks"), Path::Root.field("webhooks"));
+    let mut seen = check::Seen::default();
     for (i, hook) in hooks.iter().enumerate() {
         let (at, name) = (list.index(i), hook.text("name"));
         match name {
@@ -54,7 +55,7 @@ fn webhooks(object: &Value, e: &mut Errors) {
             }
             _ => e.invalid_each(&at.field("name"), name, names::dns1123_subdomain(name)),
         }
-        if !name.is_empty() && hooks[..i].iter().any(|h| h.text("name") == name) {
+        if !name.is_empty() && seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         review_versions(hook, &at.field("admissionReviewVersions"), e);
@@ -102,8 +103,9 @@ fn review_versions(hook: &Value, path: &Path<'_>, e: &mut Errors) {
     if versions.is_empty() {
         return e.required(path, "must specify one of v1, v1beta1");
     }
+    let mut seen = check::Seen::default();
     for (i, version) in versions.iter().filter_map(Value::as_str).enumerate() {
-        if versions[..i].iter().any(|v| v == version) {
+        if seen.again(version) {
             e.invalid(&path.index(i), version, "duplicate version");
         }
         e.invalid_each(&path.index(i), version, names::dns1035_label(version));

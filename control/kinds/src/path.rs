@@ -41,25 +41,39 @@ impl fmt::Display for Path<'_> {
     }
 }
 
+/// How many refusals are kept of one object: enough for anyone who reads them, and no way to make
+/// the server hold a refusal for each of the items of a large body.
+const KEPT_MAX: usize = 1000;
+
 /// The refusals so far, in the order in which they were found.
 #[derive(Default, Debug)]
-pub struct Errors(Vec<FieldError>);
+pub struct Errors {
+    kept: Vec<FieldError>,
+    found: usize,
+}
 
 impl Errors {
     pub fn new() -> Self {
         Self::default()
     }
     pub fn into_vec(self) -> Vec<FieldError> {
-        self.0
+        self.kept
     }
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.found
     }
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.found == 0
     }
     pub fn push(&mut self, error: FieldError) {
-        self.0.push(error);
+        self.add(|| error);
+    }
+
+    fn add(&mut self, make: impl FnOnce() -> FieldError) {
+        if self.kept.len() < KEPT_MAX {
+            self.kept.push(make());
+        }
+        self.found += 1;
     }
     /// Runs `rule` and keeps its refusals aside: for rules whose outcome decides on others.
     pub fn count(&mut self, rule: impl FnOnce(&mut Self)) -> usize {
@@ -69,10 +83,10 @@ impl Errors {
     }
 
     pub fn required(&mut self, path: &Path<'_>, detail: &str) {
-        self.0.push(FieldError::required(path.to_string(), detail));
+        self.add(|| FieldError::required(path.to_string(), detail));
     }
     pub fn invalid(&mut self, path: &Path<'_>, value: impl Into<Value>, detail: &str) {
-        self.0.push(FieldError::invalid(path.to_string(), &value.into(), detail));
+        self.add(|| FieldError::invalid(path.to_string(), &value.into(), detail));
     }
     /// One refusal for each text of what is wrong.
     pub fn invalid_each(&mut self, path: &Path<'_>, value: &str, details: Vec<String>) {
@@ -81,24 +95,24 @@ impl Errors {
         }
     }
     pub fn not_supported(&mut self, path: &Path<'_>, value: &str, supported: &[&str]) {
-        self.0.push(FieldError::not_supported(path.to_string(), &value.into(), supported));
+        self.add(|| FieldError::not_supported(path.to_string(), &value.into(), supported));
     }
     pub fn duplicate(&mut self, path: &Path<'_>, value: impl Into<Value>) {
-        self.0.push(FieldError::duplicate(path.to_string(), &value.into()));
+        self.add(|| FieldError::duplicate(path.to_string(), &value.into()));
     }
     pub fn forbidden(&mut self, path: &Path<'_>, detail: &str) {
-        self.0.push(FieldError::forbidden(path.to_string(), detail));
+        self.add(|| FieldError::forbidden(path.to_string(), detail));
     }
     pub fn not_found(&mut self, path: &Path<'_>, value: impl Into<Value>) {
-        self.0.push(FieldError::not_found(path.to_string(), &value.into()));
+        self.add(|| FieldError::not_found(path.to_string(), &value.into()));
     }
     pub fn too_long(&mut self, path: &Path<'_>, max_bytes: usize) {
-        self.0.push(FieldError::too_long(path.to_string(), max_bytes));
+        self.add(|| FieldError::too_long(path.to_string(), max_bytes));
     }
     pub fn too_many(&mut self, path: &Path<'_>, actual: usize, max: usize) {
-        self.0.push(FieldError::too_many(path.to_string(), actual, max));
+        self.add(|| FieldError::too_many(path.to_string(), actual, max));
     }
     pub fn type_invalid(&mut self, path: &Path<'_>, value: impl Into<Value>, detail: &str) {
-        self.0.push(FieldError::type_invalid(path.to_string(), &value.into(), detail));
+        self.add(|| FieldError::type_invalid(path.to_string(), &value.into(), detail));
     }
 }

@@ -1,6 +1,8 @@
 //! Service. Cluster IPs and node ports are allocated by the API server between `prepare_*` and
 //! validation, as Kubernetes does it.
 
+use std::collections::{HashMap, HashSet};
+
 use rimward_api::names;
 use serde_json::{Value, json};
 
@@ -199,19 +201,19 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         }
     }
     if needs_node_port(old) && needs_node_port(new) {
-        let taken: Vec<i64> = new.list("ports").iter().filter_map(|p| p.int("nodePort")).collect();
+        let taken: HashSet<i64> =
+            new.list("ports").iter().filter_map(|p| p.int("nodePort")).collect();
+        let key = |p: &Value| (p.text("protocol").to_owned(), p.int("port"));
+        let allocated: HashMap<_, i64> =
+            old.list("ports").iter().filter_map(|p| Some((key(p), p.int("nodePort")?))).collect();
         for port in items_mut(new, "ports") {
             if port.int("nodePort").unwrap_or_default() != 0 {
                 continue;
             }
-            let like = |p: &&Value| {
-                p.text("protocol") == port.text("protocol") && p.at("port") == port.at("port")
-            };
-            if let Some(number) =
-                old.list("ports").iter().find(like).and_then(|p| p.int("nodePort"))
-                && !taken.contains(&number)
+            if let Some(number) = allocated.get(&key(port))
+                && !taken.contains(number)
             {
-                port["nodePort"] = number.into();
+                port["nodePort"] = (*number).into();
             }
         }
     }
@@ -292,6 +294,7 @@ fn external_name(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let ports = spec.list("ports");
+    let mut seen = check::Seen::default();
     for (i, port) in ports.iter().enumerate() {
         let at = path.index(i);
         let name = port.text("name");
@@ -301,7 +304,7 @@ fn ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
             }
         } else {
             e.invalid_each(&at.field("name"), name, names::dns1123_label(name));
-            if ports[..i].iter().any(|p| p.text("name") == name) {
+            if seen.again(name) {
                 e.duplicate(&at.field("name"), name);
             }
         }
@@ -381,9 +384,10 @@ fn addresses(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         e.invalid(&list, Value::Array(ips.to_vec()), "first value must match `clusterIP`");
     }
     let (families, list) = (spec.list("ipFamilies"), path.field("ipFamilies"));
+    let mut seen = check::Seen::default();
     for (i, family) in families.iter().enumerate() {
         check::one_of(family, &["IPv4", "IPv6"], &list.index(i), e);
-        if families[..i].contains(family) {
+        if seen.again(family.as_str()) {
             e.duplicate(&list.index(i), family.clone());
         }
     }
@@ -392,22 +396,20 @@ fn addresses(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 fn node_ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let ports = spec.list("ports");
-    for (i, port) in ports.iter().enumerate() {
+    let (mut node_ports, mut numbers) = (check::Seen::default(), check::Seen::default());
+    for (i, port) in spec.list("ports").iter().enumerate() {
         let at = path.index(i);
         let node_port = port.int("nodePort").unwrap_or_default();
-        let alike = |p: &Value, field: &str| {
-            p.text("protocol") == port.text("protocol") && p.at(field) == port.at(field)
-        };
+        let protocol = port.text("protocol");
         if node_port != 0 {
             if spec.text("type") == "ClusterIP" {
                 e.forbidden(&at.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
             }
-            if ports[..i].iter().any(|p| alike(p, "nodePort")) {
+            if node_ports.again((protocol, node_port)) {
                 e.duplicate(&at.field("nodePort"), node_port);
             }
         }
-        if ports[..i].iter().any(|p| alike(p, "port")) {
+        if numbers.again((protocol, port.int("port"))) {
             let shown = json!({ "protocol": port.at("protocol"), "port": port.at("port"), "targetPort": 0 });
             e.duplicate(&at, shown);
         }

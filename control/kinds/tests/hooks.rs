@@ -190,3 +190,42 @@ fn unfinished_kinds_say_so() {
         assert!(!(unfinished && kind.not_yet.is_none()), "{}", kind.schema);
     }
 }
+
+/// A body of the largest size may hold lists of hundreds of thousands of items. Rules that compare
+/// each item with all others would hold a core for hours; this test would then not end.
+#[test]
+fn long_lists_take_linear_time() {
+    const LEN: usize = 50_000;
+    let many = |item: Value| Value::Array(vec![item; LEN]);
+    let numbered =
+        |field: &str| -> Value { (0..LEN).map(|i| json!({ field: format!("n{i}") })).collect() };
+    let pod = kind("", "Pod");
+    for (list, items) in [
+        ("containers", numbered("name")),
+        ("initContainers", many(json!({ "name": "a" }))),
+        ("volumes", numbered("name")),
+        ("tolerations", many(json!({ "key": "a", "effect": "NoExecute" }))),
+        ("schedulingGates", many(json!({ "name": "a" }))),
+        ("topologySpreadConstraints", many(json!({ "topologyKey": "a" }))),
+        ("resourceClaims", numbered("name")),
+    ] {
+        let object = json!({ "metadata": { "name": "p" }, "spec": { list: items } });
+        let errors = pod.hooks.validate_create(&object);
+        assert!((1..=1000).contains(&errors.len()), "{list}: {}", errors.len());
+        pod.hooks.validate_update(Write::Main, &object, &object);
+        pod.hooks.warnings(&object);
+    }
+    for (list, items) in [
+        ("ports", many(json!({ "name": "a", "containerPort": 1, "hostPort": 1 }))),
+        ("env", many(json!({ "name": "a" }))),
+        ("volumeMounts", numbered("name")),
+        ("volumeDevices", numbered("name")),
+        ("resizePolicy", many(json!({}))),
+    ] {
+        let object = json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "c", list: items }] } });
+        assert!((1..=1000).contains(&pod.hooks.validate_create(&object).len()), "{list}");
+        pod.hooks.warnings(&object);
+    }
+    let service = json!({ "spec": { "type": "NodePort", "ports": many(json!({ "port": 1, "nodePort": 1 })) } });
+    assert!(!kind("", "Service").hooks.validate_update(Write::Main, &service, &service).is_empty());
+}

@@ -1,6 +1,7 @@
 //! StatefulSet.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use rimward_api::names;
 use serde_json::{Value, json};
@@ -108,17 +109,16 @@ fn with_claims(spec: &Value) -> Cow<'_, Value> {
         return Cow::Borrowed(spec.at("template"));
     }
     let name = |claim: &Value| claim.at("metadata").text("name").to_owned();
-    let first = |i: usize, c: &Value| !claims[..i].iter().any(|other| name(other) == name(c));
-    let mut volumes: Vec<Value> = claims
-        .iter()
-        .enumerate()
-        .filter(|(i, c)| first(*i, c))
-        .map(|(_, c)| c)
-        .map(|c| json!({ "name": name(c), "persistentVolumeClaim": { "claimName": name(c) } }))
-        .collect();
+    let mut names = HashSet::new();
+    let mut volumes = Vec::new();
+    for claim in claims {
+        if names.insert(name(claim)) {
+            let source = json!({ "claimName": name(claim) });
+            volumes.push(json!({ "name": name(claim), "persistentVolumeClaim": source }));
+        }
+    }
     let own = spec.deep(&["template", "spec"]).list("volumes");
-    volumes
-        .extend(own.iter().filter(|v| !claims.iter().any(|c| name(c) == v.text("name"))).cloned());
+    volumes.extend(own.iter().filter(|v| !names.contains(v.text("name"))).cloned());
     let mut template = spec.at("template").clone();
     if let Some(pod) = member(&mut template, "spec") {
         pod["volumes"] = volumes.into();

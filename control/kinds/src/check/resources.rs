@@ -1,5 +1,7 @@
 //! Resource names and quantities.
 
+use std::collections::HashSet;
+
 use rimward_api::{Quantity, names};
 use serde_json::Value;
 
@@ -95,7 +97,12 @@ pub fn positive(value: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 /// Limits and requests of a container.
-pub fn container_resources(resources: &Value, claims: &[&str], path: &Path<'_>, e: &mut Errors) {
+pub fn container_resources(
+    resources: &Value,
+    claims: &HashSet<&str>,
+    path: &Path<'_>,
+    e: &mut Errors,
+) {
     let (limits_at, requests_at) = (path.field("limits"), path.field("requests"));
     let limits = resources.at("limits");
     let (mut cpu_or_memory, mut huge_pages) = (false, false);
@@ -115,16 +122,15 @@ pub fn container_resources(resources: &Value, claims: &[&str], path: &Path<'_>, 
         e.forbidden(path, "HugePages require cpu or memory");
     }
     let list = path.field("claims");
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = super::Seen::default();
     for (i, claim) in resources.list("claims").iter().enumerate() {
         let (name, at) = (claim.text("name"), list.index(i));
         match name {
             "" => e.required(&at, ""),
-            _ if seen.contains(&name) => e.duplicate(&at, name),
+            _ if seen.again(name) => e.duplicate(&at, name),
             _ if !claims.contains(&name) => e.not_found(&at.field("name"), name),
             _ => {}
         }
-        seen.push(name);
     }
 }
 

@@ -66,6 +66,7 @@ fn spec(node: &Value, e: &mut Errors) {
 }
 
 fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
+    let mut seen = check::Seen::default();
     for (i, taint) in taints.iter().enumerate() {
         let at = path.index(i);
         let (key, effect) = (taint.text("key"), taint.text("effect"));
@@ -77,7 +78,7 @@ fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
         );
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         check::required_one_of(taint.at("effect"), &effects, &at.field("effect"), e);
-        if taints[..i].iter().any(|t| t.text("key") == key && t.text("effect") == effect) {
+        if seen.again((key, effect)) {
             let mut shown = taint.clone();
             crate::read::remove(&mut shown, "timeAdded");
             e.duplicate(&at, shown);
@@ -114,8 +115,9 @@ fn status(node: &Value, e: &mut Errors) {
     let path = Path::Root.field("status");
     let list = path.field("addresses");
     let addresses = node.at("status").list("addresses");
+    let mut seen = check::Seen::default();
     for (i, address) in addresses.iter().enumerate() {
-        if addresses[..i].contains(address) {
+        if seen.again((address.text("type"), address.text("address"))) {
             e.duplicate(&list.index(i), address.clone());
         }
     }

@@ -52,6 +52,7 @@ fn limit_range(object: &Value, e: &mut Errors) {
     let path = Path::Root.field("spec");
     let list = path.field("limits");
     let limits = object.at("spec").list("limits");
+    let mut seen = check::Seen::default();
     for (i, limit) in limits.iter().enumerate() {
         let at = list.index(i);
         let kind = limit.text("type");
@@ -63,7 +64,7 @@ fn limit_range(object: &Value, e: &mut Errors) {
             e.invalid(&at.field("type"), kind, "must be a standard limit type or fully qualified");
         }
         e.invalid_each(&at.field("type"), kind, wrong);
-        if limits[..i].iter().any(|l| l.text("type") == kind) {
+        if seen.again(kind) {
             e.duplicate(&at.field("type"), kind);
         }
         limit_values(limit, kind, &at, e);
@@ -89,13 +90,11 @@ fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
             );
         }
     }
-    let mut resources: Vec<&String> = Vec::new();
+    let mut resources = std::collections::BTreeSet::new();
     for field in FIELDS {
         for (name, _) in members(limit.at(field)) {
             resource_name(kind, name, &path.field(field).key(name), e);
-            if !resources.contains(&name) {
-                resources.push(name);
-            }
+            resources.insert(name);
         }
     }
     for name in resources {

@@ -117,13 +117,14 @@ fn slice(object: &Value, e: &mut Errors) {
     if ports.len() > MAX_PORTS {
         return e.too_many(&list, ports.len(), MAX_PORTS);
     }
+    let mut seen = check::Seen::default();
     for (i, port) in ports.iter().enumerate() {
         let at = list.index(i);
         let name = port.text("name");
         if !name.is_empty() {
             e.invalid_each(&at.field("name"), name, names::dns1123_label(name));
         }
-        if ports[..i].iter().any(|p| p.text("name") == name) {
+        if seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         // Kubernetes takes any port number here.

@@ -100,6 +100,7 @@ pub fn tolerations(tolerations: &[Value], path: &Path<'_>, e: &mut Errors) {
 }
 
 pub fn spread(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
+    alike(constraints, path, e);
     for (i, constraint) in constraints.iter().enumerate() {
         let at = path.index(i);
         let skew = constraint.int("maxSkew").unwrap_or_default();
@@ -112,15 +113,6 @@ pub fn spread(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
         let actions = ["DoNotSchedule", "ScheduleAnyway"];
         check::one_of(&action.into(), &actions, &at.field("whenUnsatisfiable"), e);
-        // The first of two alike is the one that is named.
-        let same =
-            |c: &Value| c.text("topologyKey") == key && c.text("whenUnsatisfiable") == action;
-        if constraints[i + 1..].iter().any(same) {
-            e.duplicate(
-                &at.field("{topologyKey, whenUnsatisfiable}"),
-                format!("{{{key}, {action}}}"),
-            );
-        }
         if let Some(domains) = constraint.int("minDomains") {
             if domains <= 0 {
                 e.invalid(&at.field("minDomains"), domains, check::POSITIVE);
@@ -134,6 +126,21 @@ pub fn spread(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
         match_label_keys(constraint, &at, e);
         selector::label_selector(constraint.at("labelSelector"), &at.field("labelSelector"), e);
+    }
+}
+
+/// Of constraints alike, all but the last are named.
+fn alike(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
+    let mut seen = check::Seen::default();
+    for (i, constraint) in constraints.iter().enumerate().rev() {
+        let (key, action) = (constraint.text("topologyKey"), constraint.text("whenUnsatisfiable"));
+        if seen.again((key, action)) {
+            let at = path.index(i);
+            e.duplicate(
+                &at.field("{topologyKey, whenUnsatisfiable}"),
+                format!("{{{key}, {action}}}"),
+            );
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Containers, init containers and ephemeral containers.
 
+use std::collections::HashSet;
+
 use rimward_api::names;
 use serde_json::Value;
 
@@ -12,7 +14,7 @@ use crate::read::Read;
 /// What a container may refer to.
 pub struct Surroundings<'a> {
     pub volumes: &'a Volumes<'a>,
-    pub claims: &'a [&'a str],
+    pub claims: &'a HashSet<&'a str>,
     pub grace_seconds: i64,
 }
 
@@ -20,11 +22,12 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
     if list.is_empty() {
         return e.required(path, "");
     }
+    let mut seen = check::Seen::default();
     for (i, container) in list.iter().enumerate() {
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        if !name.is_empty() && list[..i].iter().any(|c| c.text("name") == name) {
+        if !name.is_empty() && seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         probe::lifecycle(
@@ -43,14 +46,12 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
 /// Init containers; those that restart always are sidecars and may have probes.
 pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
     let list = spec.list("initContainers");
+    let mut seen = taken_names(spec, &["containers"]);
     for (i, container) in list.iter().enumerate() {
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        let same = |c: &Value| c.text("name") == name;
-        if !name.is_empty()
-            && (list[..i].iter().any(same) || spec.list("containers").iter().any(same))
-        {
+        if !name.is_empty() && seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         let policy = container.at("restartPolicy");
@@ -80,21 +81,17 @@ pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Er
 /// Ephemeral containers have no ports, probes, lifecycle or resources.
 pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
     let list = spec.list("ephemeralContainers");
+    let others = ["containers", "initContainers"];
+    let (mut seen, targets) = (taken_names(spec, &others), names_of(spec, &others));
     for (i, container) in list.iter().enumerate() {
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        let same = |c: &Value| c.text("name") == name;
-        let others = ["containers", "initContainers"];
-        if !name.is_empty()
-            && (list[..i].iter().any(same) || others.iter().any(|o| spec.list(o).iter().any(same)))
-        {
+        if !name.is_empty() && seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         let target = container.text("targetContainerName");
-        if !target.is_empty()
-            && !others.iter().any(|o| spec.list(o).iter().any(|c| c.text("name") == target))
-        {
+        if !target.is_empty() && !targets.contains(target) {
             e.not_found(&at.field("targetContainerName"), target);
         }
         for field in [
@@ -114,6 +111,18 @@ pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &m
             e.forbidden(&at.field("resources"), "cannot be set for an Ephemeral Container");
         }
     }
+}
+
+fn names_of<'a>(spec: &'a Value, lists: &[&str]) -> HashSet<&'a str> {
+    lists.iter().flat_map(|l| spec.list(l)).map(|c| c.text("name")).collect()
+}
+
+fn taken_names<'a>(spec: &'a Value, lists: &[&str]) -> check::Seen<&'a str> {
+    let mut seen = check::Seen::default();
+    names_of(spec, lists).into_iter().for_each(|name| {
+        seen.again(name);
+    });
+    seen
 }
 
 fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
@@ -153,12 +162,13 @@ fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut
 }
 
 fn ports(ports: &[Value], path: &Path<'_>, e: &mut Errors) {
+    let mut seen = check::Seen::default();
     for (i, port) in ports.iter().enumerate() {
         let at = path.index(i);
         let name = port.text("name");
         if !name.is_empty() {
             let wrong = text::port_name(name);
-            if wrong.is_empty() && ports[..i].iter().any(|p| p.text("name") == name) {
+            if wrong.is_empty() && seen.again(name) {
                 e.duplicate(&at.field("name"), name);
             }
             e.invalid_each(&at.field("name"), name, wrong);
@@ -185,7 +195,7 @@ fn ports(ports: &[Value], path: &Path<'_>, e: &mut Errors) {
 
 /// No two containers take the same port of the host.
 fn host_ports(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
-    let mut taken: Vec<(&str, &str, i64)> = Vec::new();
+    let mut taken = check::Seen::default();
     for (i, container) in containers.iter().enumerate() {
         let (at, ports) = (path.index(i), container.list("ports"));
         let list = at.field("ports");
@@ -195,23 +205,23 @@ fn host_ports(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
                 continue;
             }
             let key = (port.text("protocol"), port.text("hostIP"), number);
-            if taken.contains(&key) {
+            if taken.again(key) {
                 e.duplicate(
                     &list.index(j).field("hostPort"),
                     format!("{}/{}/{}", key.0, key.1, key.2),
                 );
             }
-            taken.push(key);
         }
     }
 }
 
 fn resize_policy(container: &Value, path: &Path<'_>, e: &mut Errors) {
     let policies = container.list("resizePolicy");
+    let mut seen = check::Seen::default();
     for (i, policy) in policies.iter().enumerate() {
         let at = path.index(i);
         let resource = policy.text("resourceName");
-        if policies[..i].iter().any(|p| p.text("resourceName") == resource) {
+        if seen.again(resource) {
             e.duplicate(&at, resource);
         }
         match resource {

@@ -51,17 +51,17 @@ pub fn pod(context: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 fn sysctls(sysctls: &[Value], path: &Path<'_>, e: &mut Errors) {
-    let mut seen = Vec::new();
+    let mut seen = check::Seen::default();
     for (i, sysctl) in sysctls.iter().enumerate() {
         let (name, at) = (sysctl.text("name"), path.index(i));
+        let again = seen.again(name);
         if name.is_empty() {
             e.required(&at.field("name"), "");
         } else if !is_sysctl(name) {
             e.invalid(&at.field("name"), name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
-        } else if seen.contains(&name) {
+        } else if again {
             e.duplicate(&at.field("name"), name);
         }
-        seen.push(name);
     }
 }
 

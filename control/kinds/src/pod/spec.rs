@@ -1,5 +1,7 @@
 //! The spec of a pod or a pod template, and the Pod's own rules on top.
 
+use std::collections::HashSet;
+
 use rimward_api::names;
 use serde_json::Value;
 
@@ -45,7 +47,8 @@ pub fn template(template: &Value, path: &Path<'_>, e: &mut Errors) {
 /// `ValidatePodSpec`. `pod_name` is empty in a template.
 pub fn pod_spec(spec: &Value, pod_name: &str, path: &Path<'_>, e: &mut Errors) {
     let volumes = Volumes::checked(spec, pod_name, &path.field("volumes"), e);
-    let claims: Vec<&str> = spec.list("resourceClaims").iter().map(|c| c.text("name")).collect();
+    let claims: HashSet<&str> =
+        spec.list("resourceClaims").iter().map(|c| c.text("name")).collect();
     let around = Surroundings {
         volumes: &volumes,
         claims: &claims,
@@ -194,10 +197,11 @@ fn gates(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     let gates = spec.list("schedulingGates");
     let list = path.field("schedulingGates");
+    let mut seen = check::Seen::default();
     for (i, gate) in gates.iter().enumerate() {
         let name = gate.text("name");
         e.invalid_each(&list.index(i), name, names::qualified_name(name));
-        if gates[..i].iter().any(|g| g.text("name") == name) {
+        if seen.again(name) {
             e.duplicate(&list.index(i), name);
         }
     }
@@ -227,13 +231,12 @@ fn os(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn resource_claims(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let claims = spec.list("resourceClaims");
+    let mut seen = check::Seen::default();
     for (i, claim) in claims.iter().enumerate() {
         let (at, name) = (path.index(i), claim.text("name"));
         match name {
             "" => e.required(&at.field("name"), ""),
-            _ if claims[..i].iter().any(|c| c.text("name") == name) => {
-                e.duplicate(&at.field("name"), name)
-            }
+            _ if seen.again(name) => e.duplicate(&at.field("name"), name),
             _ => e.invalid_each(&at.field("name"), name, names::dns1123_label(name)),
         }
         match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {
@@ -255,9 +258,10 @@ pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
     for list in ["containers", "initContainers"] {
         for (i, container) in spec.list(list).iter().enumerate() {
             let env = container.list("env");
+            let mut seen = check::Seen::default();
             for (j, variable) in env.iter().enumerate() {
                 let name = variable.text("name");
-                if !name.is_empty() && env[..j].iter().any(|v| v.text("name") == name) {
+                if !name.is_empty() && seen.again(name) {
                     warnings.push(format!("{path}.{list}[{i}].env[{j}]: hides previous definition of {name:?}, which may be dropped when using apply"));
                 }
             }

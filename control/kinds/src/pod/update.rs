@@ -1,5 +1,7 @@
 //! What may change in a pod that exists.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Value, json};
 
 use super::{qos_class, spec};
@@ -67,9 +69,10 @@ fn only(new: &mut Value, old: &Value, take: fn(&mut Value, &Value)) {
 /// Resources and resize policy of the containers that both have.
 fn resize(spec: &mut Value, wanted: &Value) {
     for list in ["containers", "initContainers"] {
+        let asked: HashMap<&str, &Value> =
+            wanted.list(list).iter().map(|c| (c.text("name"), c)).collect();
         for container in crate::read::items_mut(spec, list) {
-            let name = container.text("name").to_owned();
-            if let Some(asked) = wanted.list(list).iter().find(|c| c.text("name") == name) {
+            if let Some(asked) = asked.get(container.text("name")).copied() {
                 keep(container, asked, "resources");
                 keep(container, asked, "resizePolicy");
             }
@@ -108,8 +111,10 @@ fn deadline(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 fn gates(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let before: HashSet<&str> =
+        old.list("schedulingGates").iter().map(|g| g.text("name")).collect();
     for gate in new.list("schedulingGates") {
-        if !old.list("schedulingGates").contains(gate) {
+        if !before.contains(gate.text("name")) {
             e.forbidden(path, "only deletion is allowed, but found new scheduling gate");
         }
     }
@@ -117,11 +122,11 @@ fn gates(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
 
 /// Tolerations may be added, and the seconds of one that is there may change.
 fn tolerations(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
-    const FIELDS: [&str; 4] = ["key", "operator", "value", "effect"];
-    let kept = |before: &Value| {
-        new.list("tolerations").iter().any(|t| FIELDS.iter().all(|f| t.text(f) == before.text(f)))
-    };
-    if !old.list("tolerations").iter().all(kept) {
+    fn key(toleration: &Value) -> [&str; 4] {
+        ["key", "operator", "value", "effect"].map(|field| toleration.text(field))
+    }
+    let now: HashSet<_> = new.list("tolerations").iter().map(key).collect();
+    if !old.list("tolerations").iter().all(|t| now.contains(&key(t))) {
         e.forbidden(path, "existing toleration can not be modified except its tolerationSeconds");
     }
 }
@@ -163,9 +168,10 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
                 new.at("spec").list("ephemeralContainers"),
                 old.at("spec").list("ephemeralContainers"),
             );
+            let after: HashMap<&str, &Value> = after.iter().map(|c| (c.text("name"), c)).collect();
             for container in before {
                 let name = container.text("name");
-                match after.iter().find(|c| c.text("name") == name) {
+                match after.get(name).copied() {
                     None => e.forbidden(
                         &path.field("ephemeralContainers"),
                         &format!("existing ephemeral containers {name:?} may not be removed\n"),

@@ -1,5 +1,7 @@
 //! Volumes of a pod, and what its containers mount of them.
 
+use std::collections::{HashMap, HashSet};
+
 use rimward_api::names;
 use serde_json::Value;
 
@@ -9,12 +11,12 @@ use crate::path::{Errors, Path};
 use crate::read::{Read, members};
 
 /// The volumes that are good enough to be mounted.
-pub struct Volumes<'a>(Vec<&'a Value>);
+pub struct Volumes<'a>(HashMap<&'a str, &'a Value>);
 
 impl<'a> Volumes<'a> {
     /// Checks all volumes. A volume with an error cannot be found by a mount, as in Kubernetes.
     pub fn checked(spec: &'a Value, pod_name: &str, path: &Path<'_>, e: &mut Errors) -> Self {
-        let mut good: Vec<&Value> = Vec::new();
+        let mut good: HashMap<&str, &Value> = HashMap::new();
         for (i, volume) in spec.list("volumes").iter().enumerate() {
             let at = path.index(i);
             let name = volume.text("name");
@@ -24,25 +26,30 @@ impl<'a> Volumes<'a> {
                     "" => e.required(&at.field("name"), ""),
                     _ => e.invalid_each(&at.field("name"), name, names::dns1123_label(name)),
                 }
-                if good.iter().any(|v| v.text("name") == name) {
+                if good.contains_key(name) {
                     e.duplicate(&at.field("name"), name);
                 }
             });
             if wrong == 0 {
-                good.push(volume);
+                good.insert(name, volume);
             }
         }
         Self(good)
     }
 
     fn find(&self, name: &str) -> Option<&'a Value> {
-        self.0.iter().find(|v| v.text("name") == name).copied()
+        self.0.get(name).copied()
     }
 
     /// A container's mounts and devices.
     pub fn mounts(&self, container: &Value, path: &Path<'_>, e: &mut Errors) {
         let (mounts, devices) = (container.list("volumeMounts"), container.list("volumeDevices"));
         let list = path.field("volumeMounts");
+        let of_devices = |field: &'static str| -> HashSet<&str> {
+            devices.iter().map(|d| d.text(field)).collect()
+        };
+        let (device_names, device_paths) = (of_devices("name"), of_devices("devicePath"));
+        let mut seen = check::Seen::default();
         for (i, mount) in mounts.iter().enumerate() {
             let at = list.index(i);
             let name = mount.text("name");
@@ -56,13 +63,13 @@ impl<'a> Volumes<'a> {
             if place.is_empty() {
                 e.required(&at.field("mountPath"), "");
             }
-            if mounts[..i].iter().any(|m| m.text("mountPath") == place) {
+            if seen.again(place) {
                 e.invalid(&at.field("mountPath"), place, "must be unique");
             }
-            if devices.iter().any(|d| d.text("name") == name) {
+            if device_names.contains(name) {
                 e.invalid(&at.field("name"), name, "must not already exist in volumeDevices");
             }
-            if devices.iter().any(|d| d.text("devicePath") == place) {
+            if device_paths.contains(place) {
                 e.invalid(
                     &at.field("mountPath"),
                     place,
@@ -86,13 +93,15 @@ impl<'a> Volumes<'a> {
     }
 
     fn devices(&self, mounts: &[Value], devices: &[Value], path: &Path<'_>, e: &mut Errors) {
+        let mounted: HashSet<&str> = mounts.iter().map(|m| m.text("name")).collect();
+        let (mut seen_names, mut seen_paths) = (check::Seen::default(), check::Seen::default());
         for (i, device) in devices.iter().enumerate() {
             let at = path.index(i);
             let (name, place) = (device.text("name"), device.text("devicePath"));
             if name.is_empty() {
                 e.required(&at.field("name"), "");
             }
-            if devices[..i].iter().any(|d| d.text("name") == name) {
+            if seen_names.again(name) {
                 e.invalid(&at.field("name"), name, "must be unique");
             }
             match self.find(name) {
@@ -107,10 +116,10 @@ impl<'a> Volumes<'a> {
             } else if let Some(why) = text::no_backsteps(place) {
                 e.invalid(&at.field("devicePath"), place, &why);
             }
-            if devices[..i].iter().any(|d| d.text("devicePath") == place) {
+            if seen_paths.again(place) {
                 e.invalid(&at.field("devicePath"), place, "must be unique");
             }
-            if mounts.iter().any(|m| m.text("name") == name) {
+            if mounted.contains(name) {
                 e.invalid(&at.field("name"), name, "must not already exist in volumeMounts");
             }
         }
@@ -349,7 +358,7 @@ fn downward_file(file: &Value, path: &Path<'_>, e: &mut Errors) {
 fn projected(value: &Value, path: &Path<'_>, e: &mut Errors) {
     check::file_mode(value.at("defaultMode"), &path.field("defaultMode"), e);
     let list = path.field("sources");
-    let mut files: Vec<&str> = Vec::new();
+    let mut files = check::Seen::default();
     for (i, part) in value.list("sources").iter().enumerate() {
         let at = list.index(i);
         let mut count = 0;
@@ -418,21 +427,20 @@ fn projection(name: &str, source: &Value, whole: &Path<'_>, part: &Path<'_>, e: 
 fn duplicates<'a>(
     name: &str,
     source: &'a Value,
-    files: &mut Vec<&'a str>,
+    files: &mut check::Seen<&'a str>,
     path: &Path<'_>,
     e: &mut Errors,
 ) {
     let own = [source.text("path")];
     let listed = source.list("items").iter().map(|i| i.text("path"));
     for file in listed.chain(own).filter(|f| !f.is_empty()) {
-        if files.contains(&file) {
+        if files.again(file) {
             let shown = match name {
                 "secret" | "configMap" => source.text("name"),
                 _ => file,
             };
             e.invalid(path, shown, &format!("conflicting duplicate paths: {file}"));
         }
-        files.push(file);
     }
 }
 
