@@ -176,6 +176,7 @@ fn put_op(n: usize, value: &str) -> Op {
 async fn rates() {
     let directory = tempfile::tempdir().unwrap();
     let store = RocksStore::open(&directory.path().join("store"), Options::default()).unwrap();
+    println!("empty, resident: {}", resident());
     let value = bytes::Bytes::from(noise(2000));
     for writers in [1, 32] {
         let total = 20_000 * writers.min(4);
