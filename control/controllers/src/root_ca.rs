@@ -87,11 +87,7 @@ impl Controller for RootCa {
             Plan::Update(map) => self.client.update(&map).await,
         };
         match written {
-            Err(e)
-                if !e.is_already_exists() && !e.is_not_found() && !e.is_namespace_terminating() =>
-            {
-                Err(e)
-            }
+            Err(e) if !e.is_already_exists() && !e.is_namespace_terminating() => Err(e),
             _ => Ok(Next::Change),
         }
     }

@@ -1,0 +1,11 @@
+//! The controllers and the scheduler against the real API server in one process, with nodes that are
+//! played: pods become ready as soon as they are bound, unless their image says otherwise.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod cluster;
+mod deployments;
+mod garbage;
+mod namespaces;
+mod nodes;
+mod services;
