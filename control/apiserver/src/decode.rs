@@ -5,16 +5,10 @@ use rimward_api::{Reason, Status};
 use rimward_control_schema::{self as schema, Expected, FieldValidation, Format};
 use serde_json::Value;
 
-use crate::negotiate::{self, Encoding};
+use crate::negotiate::{self, Sent};
+use crate::protobuf;
 use crate::request::Call;
 use crate::served::{Registry, Served};
-
-fn format(call: &Call) -> Result<Format, Status> {
-    Ok(match negotiate::sent(&call.headers)? {
-        Encoding::Json => Format::Json,
-        Encoding::Yaml => Format::Yaml,
-    })
-}
 
 /// The body of a create or update of the kind itself, in normal form, with warnings put aside.
 pub fn object(
@@ -24,13 +18,7 @@ pub fn object(
     body: &Bytes,
     validation: FieldValidation,
 ) -> Result<Value, Status> {
-    let format = format(call)?;
-    let Some(expected) = served.expected() else {
-        return schema::decode::any(body, format);
-    };
-    let decoded = schema::decode::object(registry.model, &expected, body, format, validation)?;
-    call.warnings.extend(decoded.warnings);
-    Ok(decoded.value)
+    expected(registry, served.expected(), call, body, validation)
 }
 
 /// The body of a subresource that speaks a kind of its own.
@@ -41,14 +29,58 @@ pub fn spoken(
     body: &Bytes,
     validation: FieldValidation,
 ) -> Result<Value, Status> {
-    let format = format(call)?;
-    let Some(definition) = registry.model.of_kind(group, version, kind) else {
-        return schema::decode::any(body, format);
+    let definition = registry.model.of_kind(group, version, kind);
+    let expects = definition.map(|definition| Expected { group, version, kind, definition });
+    expected(registry, expects, call, body, validation)
+}
+
+fn expected(
+    registry: &Registry,
+    expected: Option<Expected<'_>>,
+    call: &mut Call,
+    body: &Bytes,
+    validation: FieldValidation,
+) -> Result<Value, Status> {
+    let sent = negotiate::sent(&call.headers)?;
+    let Some(expected) = expected else { return untyped(body, sent) };
+    let model = registry.model;
+    let decoded = match sent {
+        Sent::Json => schema::decode::object(model, &expected, body, Format::Json, validation)?,
+        Sent::Yaml => schema::decode::object(model, &expected, body, Format::Yaml, validation)?,
+        Sent::Protobuf => {
+            let envelope = protobuf::envelope(body)?;
+            let value = protobuf::decode(model, expected.definition, &envelope)?;
+            schema::decode::value(model, &expected, &value, validation)?
+        }
     };
-    let expected = Expected { group, version, kind, definition };
-    let decoded = schema::decode::object(registry.model, &expected, body, format, validation)?;
     call.warnings.extend(decoded.warnings);
     Ok(decoded.value)
+}
+
+fn untyped(body: &Bytes, sent: Sent) -> Result<Value, Status> {
+    match sent {
+        Sent::Json => schema::decode::any(body, Format::Json),
+        Sent::Yaml => schema::decode::any(body, Format::Yaml),
+        Sent::Protobuf => Err(crate::error::unsupported_media()),
+    }
+}
+
+/// Options that come as a body (DeleteOptions), as JSON; empty when there is none.
+pub fn options(registry: &Registry, call: &Call, body: &Bytes) -> Result<Bytes, Status> {
+    if body.is_empty() {
+        // Without a body its type says nothing.
+        return Ok(Bytes::new());
+    }
+    match negotiate::sent(&call.headers)? {
+        Sent::Json => Ok(body.clone()),
+        Sent::Yaml => Ok(schema::decode::any(body, Format::Yaml)?.to_string().into()),
+        Sent::Protobuf => {
+            let definition = registry.model.id("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+            let definition = definition.ok_or_else(crate::error::unsupported_media)?;
+            let value = protobuf::decode(registry.model, definition, &protobuf::envelope(body)?)?;
+            Ok(value.to_string().into())
+        }
+    }
 }
 
 /// The outcome of a patch, brought into normal form.

@@ -23,6 +23,7 @@ mod request;
 
 mod admission;
 mod decode;
+mod protobuf;
 mod error;
 mod meta;
 mod negotiate;

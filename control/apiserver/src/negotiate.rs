@@ -88,19 +88,25 @@ pub fn gzip(headers: &HeaderMap) -> bool {
     })
 }
 
+/// The encoding of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
 /// The encoding of a request's body, by its Content-Type. None is JSON, as kubectl's raw requests are.
-pub fn sent(headers: &HeaderMap) -> Result<Encoding, Status> {
-    let sent =
-        headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+pub fn sent(headers: &HeaderMap) -> Result<Sent, Status> {
+    let sent = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     match sent.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" => Ok(Encoding::Json),
-        "application/yaml" => Ok(Encoding::Yaml),
+        "" | "application/json" => Ok(Sent::Json),
+        "application/yaml" => Ok(Sent::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Sent::Protobuf),
         _ => Err(Status::new(
             415,
             Reason::UnsupportedMediaType,
-            format!(
-                "the body of the request was in an unknown format - accepted media types include: {AVAILABLE}"
-            ),
+            format!("the body of the request was in an unknown format - accepted media types include: {AVAILABLE}"),
         )),
     }
 }

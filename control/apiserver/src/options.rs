@@ -223,11 +223,16 @@ pub fn encode_continue(revision: Revision, key: &str) -> String {
 
 fn decode_continue(token: &str) -> Result<(Option<Revision>, String), Status> {
     use base64::Engine as _;
+    use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
     let wrong = |why: String| {
         Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
     };
-    let bytes =
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).map_err(|e| match e {
+    // Go's decoder does not mind bits behind the last byte.
+    let lenient = GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone);
+    let bytes = GeneralPurpose::new(&base64::alphabet::URL_SAFE, lenient)
+        .decode(token).map_err(|e| match e {
             base64::DecodeError::InvalidByte(at, _) => {
                 wrong(format!("illegal base64 data at input byte {at}"))
             }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::admission;
+use crate::decode;
 use crate::body::Response;
 use crate::error;
 use crate::meta;
@@ -250,7 +251,7 @@ pub async fn one(
     body: &Bytes,
 ) -> Result<Response, Status> {
     negotiate::accepted(&call.headers)?;
-    let options = DeleteOptions::parse(&call.query, &as_json(call, body)?)?;
+    let options = DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
     let defaulted = served.rules.orphans_by_default && options.propagation.is_none();
     if defaulted && served.is("batch", "jobs") {
         call.warnings.push(
@@ -279,7 +280,7 @@ pub async fn collection(
     namespace: &str,
     body: &Bytes,
 ) -> Result<Response, Status> {
-    let options = DeleteOptions::parse(&call.query, &as_json(call, body)?)?;
+    let options = DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
     let list = ListOptions::parse(&call.query, &served.kind, false)?;
     let (items, list_meta) = Reader::start(server, served, namespace, list)?.gather().await?;
     let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));
@@ -320,20 +321,6 @@ pub fn key_of(served: &Served, stored: &Stored) -> ObjectKey {
     match relative.split_once('/') {
         Some((namespace, name)) if served.kind.namespaced() => ObjectKey::new(namespace, name),
         _ => ObjectKey::new("", relative),
-    }
-}
-
-/// DeleteOptions may come as YAML, as every body.
-fn as_json(call: &Call, body: &Bytes) -> Result<Bytes, Status> {
-    match negotiate::sent(&call.headers) {
-        Ok(negotiate::Encoding::Yaml) if !body.is_empty() => {
-            let value =
-                rimward_control_schema::decode::any(body, rimward_control_schema::Format::Yaml)?;
-            Ok(value.to_string().into())
-        }
-        // Without a body the type says nothing.
-        Err(_) if body.is_empty() => Ok(Bytes::new()),
-        other => other.map(|_| body.clone()),
     }
 }
 

@@ -90,8 +90,9 @@ impl Inner {
         let mut object = to_stored(served, object);
         let kind = &served.stored;
         self.record_manager(served, None, &mut object, author, "", now);
-        kind.hooks.prepare_create(&mut object);
+        // The uid comes first: some kinds make labels of it.
         meta::fill_for_create(&mut object, namespace, kind.hooks.has_generation(), now);
+        kind.hooks.prepare_create(&mut object);
         let generated = str_at(&object, &["metadata", "generateName"]).is_some_and(|p| {
             !p.is_empty()
                 && str_at(&object, &["metadata", "name"]).is_some_and(|n| n.starts_with(p))
@@ -106,6 +107,8 @@ impl Inner {
             old: None,
         };
         let mut admitted = admission::admit(self, &mut review).await?;
+        // What was just set may call for defaults in its turn, as decoding from storage would give.
+        kind.hooks.default(&mut object);
         let mut errors = meta::validate_create(&object, kind);
         errors.extend(kind.hooks.validate_create(&object));
         if !errors.is_empty() {

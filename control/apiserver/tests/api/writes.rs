@@ -139,7 +139,7 @@ async fn a_pod_is_bound_once() {
 #[tokio::test]
 async fn bodies_may_be_yaml_and_may_not_be_huge() {
     let cluster = Cluster::start().await;
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: v\n";
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yaml\ndata:\n  k: v\n";
     let made = cluster.admin.send("POST", CONFIG_MAPS, &[("content-type", "application/yaml")], yaml).await;
     assert_eq!(made.expect(201)["data"]["k"], "v");
     let huge = config_map("h", &"x".repeat(3 << 20)).to_string();

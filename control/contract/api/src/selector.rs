@@ -138,6 +138,9 @@ impl Requirement {
             return make(key, Operator::NotIn(vec![value(v)?]));
         }
         if let Some((key, v)) = text.split_once("==").or_else(|| text.split_once('=')) {
+            if v.trim_start().starts_with('=') {
+                return Err(wrong("found '=', expected: identifier"));
+            }
             return make(key, Operator::In(vec![value(v)?]));
         }
         for (sign, greater) in [('>', true), ('<', false)] {
