@@ -28,8 +28,8 @@ use crate::protocol::{ARTIFACT_DAMAGED, Reply, Request};
 use link::{Link, LinkLost};
 use records::{Record, Records};
 
-/// Events that wait for the agent's pods to take them.
-const EVENTS: usize = 1024;
+/// A host's connection, or its place while there is none.
+type HostSlot = Arc<tokio::sync::Mutex<Option<Arc<Link>>>>;
 
 /// Containers whose image is WebAssembly, in `wasm-host` processes.
 #[derive(Clone)]
@@ -40,11 +40,13 @@ struct Inner {
     cache: Cache,
     records: Records,
     /// One lock a host: it is started once, whoever wants it.
-    hosts: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Arc<Link>>>>>>,
+    hosts: Mutex<HashMap<String, HostSlot>>,
     runs: Mutex<HashMap<RunId, Record>>,
-    events: mpsc::Sender<RuntimeEvent>,
+    /// Not bounded by itself: a run has two events, and a notice a minute. It must not block: answers
+    /// to requests come by the same socket, and whoever takes the events may be waiting for one.
+    events: mpsc::UnboundedSender<RuntimeEvent>,
     /// Taken by `adopt`.
-    outbox: Mutex<Option<mpsc::Receiver<RuntimeEvent>>>,
+    outbox: Mutex<Option<mpsc::UnboundedReceiver<RuntimeEvent>>>,
     adopted: OnceLock<()>,
 }
 
@@ -53,7 +55,7 @@ impl WasmRuntime {
     pub fn new(config: Config) -> std::io::Result<Self> {
         let run = config.data_dir.join("run");
         std::fs::create_dir_all(&run)?;
-        let (events, outbox) = mpsc::channel(EVENTS);
+        let (events, outbox) = mpsc::unbounded_channel();
         Ok(Self(Arc::new(Inner {
             cache: Cache::new(&config),
             records: Records::open(run.join("wasm-runs"))?,
@@ -201,7 +203,7 @@ impl Inner {
         privileges::remove_cgroup(name);
         for (id, exit) in exits {
             self.records.ended(&id, &exit);
-            let _ = self.events.send(RuntimeEvent::Exited { id, exit }).await;
+            let _ = self.events.send(RuntimeEvent::Exited { id, exit });
         }
     }
 

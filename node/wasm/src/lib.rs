@@ -30,3 +30,14 @@ pub use agent::WasmRuntime;
 pub use compile::compile_main;
 pub use config::Config;
 pub use host::host_main;
+
+/// Does the work of `wasm-host` or `wasm-compile` when this process was started as one: to be called
+/// before any thread is started. None in an ordinary process.
+pub fn reexecuted() -> Option<std::process::ExitCode> {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("wasm-host") => Some(host_main(args)),
+        Some("wasm-compile") => Some(compile_main(args)),
+        _ => None,
+    }
+}

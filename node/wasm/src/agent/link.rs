@@ -98,7 +98,7 @@ impl Link {
         data_dir: &Path,
         name: &str,
         child: Option<Child>,
-        events: mpsc::Sender<RuntimeEvent>,
+        events: mpsc::UnboundedSender<RuntimeEvent>,
         lost: L,
     ) -> io::Result<Arc<Self>>
     where
@@ -142,7 +142,7 @@ impl Link {
         let (data_dir, name) = (data_dir.to_owned(), name.to_owned());
         tokio::spawn(async move {
             for event in early {
-                let _ = events.send(event).await;
+                let _ = events.send(event);
             }
             listen(&mut reader, &waiting, &broken, &events).await;
             broken.cancel();
@@ -213,7 +213,7 @@ async fn listen(
     reader: &mut OwnedReadHalf,
     waiting: &Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
     broken: &CancellationToken,
-    events: &mpsc::Sender<RuntimeEvent>,
+    events: &mpsc::UnboundedSender<RuntimeEvent>,
 ) {
     loop {
         let frame = tokio::select! {
@@ -228,7 +228,7 @@ async fn listen(
             }
             Ok(Some(event)) => {
                 if let Some(event) = event.into_event()
-                    && events.send(event).await.is_err()
+                    && events.send(event).is_err()
                 {
                     return;
                 }

@@ -82,6 +82,9 @@ impl Slots {
     }
 }
 
+/// Takes a reason and a message.
+type Notice = Box<dyn Fn(&Container, &str, String) + Send + Sync>;
+
 /// What all connections of one container share.
 pub(crate) struct Handler {
     pub container: Arc<Container>,
@@ -90,7 +93,7 @@ pub(crate) struct Handler {
     pub ticker: Arc<Ticker>,
     pub slots: Arc<Slots>,
     /// Tells the agent of a request that was refused for memory.
-    pub notice: Box<dyn Fn(&Container, &str, String) + Send + Sync>,
+    pub notice: Notice,
 }
 
 /// Binds every port before anything runs; an error names the address.

@@ -82,6 +82,7 @@ pub(crate) fn own_cgroup(name: &str) {
 pub(crate) fn remove_cgroup(name: &str) {
     for root in cgroup_roots() {
         let _ = std::fs::remove_dir(root.join("rimward").join(name));
+        let _ = std::fs::remove_dir(root.join("rimward"));
     }
 }
 

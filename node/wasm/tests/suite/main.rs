@@ -1,5 +1,8 @@
 //! The runtime with real host processes and real guests.
 
+// In a test, and in what only tests call, a panic is the message.
+#![allow(clippy::unwrap_used)]
+
 mod adopt;
 mod handlers;
 mod images;
