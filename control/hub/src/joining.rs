@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::CloseCode;
 use rimward_tunnel::accept::JoinRequest;
 use rimward_tunnel::signer::Signer;
 use rimward_tunnel::token::is_token_id;
-use rimward_tunnel::BootstrapToken;
 
 use crate::{Inner, token};
 
@@ -78,7 +78,9 @@ async fn check_token(inner: &Inner, id: &str, shown: &str) -> Result<(), Refusal
     // is stored.
     let stored = match inner.client.get::<Secret>(token::NAMESPACE, &name).await {
         Ok(stored) => stored,
-        Err(e) if e.is_not_found() => return Err(invalid(format!("there is no token with id {id:?}"))),
+        Err(e) if e.is_not_found() => {
+            return Err(invalid(format!("there is no token with id {id:?}")));
+        }
         Err(e) => return Err(Refusal::unavailable(e)),
     };
     let checked = token::check(&stored, id, shown, Timestamp::now());

@@ -31,7 +31,12 @@ fn refused(node: &str, error: CallError) -> NodeError {
 #[async_trait]
 impl Nodes for Hub {
     async fn logs(
-        &self, node: &str, pod_namespace: &str, pod_name: &str, pod_uid: &str, options: LogOptions,
+        &self,
+        node: &str,
+        pod_namespace: &str,
+        pod_name: &str,
+        pod_uid: &str,
+        options: LogOptions,
     ) -> Result<BoxStream<'static, Result<Bytes, NodeError>>, NodeError> {
         let request = LogsRequest {
             namespace: pod_namespace.into(),
@@ -65,7 +70,12 @@ impl Nodes for Hub {
         self.inner.connected.lock().get(node).map(|c| c.heard.1)
     }
 
-    async fn dial(&self, node: &str, pod_ip: IpAddr, port: u16) -> Result<Box<dyn Duplex>, NodeError> {
+    async fn dial(
+        &self,
+        node: &str,
+        pod_ip: IpAddr,
+        port: u16,
+    ) -> Result<Box<dyn Duplex>, NodeError> {
         let connection = self.connection(node)?;
         let request = DialRequest { target: DialTarget::Pod as u8, ip: pod_ip.to_string(), port };
         let (_, stream) = call(&connection, &request).await.map_err(|e| refused(node, e))?;

@@ -55,7 +55,9 @@ impl RegistrationError {
 
 /// Makes the Node current, and answers with it and its block of pod addresses.
 pub(crate) async fn register(
-    inner: &Inner, holder: &Holder, said: &[u8],
+    inner: &Inner,
+    holder: &Holder,
+    said: &[u8],
 ) -> Result<(Node, Block), RegistrationError> {
     let said = read(said)?;
     let name = &holder.node;
@@ -75,14 +77,22 @@ pub(crate) async fn register(
             _ => return Err(RegistrationError::OtherKey(name.clone())),
         }
         match settle(inner, stored, &said).await {
-            Err(RegistrationError::Api(e)) if e.is_conflict() && conflicts < CONFLICTS_MAX => conflicts += 1,
-            Err(RegistrationError::Api(e)) if e.is_not_found() && conflicts < CONFLICTS_MAX => conflicts += 1,
+            Err(RegistrationError::Api(e)) if e.is_conflict() && conflicts < CONFLICTS_MAX => {
+                conflicts += 1
+            }
+            Err(RegistrationError::Api(e)) if e.is_not_found() && conflicts < CONFLICTS_MAX => {
+                conflicts += 1
+            }
             other => return other,
         }
     }
 }
 
-async fn settle(inner: &Inner, stored: Node, said: &Node) -> Result<(Node, Block), RegistrationError> {
+async fn settle(
+    inner: &Inner,
+    stored: Node,
+    said: &Node,
+) -> Result<(Node, Block), RegistrationError> {
     let mut wanted = describe(&stored, said);
     let has_block = block_of(&stored).is_some();
     // One at a time from the choice to the write: two nodes must not be given one block.
@@ -109,7 +119,11 @@ async fn settle(inner: &Inner, stored: Node, said: &Node) -> Result<(Node, Block
 }
 
 /// Writes what the node now says about its status. Nothing is written when nothing changed.
-pub(crate) async fn update(inner: &Inner, name: &str, said: &[u8]) -> Result<(), RegistrationError> {
+pub(crate) async fn update(
+    inner: &Inner,
+    name: &str,
+    said: &[u8],
+) -> Result<(), RegistrationError> {
     let said = read(said)?;
     let mut stored = match inner.world.nodes.get("", name) {
         Some(node) => (*node).clone(),
@@ -171,7 +185,8 @@ fn describe(stored: &Node, said: &Node) -> Node {
     let mut next = stored.clone();
     let allowed = |key: &str| {
         let domain = key.split_once('/').map(|(domain, _)| format!("{domain}/"));
-        let reserved = domain.is_some_and(|d| RESERVED.iter().any(|r| d == *r || d.ends_with(&format!(".{r}"))));
+        let reserved = domain
+            .is_some_and(|d| RESERVED.iter().any(|r| d == *r || d.ends_with(&format!(".{r}"))));
         !reserved || OWN_LABELS.contains(&key)
     };
     for (key, value) in said.metadata.labels.iter().flatten().filter(|(key, _)| allowed(key)) {
@@ -183,7 +198,11 @@ fn describe(stored: &Node, said: &Node) -> Node {
 
 /// The node's status over the stored one: conditions of types that it does not speak of stay, and a
 /// condition that did not change keeps its times.
-fn merge_status(stored: Option<NodeStatus>, said: Option<NodeStatus>, now: Timestamp) -> NodeStatus {
+fn merge_status(
+    stored: Option<NodeStatus>,
+    said: Option<NodeStatus>,
+    now: Timestamp,
+) -> NodeStatus {
     let stored = stored.unwrap_or_default();
     let mut next = NodeStatus {
         volumes_attached: stored.volumes_attached.clone(),
@@ -197,7 +216,9 @@ fn merge_status(stored: Option<NodeStatus>, said: Option<NodeStatus>, now: Times
     for mut condition in said.iter().cloned() {
         let before = old.iter().find(|c| c.type_ == condition.type_);
         let unchanged = |b: &&NodeCondition| {
-            b.status == condition.status && b.reason == condition.reason && b.message == condition.message
+            b.status == condition.status
+                && b.reason == condition.reason
+                && b.message == condition.message
         };
         if let Some(same) = before.filter(unchanged) {
             conditions.push(same.clone());
@@ -268,21 +289,38 @@ mod tests {
     #[test]
     fn unchanged_conditions_write_nothing() {
         let at = |s| Timestamp::from_second(s).unwrap();
-        let said = NodeStatus { conditions: Some(vec![condition("Ready", "True")]), ..NodeStatus::default() };
-        let foreign = NodeStatus { conditions: Some(vec![condition("Foreign", "True")]), ..NodeStatus::default() };
+        let said = NodeStatus {
+            conditions: Some(vec![condition("Ready", "True")]),
+            ..NodeStatus::default()
+        };
+        let foreign = NodeStatus {
+            conditions: Some(vec![condition("Foreign", "True")]),
+            ..NodeStatus::default()
+        };
         let first = merge_status(Some(foreign), Some(said.clone()), at(1));
         assert_eq!(first.conditions.as_ref().unwrap().len(), 2);
         assert_eq!(first.conditions.as_ref().unwrap()[1].last_transition_time, Some(Time(at(1))));
         assert_eq!(merge_status(Some(first.clone()), Some(said), at(2)), first);
-        let not_ready = NodeStatus { conditions: Some(vec![condition("Ready", "False")]), ..NodeStatus::default() };
+        let not_ready = NodeStatus {
+            conditions: Some(vec![condition("Ready", "False")]),
+            ..NodeStatus::default()
+        };
         let third = merge_status(Some(first), Some(not_ready), at(3));
         assert_eq!(third.conditions.unwrap()[1].last_transition_time, Some(Time(at(3))));
     }
 
     #[test]
     fn a_node_cannot_label_itself_into_reserved_domains() {
-        let labels = |pairs: &[(&str, &str)]| Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
-        let stored = Node { metadata: ObjectMeta { labels: labels(&[("a", "1"), ("mine", "0")]), ..ObjectMeta::default() }, ..Node::default() };
+        let labels = |pairs: &[(&str, &str)]| {
+            Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        };
+        let stored = Node {
+            metadata: ObjectMeta {
+                labels: labels(&[("a", "1"), ("mine", "0")]),
+                ..ObjectMeta::default()
+            },
+            ..Node::default()
+        };
         let said = labels(&[
             ("mine", "1"),
             ("kubernetes.io/os", "linux"),
@@ -290,9 +328,20 @@ mod tests {
             ("node-role.kubernetes.io/control-plane", ""),
             ("node-restriction.kubernetes.io/x", "y"),
         ]);
-        let said = Node { metadata: ObjectMeta { labels: said, ..ObjectMeta::default() }, ..Node::default() };
+        let said = Node {
+            metadata: ObjectMeta { labels: said, ..ObjectMeta::default() },
+            ..Node::default()
+        };
         let next = describe(&stored, &said).metadata.labels;
-        assert_eq!(next, labels(&[("a", "1"), ("mine", "1"), ("kubernetes.io/os", "linux"), ("rimward.dev/wasm", "true")]));
+        assert_eq!(
+            next,
+            labels(&[
+                ("a", "1"),
+                ("mine", "1"),
+                ("kubernetes.io/os", "linux"),
+                ("rimward.dev/wasm", "true")
+            ])
+        );
     }
 
     #[test]

@@ -134,8 +134,9 @@ async fn write_and_ack(session: &Session, report: &PodReport, acks: &mpsc::Sende
 
 /// Until it is in the API, or the pod is gone from it. An error is what the node did wrong.
 async fn write_one(session: &Session, report: &PodReport) -> Result<(), String> {
-    let said: PodStatus = serde_json::from_slice(&report.status)
-        .map_err(|e| format!("the status of pod {}/{} cannot be read: {e}", report.namespace, report.name))?;
+    let said: PodStatus = serde_json::from_slice(&report.status).map_err(|e| {
+        format!("the status of pod {}/{} cannot be read: {e}", report.namespace, report.name)
+    })?;
     let mut failures = 0;
     loop {
         match attempt(session, report, &said, failures > 0).await {
@@ -160,7 +161,12 @@ async fn write_one(session: &Session, report: &PodReport) -> Result<(), String> 
 }
 
 /// One try, on the cached pod at first (nearly always the newest), on a fresh one after a conflict.
-async fn attempt(session: &Session, report: &PodReport, said: &PodStatus, fresh: bool) -> Result<(), Error> {
+async fn attempt(
+    session: &Session,
+    report: &PodReport,
+    said: &PodStatus,
+    fresh: bool,
+) -> Result<(), Error> {
     let inner = session.inner();
     let (namespace, name) = (&report.namespace, &report.name);
     let cached = inner.world.pods.get(namespace, name).filter(|_| !fresh);
@@ -194,12 +200,15 @@ async fn attempt(session: &Session, report: &PodReport, said: &PodStatus, fresh:
 fn merge(stored: &PodStatus, said: PodStatus) -> PodStatus {
     let mut next = said;
     let spoken = next.conditions.clone().unwrap_or_default();
-    let others = stored.conditions.iter().flatten().filter(|c| !spoken.iter().any(|s| s.type_ == c.type_));
+    let others =
+        stored.conditions.iter().flatten().filter(|c| !spoken.iter().any(|s| s.type_ == c.type_));
     let conditions: Vec<_> = spoken.iter().chain(others).cloned().collect();
     next.conditions = (!conditions.is_empty()).then_some(conditions);
     next.qos_class = next.qos_class.or_else(|| stored.qos_class.clone());
-    next.nominated_node_name = next.nominated_node_name.or_else(|| stored.nominated_node_name.clone());
-    next.resource_claim_statuses = next.resource_claim_statuses.or_else(|| stored.resource_claim_statuses.clone());
+    next.nominated_node_name =
+        next.nominated_node_name.or_else(|| stored.nominated_node_name.clone());
+    next.resource_claim_statuses =
+        next.resource_claim_statuses.or_else(|| stored.resource_claim_statuses.clone());
     next.start_time = next.start_time.or_else(|| stored.start_time.clone());
     next
 }
@@ -218,7 +227,8 @@ mod tests {
         })).unwrap();
         let said: PodStatus = from_value(json!({
             "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
-        })).unwrap();
+        }))
+        .unwrap();
         let expect: PodStatus = from_value(json!({
             "phase": "Running", "qosClass": "Burstable",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest as ApiToken, TokenRequestSpec};
+use k8s_openapi::api::authentication::v1::{
+    BoundObjectReference, TokenRequest as ApiToken, TokenRequestSpec,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use rimward_api::ObjectKey;
 use rimward_control_apiserver::nodes::{NodeError, Nodes as _};
 use rimward_tunnel::call::{self, CallError, Duplex, Incoming, Opened};
 use rimward_tunnel::signer::Signer;
 use rimward_tunnel::wire::{
-    DialRequest, DialTarget, FetchRequest, ObjectKind, RegistryRequest, RenewRequest, Reply, Request, TokenRequest,
+    DialRequest, DialTarget, FetchRequest, ObjectKind, RegistryRequest, RenewRequest, Reply,
+    Request, TokenRequest,
 };
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -43,7 +46,9 @@ async fn one(session: &Arc<Session>, opened: Opened) {
     let (request, incoming) = match opened.request().await {
         Ok(request) => request,
         Err(CallError::Malformed(cause)) => return session.expel(&cause.to_string()),
-        Err(cause) => return tracing::debug!(node = session.node(), %cause, "a request did not come through"),
+        Err(cause) => {
+            return tracing::debug!(node = session.node(), %cause, "a request did not come through");
+        }
     };
     match request {
         Request::TokenRequest(request) => token(session, request, incoming).await,
@@ -64,13 +69,20 @@ async fn token(session: &Session, request: TokenRequest, incoming: Incoming) {
         return incoming.refuse(404, format!("pods {name:?} not found")).await;
     };
     if crate::world::node_of(&pod) != Some(session.node()) {
-        return session.expel(&format!("it asked for a token of pod {namespace}/{name}, which is not its own"));
+        return session.expel(&format!(
+            "it asked for a token of pod {namespace}/{name}, which is not its own"
+        ));
     }
-    let account = pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_else(|| "default".into());
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.service_account_name.clone())
+        .unwrap_or_else(|| "default".into());
     let body = ApiToken {
         spec: Some(TokenRequestSpec {
             audiences: Some(request.audiences.clone()),
-            expiration_seconds: (request.expiration_seconds > 0).then_some(request.expiration_seconds),
+            expiration_seconds: (request.expiration_seconds > 0)
+                .then_some(request.expiration_seconds),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("Pod".into()),
@@ -81,7 +93,9 @@ async fn token(session: &Session, request: TokenRequest, incoming: Incoming) {
         ..ApiToken::default()
     };
     let client = &session.inner().client;
-    let answer = client.post_subresource::<ServiceAccount, ApiToken>(namespace, &account, "token", &body).await;
+    let answer = client
+        .post_subresource::<ServiceAccount, ApiToken>(namespace, &account, "token", &body)
+        .await;
     match answer.map(|token| serde_json::to_vec(&token.status)) {
         Ok(Ok(body)) => incoming.answer(Reply { code: 200, body, ..Reply::default() }).await,
         Ok(Err(cause)) => incoming.refuse(500, cause.to_string()).await,
@@ -98,12 +112,25 @@ async fn fetch(session: &Session, request: FetchRequest, incoming: Incoming) {
     let inner = session.inner();
     if !inner.world.references(session.node(), kind, &ObjectKey::new(namespace, name)) {
         // The pod may have gone a moment ago, so this alone is no offence.
-        return incoming.refuse(403, format!("no pod of this node references {} {namespace}/{name}", kind.name())).await;
+        return incoming
+            .refuse(
+                403,
+                format!("no pod of this node references {} {namespace}/{name}", kind.name()),
+            )
+            .await;
     }
     let body = match kind {
-        ObjectKind::ConfigMap => inner.client.get::<ConfigMap>(namespace, name).await.map(|o| serde_json::to_vec(&o)),
-        ObjectKind::Secret => inner.client.get::<Secret>(namespace, name).await.map(|o| serde_json::to_vec(&o)),
-        other => return incoming.refuse(400, format!("objects of kind {} cannot be fetched", other.name())).await,
+        ObjectKind::ConfigMap => {
+            inner.client.get::<ConfigMap>(namespace, name).await.map(|o| serde_json::to_vec(&o))
+        }
+        ObjectKind::Secret => {
+            inner.client.get::<Secret>(namespace, name).await.map(|o| serde_json::to_vec(&o))
+        }
+        other => {
+            return incoming
+                .refuse(400, format!("objects of kind {} cannot be fetched", other.name()))
+                .await;
+        }
     };
     match body {
         Ok(Ok(body)) => incoming.answer(Reply { code: 200, body, ..Reply::default() }).await,
@@ -139,11 +166,16 @@ async fn registry(session: &Session, request: RegistryRequest, incoming: Incomin
     let (head, mut body) = response.into_parts();
     let code = head.status.as_u16();
     if code >= 400 {
-        return incoming.refuse(code, format!("the registry answers {code} to {}", request.path)).await;
+        return incoming
+            .refuse(code, format!("the registry answers {code} to {}", request.path))
+            .await;
     }
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-    let Ok(mut stream) = incoming.begin(Reply { code, headers, ..Reply::default() }).await else { return };
+    let headers =
+        head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let Ok(mut stream) = incoming.begin(Reply { code, headers, ..Reply::default() }).await else {
+        return;
+    };
     while let Some(chunk) = body.next().await {
         let sent = match chunk {
             Ok(chunk) => stream.send(chunk).await.is_ok(),
@@ -164,7 +196,9 @@ async fn dial(session: &Arc<Session>, request: DialRequest, incoming: Incoming) 
     match DialTarget::from_number(request.target) {
         Some(DialTarget::Api) => match TcpStream::connect(session.inner().api_addr).await {
             Ok(stream) => splice(incoming, stream).await,
-            Err(cause) => incoming.refuse(502, format!("the API server does not answer: {cause}")).await,
+            Err(cause) => {
+                incoming.refuse(502, format!("the API server does not answer: {cause}")).await
+            }
         },
         Some(DialTarget::Pod) => {
             let Ok(ip) = request.ip.parse() else {
@@ -185,8 +219,13 @@ async fn dial(session: &Arc<Session>, request: DialRequest, incoming: Incoming) 
     }
 }
 
-async fn splice(incoming: Incoming, mut far: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
-    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else { return };
+async fn splice(
+    incoming: Incoming,
+    mut far: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+) {
+    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else {
+        return;
+    };
     if tokio::io::copy_bidirectional(&mut near, &mut far).await.is_err() {
         Duplex::abort(&mut near);
     }
@@ -204,7 +243,9 @@ async fn renew(session: &Session, request: RenewRequest, incoming: Incoming) {
     match session.inner().signer.sign_node(session.node(), &csr, Timestamp::now()) {
         Ok(certificate) => {
             tracing::info!(node = session.node(), "renewed a node's certificate");
-            incoming.answer(Reply { code: 200, body: certificate.to_vec(), ..Reply::default() }).await;
+            incoming
+                .answer(Reply { code: 200, body: certificate.to_vec(), ..Reply::default() })
+                .await;
         }
         Err(cause) => incoming.refuse(500, cause.to_string()).await,
     }

@@ -142,7 +142,12 @@ fn welcome(inner: &Inner, protocol: u16, block: Block) -> Welcome {
 }
 
 async fn serve(
-    session: &Arc<Session>, hello: Hello, welcome: Welcome, node: Node, mut writer: Writer, reader: Reader<Up>,
+    session: &Arc<Session>,
+    hello: Hello,
+    welcome: Welcome,
+    node: Node,
+    mut writer: Writer,
+    reader: Reader<Up>,
 ) {
     writer.push(&welcome);
     if writer.flush().await.is_err() {
@@ -162,6 +167,9 @@ async fn serve(
     session.over.cancel();
     tasks.close();
     tasks.wait().await;
+    if session.inner().shutdown.is_cancelled() {
+        close(&session.connection, CloseCode::Stopping, "the control plane stops");
+    }
 }
 
 /// Runs one of a session's tasks; the session is over when it ends by itself.
@@ -171,12 +179,20 @@ async fn over_after(session: Arc<Session>, task: impl Future<Output = ()>) {
     }
 }
 
-fn until_over<F: Future<Output = ()>>(session: &Arc<Session>, task: F) -> impl Future<Output = ()> + use<F> {
+fn until_over<F: Future<Output = ()>>(
+    session: &Arc<Session>,
+    task: F,
+) -> impl Future<Output = ()> + use<F> {
     over_after(session.clone(), task)
 }
 
 /// The way down: first what the node lacks, then every change.
-async fn tell(session: Arc<Session>, hello: Hello, mut writer: Writer, mut acked: mpsc::Receiver<u64>) {
+async fn tell(
+    session: Arc<Session>,
+    hello: Hello,
+    mut writer: Writer,
+    mut acked: mpsc::Receiver<u64>,
+) {
     let mut revision = 0;
     for kind in ObjectKind::ALL {
         introduce(&session, kind, &hello, &mut revision, &mut writer);
@@ -206,10 +222,17 @@ async fn tell(session: Arc<Session>, hello: Hello, mut writer: Writer, mut acked
 
 /// Compares what the node holds of a kind with what it should: equal is nothing to say, an empty
 /// node is told everything, another is offered an inventory to pick from.
-fn introduce(session: &Session, kind: ObjectKind, hello: &Hello, revision: &mut u64, writer: &mut Writer) {
+fn introduce(
+    session: &Session,
+    kind: ObjectKind,
+    hello: &Hello,
+    revision: &mut u64,
+    writer: &mut Writer,
+) {
     let share = session.inner().world.share(session.node(), kind);
     let held = hello.held.iter().find(|(name, ..)| name == kind.name());
-    let held = held.map_or(Digest::default(), |(_, count, sum)| Digest { count: *count, sum: *sum });
+    let held =
+        held.map_or(Digest::default(), |(_, count, sum)| Digest { count: *count, sum: *sum });
     if held == digest(&share) {
         return;
     }
@@ -282,7 +305,9 @@ async fn hear(session: &Arc<Session>, mut reader: Reader<Up>) -> Result<(), Stri
             Up::PodReport(report) => session.reports.take(session, report)?,
             Up::EventReport(event) => record(session, &event)?,
             Up::NodeReport(report) => {
-                if let Err(cause) = registration::update(session.inner(), session.node(), &report.node).await {
+                if let Err(cause) =
+                    registration::update(session.inner(), session.node(), &report.node).await
+                {
                     if let registration::RegistrationError::Malformed(cause) = cause {
                         return Err(cause);
                     }
@@ -306,7 +331,8 @@ fn wanted(session: &Session, want: Want) {
 
 /// An Event about one of the node's pods, or about the node.
 fn record(session: &Session, report: &EventReport) -> Result<(), String> {
-    let event: Event = serde_json::from_slice(&report.event).map_err(|e| format!("an Event cannot be read: {e}"))?;
+    let event: Event = serde_json::from_slice(&report.event)
+        .map_err(|e| format!("an Event cannot be read: {e}"))?;
     let about = event.involved_object;
     let name = about.name.as_deref().unwrap_or_default();
     let uid = about.uid.clone().unwrap_or_default();
@@ -320,12 +346,20 @@ fn record(session: &Session, report: &EventReport) -> Result<(), String> {
                 return Ok(());
             }
             if crate::world::node_of(&pod) != Some(session.node()) {
-                return Err(format!("it sent an Event about pod {namespace}/{name}, which is not its own"));
+                return Err(format!(
+                    "it sent an Event about pod {namespace}/{name}, which is not its own"
+                ));
             }
         }
-        other => return Err(format!("it sent an Event about {} {name:?}", other.unwrap_or("nothing"))),
+        other => {
+            return Err(format!("it sent an Event about {} {name:?}", other.unwrap_or("nothing")));
+        }
     }
-    let kind = if event.type_.as_deref() == Some("Warning") { EventType::Warning } else { EventType::Normal };
+    let kind = if event.type_.as_deref() == Some("Warning") {
+        EventType::Warning
+    } else {
+        EventType::Normal
+    };
     let about = ObjectReference { api_version: Some("v1".into()), ..about };
     let reason = event.reason.unwrap_or_default();
     session.inner().recorder.event_about(about, kind, &reason, event.message.unwrap_or_default());

@@ -73,7 +73,12 @@ impl World {
     }
 
     /// Joins with a directory of its own for each `machine`.
-    async fn join(&self, token: &BootstrapToken, machine: &str, name: &str) -> Result<Identity, Error> {
+    async fn join(
+        &self,
+        token: &BootstrapToken,
+        machine: &str,
+        name: &str,
+    ) -> Result<Identity, Error> {
         let dir = IdentityDir::open(self.dir.path().join(machine)).unwrap();
         self.dialer.join(token, name, "test", &dir).await
     }

@@ -24,7 +24,8 @@ pub fn secret(token: &BootstrapToken, lifetime: Option<Duration>, now: Timestamp
         ("description", "lets a node join this cluster".to_owned()),
     ]);
     if let Some(lifetime) = lifetime {
-        let whole = now.as_second().saturating_add(lifetime.as_secs().try_into().unwrap_or(i64::MAX));
+        let whole =
+            now.as_second().saturating_add(lifetime.as_secs().try_into().unwrap_or(i64::MAX));
         let expires = Timestamp::from_second(whole).unwrap_or(Timestamp::MAX);
         data.insert("expiration", expires.to_string());
     }
@@ -35,7 +36,9 @@ pub fn secret(token: &BootstrapToken, lifetime: Option<Duration>, now: Timestamp
             ..ObjectMeta::default()
         },
         type_: Some(SECRET_TYPE.into()),
-        data: Some(data.into_iter().map(|(k, v)| (k.to_owned(), ByteString(v.into_bytes()))).collect()),
+        data: Some(
+            data.into_iter().map(|(k, v)| (k.to_owned(), ByteString(v.into_bytes()))).collect(),
+        ),
         ..Secret::default()
     }
 }
@@ -44,7 +47,11 @@ pub fn secret(token: &BootstrapToken, lifetime: Option<Duration>, now: Timestamp
 ///
 /// # Errors
 /// The API server's refusal.
-pub async fn create(client: &Client, ca_hash: &str, lifetime: Option<Duration>) -> Result<BootstrapToken, rimward_client::Error> {
+pub async fn create(
+    client: &Client,
+    ca_hash: &str,
+    lifetime: Option<Duration>,
+) -> Result<BootstrapToken, rimward_client::Error> {
     let token = BootstrapToken::generate(ca_hash);
     client.create(&secret(&token, lifetime, Timestamp::now())).await?;
     Ok(token)
@@ -104,7 +111,13 @@ mod tests {
         let stored = secret(&token, Some(Duration::from_secs(60)), at(1000));
 
         #[track_caller]
-        fn verdict(stored: &Secret, id: &str, shown: &str, now: Timestamp, expect: Result<(), Invalid>) {
+        fn verdict(
+            stored: &Secret,
+            id: &str,
+            shown: &str,
+            now: Timestamp,
+            expect: Result<(), Invalid>,
+        ) {
             assert_eq!(check(stored, id, shown, now), expect);
         }
         verdict(&stored, &token.id, &token.secret, at(1059), Ok(()));

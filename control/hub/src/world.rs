@@ -143,7 +143,11 @@ impl World {
         let weak = Arc::downgrade(&world);
         world.ingresses.on_change(move |change| {
             if let Some(world) = weak.upgrade() {
-                world.ingress_changed(change.key, change.old.map(|i| &**i), change.new.map(|i| &**i));
+                world.ingress_changed(
+                    change.key,
+                    change.old.map(|i| &**i),
+                    change.new.map(|i| &**i),
+                );
             }
         });
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
@@ -157,11 +161,20 @@ impl World {
     /// Waits until every cache holds the first full state.
     pub async fn synced(&self) {
         tokio::join!(
-            self.pods.synced(), self.nodes.synced(), self.config_maps.synced(), self.secrets.synced(),
-            self.services.synced(), self.slices.synced(), self.ingresses.synced(), self.namespaces.synced(),
+            self.pods.synced(),
+            self.nodes.synced(),
+            self.config_maps.synced(),
+            self.secrets.synced(),
+            self.services.synced(),
+            self.slices.synced(),
+            self.ingresses.synced(),
+            self.namespaces.synced(),
         );
         if self.services.len() > SERVICES_FEW {
-            tracing::warn!(services = self.services.len(), "every node is told every Service; that is many");
+            tracing::warn!(
+                services = self.services.len(),
+                "every node is told every Service; that is many"
+            );
         }
     }
 
@@ -188,7 +201,8 @@ impl World {
         match kind {
             ObjectKind::Pod => {
                 let pods = self.pods.indexed(BY_NODE, node);
-                let mut pods: Vec<Entry> = pods.iter().map(|p| entry(ObjectKey::of_meta(&p.metadata), &**p)).collect();
+                let mut pods: Vec<Entry> =
+                    pods.iter().map(|p| entry(ObjectKey::of_meta(&p.metadata), &**p)).collect();
                 pods.sort_by(|a, b| a.key.cmp(&b.key));
                 pods
             }
@@ -201,10 +215,16 @@ impl World {
         }
     }
 
-    fn referenced_by<K: Object>(&self, node: &str, kind: ObjectKind, cache: &Cache<K>) -> Vec<Entry> {
+    fn referenced_by<K: Object>(
+        &self,
+        node: &str,
+        kind: ObjectKind,
+        cache: &Cache<K>,
+    ) -> Vec<Entry> {
         let keys: Vec<ObjectKey> = {
             let interest = self.interest.lock();
-            let mine = interest.references.iter().filter(|((k, _), who)| *k == kind && who.concerns(node));
+            let mine =
+                interest.references.iter().filter(|((k, _), who)| *k == kind && who.concerns(node));
             mine.map(|((_, key), _)| key.clone()).collect()
         };
         let found = keys.into_iter().filter_map(|key| {
@@ -232,7 +252,12 @@ impl World {
     }
 
     /// Encoded once for all nodes.
-    fn shared_json<K: Object>(&self, kind: ObjectKind, key: &ObjectKey, cache: &Cache<K>) -> Option<Bytes> {
+    fn shared_json<K: Object>(
+        &self,
+        kind: ObjectKind,
+        key: &ObjectKey,
+        cache: &Cache<K>,
+    ) -> Option<Bytes> {
         let object = cache.get_key(key)?;
         let version = object.metadata().resource_version.clone().unwrap_or_default();
         let id = (kind, key.clone(), version);
@@ -268,7 +293,9 @@ impl World {
                 pod_references(pod).into_iter().for_each(|reference| interest.add(node, reference));
             }
             if let (Some(pod), Some(node)) = (old, old_node) {
-                pod_references(pod).into_iter().for_each(|reference| interest.release(node, reference));
+                pod_references(pod)
+                    .into_iter()
+                    .for_each(|reference| interest.release(node, reference));
             }
         }
         let nodes: BTreeSet<&str> = old_node.into_iter().chain(new_node).collect();
@@ -486,8 +513,17 @@ mod tests {
             },
         })).unwrap();
         let found = pod_references(&pod);
-        let names = |kind| found.iter().filter(|(k, _)| *k == kind).map(|(_, key)| key.name.as_str()).collect::<Vec<_>>();
-        assert_eq!(names(ObjectKind::ConfigMap), ["cm-from", "cm-key", "cm-volume", "kube-root-ca.crt"]);
+        let names = |kind| {
+            found
+                .iter()
+                .filter(|(k, _)| *k == kind)
+                .map(|(_, key)| key.name.as_str())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(ObjectKind::ConfigMap),
+            ["cm-from", "cm-key", "cm-volume", "kube-root-ca.crt"]
+        );
         assert_eq!(names(ObjectKind::Secret), ["key", "projected", "pull", "secret-volume"]);
     }
 

@@ -1,8 +1,8 @@
 //! The assembly of the node, in dependency order.
 //!
-//! 1. [`Agent::start`]: ledger, tunnel. 2. [`Agent::welcome`]: the node's block of addresses and the
-//! cluster's DNS, from the ledger or the control plane. 3. Image store, runtimes, network: those that
-//! need the welcome are made now. 4. [`run_pods`]. 5. DNS, Service routing and ingress over
+//! First [`Agent::start`]: ledger and tunnel. Then [`Agent::welcome`]: the node's block of addresses
+//! and the cluster's DNS, from the ledger or the control plane. Then image store, runtimes and network,
+//! some of which need the welcome; with them [`run_pods`]. Last DNS, Service routing and ingress over
 //! [`Agent::desired`]'s caches.
 
 use std::sync::Arc;
@@ -36,7 +36,10 @@ pub enum Error {
 /// # Errors
 /// When a runtime or the pods' directory cannot be used.
 pub async fn run_pods(
-    agent: &Agent, parts: Parts, cluster_domain: &str, shutdown: CancellationToken,
+    agent: &Agent,
+    parts: Parts,
+    cluster_domain: &str,
+    shutdown: CancellationToken,
 ) -> Result<Pods, Error> {
     let config = agent.config();
     let free = Capacity::of(&config.data_dir).allocatable();

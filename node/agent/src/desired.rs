@@ -63,7 +63,7 @@ enum Typed {
     Namespace(Namespace),
     ConfigMap(ConfigMap),
     Secret(Secret),
-    Service(Service),
+    Service(Box<Service>),
     EndpointSlice(EndpointSlice),
     Ingress(Ingress),
     Pod(Box<Pod>),
@@ -94,7 +94,7 @@ impl Typed {
             ObjectKind::Namespace => Self::Namespace(serde_json::from_slice(json)?),
             ObjectKind::ConfigMap => Self::ConfigMap(serde_json::from_slice(json)?),
             ObjectKind::Secret => Self::Secret(serde_json::from_slice(json)?),
-            ObjectKind::Service => Self::Service(serde_json::from_slice(json)?),
+            ObjectKind::Service => Self::Service(Box::new(serde_json::from_slice(json)?)),
             ObjectKind::EndpointSlice => Self::EndpointSlice(serde_json::from_slice(json)?),
             ObjectKind::Ingress => Self::Ingress(serde_json::from_slice(json)?),
             ObjectKind::Pod => Self::Pod(Box::new(serde_json::from_slice(json)?)),
@@ -126,7 +126,9 @@ impl Batch {
         for json in delta.upserts {
             match Typed::read(kind, &json) {
                 Ok(object) => self.changes.push((kind, object.key(), Some(Read { json, object }))),
-                Err(cause) => tracing::warn!(kind = kind.name(), %cause, "an object cannot be read"),
+                Err(cause) => {
+                    tracing::warn!(kind = kind.name(), %cause, "an object cannot be read")
+                }
             }
         }
     }
@@ -154,7 +156,9 @@ impl Desired {
         for stored in ledger.objects()? {
             match Typed::read(stored.kind, &stored.json) {
                 Ok(object) => desired.remember(object.key(), object),
-                Err(cause) => tracing::warn!(kind = stored.kind.name(), %cause, "an object in the ledger cannot be read"),
+                Err(cause) => {
+                    tracing::warn!(kind = stored.kind.name(), %cause, "an object in the ledger cannot be read")
+                }
             }
         }
         if complete {
@@ -201,7 +205,12 @@ impl Desired {
             for (key, object) in cache.list() {
                 let meta = object.metadata();
                 let (uid, version) = (meta.uid.as_deref(), meta.resource_version.as_deref());
-                digest.add(&key.namespace, &key.name, uid.unwrap_or_default(), version.unwrap_or_default());
+                digest.add(
+                    &key.namespace,
+                    &key.name,
+                    uid.unwrap_or_default(),
+                    version.unwrap_or_default(),
+                );
             }
             (kind.name().to_owned(), digest.count, digest.sum)
         }
@@ -266,7 +275,11 @@ impl Desired {
         let changes: Vec<Change<'_>> = batch
             .changes
             .iter()
-            .map(|(kind, key, read)| Change { kind: *kind, key, json: read.as_ref().map(|r| r.json.as_slice()) })
+            .map(|(kind, key, read)| Change {
+                kind: *kind,
+                key,
+                json: read.as_ref().map(|r| r.json.as_slice()),
+            })
             .collect();
         self.shared.ledger.apply(&changes)?;
         let mut configured = false;
@@ -338,7 +351,7 @@ impl Desired {
             Typed::Namespace(o) => drop(self.namespaces.apply(key, Arc::new(o))),
             Typed::ConfigMap(o) => drop(self.config_maps.apply(key, Arc::new(o))),
             Typed::Secret(o) => drop(self.secrets.apply(key, Arc::new(o))),
-            Typed::Service(o) => drop(self.services.apply(key, Arc::new(o))),
+            Typed::Service(o) => drop(self.services.apply(key, Arc::from(o))),
             Typed::EndpointSlice(o) => drop(self.endpoint_slices.apply(key, Arc::new(o))),
             Typed::Ingress(o) => drop(self.ingresses.apply(key, Arc::new(o))),
             Typed::Pod(o) => drop(self.pods.apply(key, Arc::from(o))),

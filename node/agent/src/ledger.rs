@@ -28,9 +28,13 @@ pub enum LedgerError {
     File { path: PathBuf, cause: std::io::Error },
     #[error("{path} cannot be used: {cause}")]
     Database { path: PathBuf, cause: String },
-    #[error("{path} was written by another version of this program (format {found}, this one knows {FORMAT}); use that version, or remove the file: the node then learns everything anew from the control plane")]
+    #[error(
+        "{path} was written by another version of this program (format {found}, this one knows {FORMAT}); use that version, or remove the file: the node then learns everything anew from the control plane"
+    )]
     Format { path: PathBuf, found: String },
-    #[error("{path} is not the key with which {ledger} was sealed, or the ledger is damaged; restore the key, or remove the ledger: the node then learns everything anew from the control plane")]
+    #[error(
+        "{path} is not the key with which {ledger} was sealed, or the ledger is damaged; restore the key, or remove the ledger: the node then learns everything anew from the control plane"
+    )]
     Sealed { path: PathBuf, ledger: PathBuf },
 }
 
@@ -115,7 +119,9 @@ impl Ledger {
             for Change { kind, key, json } in changes {
                 let row = format!("{}/{}/{}", kind.name(), key.namespace, key.name);
                 match json {
-                    Some(json) => drop(table.insert(row.as_str(), self.seal(&row, json).as_slice())?),
+                    Some(json) => {
+                        drop(table.insert(row.as_str(), self.seal(&row, json).as_slice())?)
+                    }
                     None => drop(table.remove(row.as_str())?),
                 }
             }
@@ -138,7 +144,9 @@ impl Ledger {
             let mut table = txn.open_table(STATUSES)?;
             for (uid, status) in changes {
                 match status {
-                    Some(status) => drop(table.insert(uid.as_str(), self.seal(uid, status).as_slice())?),
+                    Some(status) => {
+                        drop(table.insert(uid.as_str(), self.seal(uid, status).as_slice())?)
+                    }
                     None => drop(table.remove(uid.as_str())?),
                 }
             }
@@ -186,7 +194,10 @@ impl Ledger {
         })
     }
 
-    fn rows(&self, table: TableDefinition<'_, &'static str, &'static [u8]>) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
+    fn rows(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+    ) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
         let sealed = self.read(|txn| {
             let table = txn.open_table(table)?;
             let mut rows = Vec::new();
@@ -203,12 +214,19 @@ impl Ledger {
         unsealed.collect()
     }
 
-    fn read<T>(&self, read: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, LedgerError> {
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, LedgerError> {
         let attempt = || -> Result<T, redb::Error> { read(&self.database.begin_read()?) };
         attempt().map_err(|e| self.broken(&e))
     }
 
-    fn write(&self, durability: Durability, write: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<(), LedgerError> {
+    fn write(
+        &self,
+        durability: Durability,
+        write: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), LedgerError> {
         let attempt = || -> Result<(), redb::Error> {
             let mut txn = self.database.begin_write()?;
             txn.set_durability(durability)?;
@@ -234,7 +252,8 @@ impl Ledger {
     }
 
     fn unseal(&self, row: &str, mut sealed: Vec<u8>) -> Result<Vec<u8>, LedgerError> {
-        let wrong = || LedgerError::Sealed { path: self.key_path.clone(), ledger: self.path.clone() };
+        let wrong =
+            || LedgerError::Sealed { path: self.key_path.clone(), ledger: self.path.clone() };
         if sealed.len() < NONCE_LEN {
             return Err(wrong());
         }
@@ -249,8 +268,12 @@ impl Ledger {
 
 fn explain(error: &redb::DatabaseError) -> String {
     match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => "another agent of this node runs already; stop it first".into(),
-        other => format!("{other}; if the file is damaged, remove it: the node then learns everything anew from the control plane"),
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            "another agent of this node runs already; stop it first".into()
+        }
+        other => format!(
+            "{other}; if the file is damaged, remove it: the node then learns everything anew from the control plane"
+        ),
     }
 }
 
@@ -291,9 +314,13 @@ mod tests {
         {
             let ledger = Ledger::open(dir.path()).unwrap();
             let json = br#"{"data":"very secret"}"#;
-            ledger.apply(&[Change { kind: ObjectKind::Secret, key: &key, json: Some(json) }]).unwrap();
+            ledger
+                .apply(&[Change { kind: ObjectKind::Secret, key: &key, json: Some(json) }])
+                .unwrap();
             ledger.set_statuses(&[("u".into(), Some(b"{}".to_vec()))]).unwrap();
-            ledger.set_welcome(&Welcome { pod_cidr: "10.42.3.0/24".into(), ..Welcome::default() }).unwrap();
+            ledger
+                .set_welcome(&Welcome { pod_cidr: "10.42.3.0/24".into(), ..Welcome::default() })
+                .unwrap();
             assert!(!ledger.is_complete().unwrap());
             ledger.set_complete().unwrap();
         }

@@ -94,7 +94,11 @@ async fn once(core: &Arc<Core>, identity: &mut Option<Identity>) -> Result<Strin
         }
         other => other.inspect_err(|_| *identity = Some(current.clone()))?,
     };
-    tracing::info!(server = core.dialer.server(), pod_cidr = tunnel.welcome.pod_cidr, "connected to the control plane");
+    tracing::info!(
+        server = core.dialer.server(),
+        pod_cidr = tunnel.welcome.pod_cidr,
+        "connected to the control plane"
+    );
     let connection = tunnel.connection.clone();
     core.connection.send_replace(Some(connection.clone()));
     let (ended, renewed) = session(core, current, tunnel).await;
@@ -132,7 +136,8 @@ async fn joined(core: &Core) -> Result<Identity, Error> {
 
 async fn join(core: &Core) -> Result<Identity, Error> {
     let token = core.config.token.as_ref().ok_or(Error::NotJoined)?;
-    let identity = core.dialer.join(token, &core.config.name, &core.config.version, &core.identity).await?;
+    let identity =
+        core.dialer.join(token, &core.config.name, &core.config.version, &core.identity).await?;
     tracing::info!(node = core.config.name, not_after = %identity.holder.not_after, "joined the cluster");
     Ok(identity)
 }
@@ -157,7 +162,11 @@ fn describe(core: &Core) -> Vec<u8> {
 
 /// Serves a connection until it ends. An error is what the other end did wrong. The identity comes
 /// back, perhaps renewed.
-async fn session(core: &Arc<Core>, mut identity: Identity, tunnel: Tunnel) -> (Result<(), String>, Identity) {
+async fn session(
+    core: &Arc<Core>,
+    mut identity: Identity,
+    tunnel: Tunnel,
+) -> (Result<(), String>, Identity) {
     let Tunnel { connection, welcome, writer, reader } = tunnel;
     let told = welcome.clone();
     let ledger = core.desired.ledger().clone();
@@ -185,7 +194,11 @@ enum Answer {
 }
 
 /// The way down.
-async fn hear(core: &Arc<Core>, mut reader: Reader<Down>, answers: mpsc::Sender<Answer>) -> Result<(), String> {
+async fn hear(
+    core: &Arc<Core>,
+    mut reader: Reader<Down>,
+    answers: mpsc::Sender<Answer>,
+) -> Result<(), String> {
     let mut progress = Progress::default();
     loop {
         let mut next = match reader.next().await {

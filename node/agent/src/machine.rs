@@ -132,7 +132,11 @@ pub fn describe(config: &Config, server: &str, ready: bool, images: Vec<Containe
     let ip = config.node_ip.unwrap_or_else(|| node_ip(server));
     let capacity = Capacity::of(&config.data_dir);
     Node {
-        metadata: ObjectMeta { name: Some(config.name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(config.name.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
         status: Some(NodeStatus {
             capacity: Some(capacity.quantities(config.pods_max)),
             allocatable: Some(capacity.allocatable().quantities(config.pods_max)),
@@ -175,9 +179,19 @@ fn conditions(ready: bool) -> Vec<NodeCondition> {
         condition("Ready", "False", "KubeletNotReady", "the agent is starting")
     };
     vec![
-        condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "the node has enough memory"),
+        condition(
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "the node has enough memory",
+        ),
         condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "the node has enough disk"),
-        condition("PIDPressure", "False", "KubeletHasSufficientPID", "the node has enough process ids"),
+        condition(
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "the node has enough process ids",
+        ),
         ready,
     ]
 }
@@ -195,7 +209,9 @@ mod tests {
     #[test]
     fn this_machine_has_something() {
         let capacity = Capacity::of(Path::new("/"));
-        assert!(capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0);
+        assert!(
+            capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0
+        );
         assert!(capacity.allocatable().memory_bytes < capacity.memory_bytes);
     }
 

@@ -19,15 +19,29 @@ pub(crate) struct NodeObjects {
 
 impl NodeObjects {
     /// Reads an object through the control plane: one that a pod names but that has not come down yet.
-    async fn fetch<K: DeserializeOwned>(&self, kind: ObjectKind, namespace: &str, name: &str) -> Result<Arc<K>, ObjectError> {
+    async fn fetch<K: DeserializeOwned>(
+        &self,
+        kind: ObjectKind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<K>, ObjectError> {
         let unavailable = |cause: String| {
-            ObjectError::Unavailable(format!("{} {namespace}/{name} is not known on this node: {cause}", kind.name()))
+            ObjectError::Unavailable(format!(
+                "{} {namespace}/{name} is not known on this node: {cause}",
+                kind.name()
+            ))
         };
-        let request = FetchRequest { kind: kind.name().into(), namespace: namespace.into(), name: name.into() };
+        let request = FetchRequest {
+            kind: kind.name().into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
         let connection = self.core.connection().map_err(|e| unavailable(e.to_string()))?;
         let reply = match call(&connection, &request).await {
             Ok((reply, _)) => reply,
-            Err(CallError::Refused { code: 404, message }) => return Err(ObjectError::NotFound(message)),
+            Err(CallError::Refused { code: 404, message }) => {
+                return Err(ObjectError::NotFound(message));
+            }
             Err(cause) => return Err(unavailable(cause.to_string())),
         };
         // Not kept: what changes it later comes down by itself, or never concerned this node.
@@ -51,8 +65,14 @@ impl Objects for NodeObjects {
         }
     }
 
-    async fn token(&self, pod: &Pod, audiences: &[String], expiration_seconds: i64) -> Result<Token, ObjectError> {
-        let unavailable = |cause: String| ObjectError::Unavailable(format!("no ServiceAccount token: {cause}"));
+    async fn token(
+        &self,
+        pod: &Pod,
+        audiences: &[String],
+        expiration_seconds: i64,
+    ) -> Result<Token, ObjectError> {
+        let unavailable =
+            |cause: String| ObjectError::Unavailable(format!("no ServiceAccount token: {cause}"));
         let request = TokenRequest {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             pod: pod.metadata.name.clone().unwrap_or_default(),
@@ -63,18 +83,27 @@ impl Objects for NodeObjects {
         let connection = self.core.connection().map_err(|e| unavailable(e.to_string()))?;
         let reply = match call(&connection, &request).await {
             Ok((reply, _)) => reply,
-            Err(CallError::Refused { code: 404, message }) => return Err(ObjectError::NotFound(message)),
+            Err(CallError::Refused { code: 404, message }) => {
+                return Err(ObjectError::NotFound(message));
+            }
             Err(cause) => return Err(unavailable(cause.to_string())),
         };
         let status: Option<TokenRequestStatus> =
             serde_json::from_slice(&reply.body).map_err(|e| unavailable(e.to_string()))?;
         let parts = status.and_then(|s| Some((s.token?, s.expiration_timestamp?.0)));
-        let (token, expires_at) = parts.ok_or_else(|| unavailable("the answer has no token".into()))?;
+        let (token, expires_at) =
+            parts.ok_or_else(|| unavailable("the answer has no token".into()))?;
         Ok(Token { token, expires_at })
     }
 
     fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
-        self.core.desired.services.list_in(namespace).into_iter().map(|(_, service)| service).collect()
+        self.core
+            .desired
+            .services
+            .list_in(namespace)
+            .into_iter()
+            .map(|(_, service)| service)
+            .collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

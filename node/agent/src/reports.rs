@@ -49,7 +49,9 @@ impl Outgoing {
         let mut state = State { next_seq: 1, ..State::default() };
         for (uid, bytes) in ledger.statuses()? {
             let report = RawFrame::parse(&bytes).ok().flatten();
-            if let Some(report) = report.and_then(|frame| frame.decode::<PodReport>().ok().flatten()) {
+            if let Some(report) =
+                report.and_then(|frame| frame.decode::<PodReport>().ok().flatten())
+            {
                 state.next_seq = state.next_seq.max(report.seq + 1);
                 state.unsent.insert(uid.clone());
                 state.statuses.insert(uid, report);
@@ -71,7 +73,10 @@ impl Outgoing {
         loop {
             {
                 let state = self.state.lock();
-                if !state.unsent.is_empty() || !state.unwritten.is_empty() || !state.events.is_empty() {
+                if !state.unsent.is_empty()
+                    || !state.unwritten.is_empty()
+                    || !state.events.is_empty()
+                {
                     return;
                 }
             }
@@ -85,7 +90,8 @@ impl Outgoing {
         let (taken, rows) = {
             let mut state = self.state.lock();
             let unsent = std::mem::take(&mut state.unsent);
-            let statuses = unsent.iter().filter_map(|uid| state.statuses.get(uid).cloned()).collect();
+            let statuses =
+                unsent.iter().filter_map(|uid| state.statuses.get(uid).cloned()).collect();
             let unwritten = std::mem::take(&mut state.unwritten);
             let row = |uid: String| {
                 let bytes = state.statuses.get(&uid).map(|report| {
@@ -103,7 +109,9 @@ impl Outgoing {
             let ledger = self.ledger.clone();
             match tokio::task::spawn_blocking(move || ledger.set_statuses(&rows)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(cause)) => tracing::error!(%cause, "a pod's status cannot be written into the ledger"),
+                Ok(Err(cause)) => {
+                    tracing::error!(%cause, "a pod's status cannot be written into the ledger")
+                }
                 Err(cause) => tracing::error!(%cause, "the ledger's task failed"),
             }
         }
@@ -241,6 +249,9 @@ mod tests {
         let events = out.take().await.events;
         assert_eq!(events.len(), EVENTS_MAX);
         let first: Event = serde_json::from_slice(&events[0]).unwrap();
-        assert_eq!((first.message.as_deref(), first.type_.as_deref()), (Some("5"), Some("Warning")));
+        assert_eq!(
+            (first.message.as_deref(), first.type_.as_deref()),
+            (Some("5"), Some("Warning"))
+        );
     }
 }

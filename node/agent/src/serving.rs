@@ -19,11 +19,15 @@ const CONNECT_WAIT: Duration = Duration::from_secs(10);
 pub(crate) async fn one(core: Arc<Core>, opened: Opened) {
     let (request, incoming) = match opened.request().await {
         Ok(request) => request,
-        Err(CallError::Malformed(cause)) => return tracing::warn!(%cause, "the control plane sent a malformed request"),
+        Err(CallError::Malformed(cause)) => {
+            return tracing::warn!(%cause, "the control plane sent a malformed request");
+        }
         Err(cause) => return tracing::debug!(%cause, "a request did not come through"),
     };
     let Some(parts) = core.parts.borrow().clone() else {
-        return incoming.refuse(503, format!("node {:?} is still starting", core.config.name)).await;
+        return incoming
+            .refuse(503, format!("node {:?} is still starting", core.config.name))
+            .await;
     };
     match request {
         Request::LogsRequest(request) => logs(&parts, request, incoming).await,
@@ -44,7 +48,9 @@ async fn logs(parts: &Parts, request: LogsRequest, incoming: Incoming) {
         Err(LogError::BadRequest(cause)) => return incoming.refuse(400, cause).await,
         Err(LogError::Io(cause)) => return incoming.refuse(500, cause).await,
     };
-    let Ok(mut stream) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else { return };
+    let Ok(mut stream) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else {
+        return;
+    };
     loop {
         let next = tokio::select! {
             next = lines.next() => next,
@@ -69,11 +75,15 @@ async fn logs(parts: &Parts, request: LogsRequest, incoming: Incoming) {
 fn read(request: &LogsRequest) -> Result<LogRequest, String> {
     let count = |name: &str, value: Option<i64>| match value {
         None => Ok(None),
-        Some(value) => u64::try_from(value).map(Some).map_err(|_| format!("{name} must not be negative, it is {value}")),
+        Some(value) => u64::try_from(value)
+            .map(Some)
+            .map_err(|_| format!("{name} must not be negative, it is {value}")),
     };
     let since_time = match request.since_time.as_str() {
         "" => None,
-        text => Some(text.parse().map_err(|_| format!("sinceTime {text:?} is not an RFC 3339 time"))?),
+        text => {
+            Some(text.parse().map_err(|_| format!("sinceTime {text:?} is not an RFC 3339 time"))?)
+        }
     };
     Ok(LogRequest {
         container: request.container.clone(),
@@ -97,7 +107,9 @@ async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incomi
         return incoming.refuse(400, format!("{ip:?} is no address")).await;
     };
     if !is_ours(core, parts, ip) {
-        return incoming.refuse(404, format!("{ip} is not the address of a pod on this node")).await;
+        return incoming
+            .refuse(404, format!("{ip} is not the address of a pod on this node"))
+            .await;
     }
     let address = (parts.network.reach(ip), port);
     let connected = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(address)).await;
@@ -108,7 +120,9 @@ async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incomi
     };
     // Small requests and answers must not wait for each other.
     let _only_slower_without = far.set_nodelay(true);
-    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else { return };
+    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else {
+        return;
+    };
     if tokio::io::copy_bidirectional(&mut near, &mut far).await.is_err() {
         near.abort();
     }

@@ -65,7 +65,8 @@ impl ControlPlane {
     async fn let_join(&self) {
         let Arrival::Join(request) = self.arrival().await else { panic!("not a join") };
         let csr = Signer::read_request(&request.join.csr).unwrap();
-        let certificate = self.signer.sign_node(&request.join.name, &csr, Timestamp::now()).unwrap();
+        let certificate =
+            self.signer.sign_node(&request.join.name, &csr, Timestamp::now()).unwrap();
         request.admit(&certificate, self.signer.ca()).await;
     }
 
@@ -153,14 +154,22 @@ impl PodHandler for Recording {
     }
 
     async fn logs(
-        &self, _namespace: &str, name: &str, _uid: &str, request: LogRequest,
+        &self,
+        _namespace: &str,
+        name: &str,
+        _uid: &str,
+        request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
         if name == "missing" {
             return Err(LogError::NotFound("no such pod".into()));
         }
         let first = futures::stream::iter([Ok(Bytes::from(format!("log of {name}\n")))]);
         // A log that is followed does not end.
-        let rest = if request.follow { futures::stream::pending().boxed() } else { futures::stream::empty().boxed() };
+        let rest = if request.follow {
+            futures::stream::pending().boxed()
+        } else {
+            futures::stream::empty().boxed()
+        };
         Ok(first.chain(rest).boxed())
     }
 }

@@ -30,7 +30,8 @@ pub enum Error {
     /// The other end is not the cluster that this node belongs to, or that the token names.
     #[error("{server} is not the expected control plane: {cause}")]
     WrongCa { server: String, cause: String, joining: bool },
-    #[error("the control plane at {server} refused this node: {message}")]
+    /// It ended the connection, and said why.
+    #[error("the control plane at {server} says: {message}")]
     Refused { server: String, code: CloseCode, message: String },
     #[error("{0}")]
     Expired(String),

@@ -53,12 +53,15 @@ impl TestApi {
         });
         let name = path.rsplit('/').next().unwrap();
         meta.insert("name".into(), json!(name));
-        if let Some((_, rest)) = path.split_once("/namespaces/").filter(|(_, rest)| rest.contains('/')) {
+        if let Some((_, rest)) =
+            path.split_once("/namespaces/").filter(|(_, rest)| rest.contains('/'))
+        {
             meta.insert("namespace".into(), json!(rest.split('/').next().unwrap()));
         }
         state.objects.insert(path.into(), object.clone());
         let kind = if existing.is_some() { "MODIFIED" } else { "ADDED" };
-        let _nobody = self.inner.events.send((path.into(), json!({"type": kind, "object": object})));
+        let _nobody =
+            self.inner.events.send((path.into(), json!({"type": kind, "object": object})));
         object
     }
 
@@ -67,7 +70,8 @@ impl TestApi {
         let Some(mut object) = state.objects.remove(path) else { return false };
         state.revision += 1;
         object["metadata"]["resourceVersion"] = json!(state.revision.to_string());
-        let _nobody = self.inner.events.send((path.into(), json!({"type": "DELETED", "object": object})));
+        let _nobody =
+            self.inner.events.send((path.into(), json!({"type": "DELETED", "object": object})));
         true
     }
 
@@ -86,7 +90,10 @@ impl TestApi {
     fn answer(&self, request: &http::Request<Bytes>) -> (u16, Value) {
         let path = request.uri().path();
         let failure = |code: u16, reason: &str| {
-            (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": format!("{path} {reason}")}))
+            (
+                code,
+                json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": format!("{path} {reason}")}),
+            )
         };
         let body = || serde_json::from_slice::<Value>(request.body()).unwrap();
         match *request.method() {
@@ -97,7 +104,10 @@ impl TestApi {
             },
             Method::POST if path.ends_with("/token") => {
                 let status = json!({"token": format!("token for {path}"), "expirationTimestamp": "2100-01-01T00:00:00Z"});
-                (201, json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "spec": body()["spec"], "status": status}))
+                (
+                    201,
+                    json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "spec": body()["spec"], "status": status}),
+                )
             }
             Method::POST => {
                 let object = body();
@@ -138,13 +148,19 @@ impl TestApi {
 
     fn list(&self, collection: &str) -> Value {
         let state = self.inner.state.lock();
-        let items: Vec<Value> =
-            state.objects.iter().filter(|(path, _)| is_in(path, collection)).map(|(_, o)| o.clone()).collect();
+        let items: Vec<Value> = state
+            .objects
+            .iter()
+            .filter(|(path, _)| is_in(path, collection))
+            .map(|(_, o)| o.clone())
+            .collect();
         json!({"kind": "List", "metadata": {"resourceVersion": state.revision.to_string()}, "items": items})
     }
 
     fn watch(&self, collection: &str, after: u64) -> Body {
-        let version = |event: &Value| event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+        let version = |event: &Value| {
+            event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap()
+        };
         let receiver = self.inner.events.subscribe();
         // What happened between the list and this subscription.
         let missed: Vec<Value> = {
@@ -168,7 +184,17 @@ impl TestApi {
 
 fn is_collection(path: &str) -> bool {
     let last = path.rsplit('/').next().unwrap();
-    ["pods", "nodes", "configmaps", "secrets", "services", "endpointslices", "ingresses", "namespaces"].contains(&last)
+    [
+        "pods",
+        "nodes",
+        "configmaps",
+        "secrets",
+        "services",
+        "endpointslices",
+        "ingresses",
+        "namespaces",
+    ]
+    .contains(&last)
 }
 
 /// Whether an object's path belongs to a collection over all namespaces: `/api/v1/pods`.

@@ -71,7 +71,12 @@ async fn another_nodes_objects_end_the_connection_and_nothing_else() {
 
     let bad = world.node("edge-3").await;
     let uid = stored["metadata"]["uid"].as_str().unwrap().to_owned();
-    let request = TokenRequest { namespace: "a".into(), pod: "web".into(), pod_uid: uid, ..TokenRequest::default() };
+    let request = TokenRequest {
+        namespace: "a".into(),
+        pod: "web".into(),
+        pod_uid: uid,
+        ..TokenRequest::default()
+    };
     assert!(call(&bad.connection, &request).await.is_err());
     assert_eq!(closed(&world, &bad).await.0, CloseCode::Malformed);
 
@@ -114,13 +119,20 @@ async fn tokens_and_objects_for_own_pods() {
 
     // Referenced but made only now: the node need not wait for it to come down.
     world.api.put("/api/v1/namespaces/a/configmaps/settings", config_map("1"));
-    let fetch = |kind: &str, name: &str| FetchRequest { kind: kind.into(), namespace: "a".into(), name: name.into() };
+    let fetch = |kind: &str, name: &str| FetchRequest {
+        kind: kind.into(),
+        namespace: "a".into(),
+        name: name.into(),
+    };
     let (reply, _) = call(&tunnel.connection, &fetch("ConfigMap", "settings")).await.unwrap();
     assert!(String::from_utf8(reply.body).unwrap().contains("settings"));
     world.api.put("/api/v1/namespaces/a/secrets/foreign", json!({"metadata": {}}));
     for (kind, name) in [("Secret", "foreign"), ("ConfigMap", "other"), ("Node", "edge-1")] {
         let refused = call(&tunnel.connection, &fetch(kind, name)).await.err().unwrap();
-        assert!(matches!(refused, CallError::Refused { code: 400 | 403, .. }), "{kind} {name}: {refused}");
+        assert!(
+            matches!(refused, CallError::Refused { code: 400 | 403, .. }),
+            "{kind} {name}: {refused}"
+        );
     }
 }
 
@@ -128,15 +140,25 @@ async fn tokens_and_objects_for_own_pods() {
 async fn registry_reads() {
     let world = World::new();
     let tunnel = world.node("edge-1").await;
-    let request = |method: &str, path: &str| RegistryRequest { method: method.into(), path: path.into(), headers: vec![] };
-    let (reply, stream) = call(&tunnel.connection, &request("GET", "/v2/app/blobs/x")).await.unwrap();
+    let request = |method: &str, path: &str| RegistryRequest {
+        method: method.into(),
+        path: path.into(),
+        headers: vec![],
+    };
+    let (reply, stream) =
+        call(&tunnel.connection, &request("GET", "/v2/app/blobs/x")).await.unwrap();
     assert!(reply.headers.contains(&("x-test".into(), "yes".into())));
     let mut body = stream.into_body();
     assert_eq!(body.next().await.unwrap().unwrap(), "GET /v2/app/blobs/x");
     assert!(body.next().await.unwrap().is_none());
-    for (method, path, expect) in [("GET", "/v2/missing", 404), ("PUT", "/v2/app", 403), ("GET", "/api/v1/secrets", 403)] {
+    for (method, path, expect) in
+        [("GET", "/v2/missing", 404), ("PUT", "/v2/app", 403), ("GET", "/api/v1/secrets", 403)]
+    {
         let refused = call(&tunnel.connection, &request(method, path)).await.err().unwrap();
-        assert!(matches!(refused, CallError::Refused { code, .. } if code == expect), "{method} {path}: {refused}");
+        assert!(
+            matches!(refused, CallError::Refused { code, .. } if code == expect),
+            "{method} {path}: {refused}"
+        );
     }
 }
 
@@ -145,13 +167,18 @@ async fn logs_stream_and_end_when_nobody_reads() {
     let world = World::new();
     let tunnel = world.node("edge-1").await;
     let serve = tokio::spawn(async move {
-        let (request, incoming) = call::accept(&tunnel.connection).await.unwrap().request().await.unwrap();
+        let (request, incoming) =
+            call::accept(&tunnel.connection).await.unwrap().request().await.unwrap();
         let Request::LogsRequest(request) = request else { panic!("{request:?}") };
-        assert_eq!((request.pod.as_str(), request.tail_lines, request.follow), ("web", Some(5), true));
+        assert_eq!(
+            (request.pod.as_str(), request.tail_lines, request.follow),
+            ("web", Some(5), true)
+        );
         let mut stream = incoming.begin(Reply { code: 200, ..Reply::default() }).await.unwrap();
         stream.send(Bytes::from_static(b"line\n")).await.unwrap();
         stream.unwanted().await;
-        let (_, incoming) = call::accept(&tunnel.connection).await.unwrap().request().await.unwrap();
+        let (_, incoming) =
+            call::accept(&tunnel.connection).await.unwrap().request().await.unwrap();
         incoming.refuse(404, "no such pod").await;
         tunnel
     });
@@ -170,9 +197,13 @@ async fn logs_stream_and_end_when_nobody_reads() {
 async fn pod_packets_are_relayed_by_block() {
     let world = World::new();
     let token = world.token().await;
-    let (one, two) = (world.join(&token, "1", "edge-1").await.unwrap(), world.join(&token, "2", "edge-2").await.unwrap());
+    let (one, two) = (
+        world.join(&token, "1", "edge-1").await.unwrap(),
+        world.join(&token, "2", "edge-2").await.unwrap(),
+    );
     let (_a, _b) = (world.open(&one).await.unwrap(), world.open(&two).await.unwrap());
-    let (first, second) = (world.dialer.packets(&one).await.unwrap(), world.dialer.packets(&two).await.unwrap());
+    let (first, second) =
+        (world.dialer.packets(&one).await.unwrap(), world.dialer.packets(&two).await.unwrap());
     let packet = |source: [u8; 4], destination: [u8; 4]| {
         let mut bytes = vec![0x45; 40];
         bytes[12..16].copy_from_slice(&source);

@@ -18,7 +18,10 @@ async fn a_node_registers() {
     assert_eq!(node["status"]["capacity"]["cpu"], "2");
     assert_eq!(node["status"]["conditions"][0]["status"], "True");
     let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1";
-    world.api.until(lease, |lease| lease.is_some_and(|l| l["spec"]["holderIdentity"] == "edge-1")).await;
+    world
+        .api
+        .until(lease, |lease| lease.is_some_and(|l| l["spec"]["holderIdentity"] == "edge-1"))
+        .await;
     use rimward_control_apiserver::nodes::Nodes as _;
     assert!(world.hub.last_heard("edge-1").is_some());
     assert!(world.hub.last_heard("edge-3").is_none());
@@ -47,16 +50,22 @@ async fn pods_come_with_what_they_reference() {
     let mut there = world.node("edge-2").await;
 
     world.api.put(POD, pod("edge-1"));
-    let mut told = vec![delta(&mut here).await, delta(&mut here).await];
+    let mut told = [delta(&mut here).await, delta(&mut here).await];
     told.sort_by(|a, b| a.kind.cmp(&b.kind));
-    assert_eq!((told[0].kind.as_str(), names(&told[0])), ("ConfigMap", vec!["settings".to_owned()]));
+    assert_eq!(
+        (told[0].kind.as_str(), names(&told[0])),
+        ("ConfigMap", vec!["settings".to_owned()])
+    );
     assert_eq!((told[1].kind.as_str(), names(&told[1])), ("Pod", vec!["web".to_owned()]));
 
     // A change of what is referenced comes too, of what is not does not.
     world.api.put("/api/v1/namespaces/a/configmaps/other", config_map("2"));
     world.api.put(SETTINGS, config_map("2"));
     let changed = delta(&mut here).await;
-    assert_eq!((changed.kind.as_str(), names(&changed)), ("ConfigMap", vec!["settings".to_owned()]));
+    assert_eq!(
+        (changed.kind.as_str(), names(&changed)),
+        ("ConfigMap", vec!["settings".to_owned()])
+    );
 
     // The other node hears of Services alone.
     world.api.put("/api/v1/namespaces/a/services/t", json!({"metadata": {}, "spec": {}}));
@@ -77,7 +86,8 @@ async fn pods_come_with_what_they_reference() {
 #[tokio::test]
 async fn what_a_node_holds_is_not_sent_again() {
     let world = World::new();
-    let stored = world.api.put("/api/v1/namespaces/a/services/s", json!({"metadata": {}, "spec": {}}));
+    let stored =
+        world.api.put("/api/v1/namespaces/a/services/s", json!({"metadata": {}, "spec": {}}));
     let identity = world.join(&world.token().await, "m", "edge-1").await.unwrap();
     let mut first = world.open(&identity).await.unwrap();
     assert_eq!(synced(&mut first).await.len(), 1);
@@ -122,7 +132,10 @@ async fn a_token_admits_until_it_is_gone_and_a_name_belongs_to_a_key() {
     let refused = world.join(&wrong, "machine-3", "edge-3").await.unwrap_err();
     assert!(refused.permanent() && refused.to_string().contains("not valid"), "{refused}");
     let bad_name = world.join(&token, "machine-3", "Edge_3").await.unwrap_err();
-    assert!(bad_name.permanent() && bad_name.to_string().contains("no name for a node"), "{bad_name}");
+    assert!(
+        bad_name.permanent() && bad_name.to_string().contains("no name for a node"),
+        "{bad_name}"
+    );
     let secret = BootstrapToken::secret_name(&token.id);
     world.api.delete(&format!("/api/v1/namespaces/kube-system/secrets/{secret}"));
     assert!(world.join(&token, "machine-3", "edge-3").await.unwrap_err().permanent());

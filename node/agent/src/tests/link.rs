@@ -77,7 +77,8 @@ async fn reconnects_with_what_it_holds_and_takes_what_it_lacks() {
     let mut node = control.connected().await;
     let held = node.hello.held.iter().find(|(kind, ..)| kind == "Pod").unwrap();
     assert_eq!(held.1, 2);
-    let entry = |name: &str, uid: &str| ("a".to_owned(), name.to_owned(), uid.to_owned(), "1".to_owned());
+    let entry =
+        |name: &str, uid: &str| ("a".to_owned(), name.to_owned(), uid.to_owned(), "1".to_owned());
     let entries = vec![entry("stays", "u2"), entry("new", "u3")];
     node.writer.push(&Offer { revision: 1, kind: "Pod".into(), entries });
     say_synced(&mut node).await;
@@ -97,7 +98,8 @@ async fn malformed_bytes_from_the_control_plane_cost_a_reconnect_only() {
     // A second welcome is against the protocol.
     node.writer.push(&Welcome::default());
     node.writer.flush().await.unwrap();
-    let reason = tokio::time::timeout(Duration::from_secs(20), node.connection.closed()).await.unwrap();
+    let reason =
+        tokio::time::timeout(Duration::from_secs(20), node.connection.closed()).await.unwrap();
     let (code, _) = rimward_tunnel::close::closed_by_peer(&reason).unwrap();
     assert_eq!(code, CloseCode::Malformed);
     control.connected().await;
@@ -146,7 +148,12 @@ async fn statuses_are_sent_until_they_are_acknowledged() {
 async fn serves_logs_and_dials_its_own_pods_only() {
     let (control, dir) = (ControlPlane::new(), tempfile::tempdir().unwrap());
     let (agent, node, _shutdown) = control.agent(dir.path()).await;
-    let logs = |pod: &str, follow| LogsRequest { namespace: "a".into(), pod: pod.into(), follow, ..LogsRequest::default() };
+    let logs = |pod: &str, follow| LogsRequest {
+        namespace: "a".into(),
+        pod: pod.into(),
+        follow,
+        ..LogsRequest::default()
+    };
     let early = call(&node.connection, &logs("web", false)).await.err().unwrap();
     assert!(matches!(early, CallError::Refused { code: 503, .. }), "{early}");
 
@@ -162,7 +169,10 @@ async fn serves_logs_and_dials_its_own_pods_only() {
     assert!(matches!(missing, CallError::Refused { code: 404, .. }), "{missing}");
     let negative = LogsRequest { tail_lines: Some(-1), ..logs("web", false) };
     let negative = call(&node.connection, &negative).await.err().unwrap();
-    assert!(matches!(&negative, CallError::Refused { code: 400, message } if message.contains("tailLines")), "{negative}");
+    assert!(
+        matches!(&negative, CallError::Refused { code: 400, message } if message.contains("tailLines")),
+        "{negative}"
+    );
 
     let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = echo.local_addr().unwrap().port();

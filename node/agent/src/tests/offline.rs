@@ -44,7 +44,9 @@ async fn start_when_free(config: &Config, shutdown: &CancellationToken) -> Agent
     loop {
         match Agent::start(config.clone(), shutdown.clone()) {
             Ok(agent) => return agent,
-            Err(Error::Ledger(_)) if tokio::time::Instant::now() < deadline => tokio::task::yield_now().await,
+            Err(Error::Ledger(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::task::yield_now().await
+            }
             Err(cause) => panic!("{cause}"),
         }
     }
@@ -56,7 +58,8 @@ async fn a_refused_token_ends_the_agent_with_a_message() {
     let agent = Agent::start(control.config(dir.path()), CancellationToken::new()).unwrap();
     let Arrival::Join(request) = control.arrival().await else { panic!("not a join") };
     request.refuse(CloseCode::Denied, "the token is not valid");
-    let cause = tokio::time::timeout(Duration::from_secs(20), agent.ended()).await.unwrap().unwrap_err();
+    let cause =
+        tokio::time::timeout(Duration::from_secs(20), agent.ended()).await.unwrap().unwrap_err();
     assert!(cause.to_string().contains("the token is not valid"), "{cause}");
     assert!(agent.welcome().await.is_none());
 }

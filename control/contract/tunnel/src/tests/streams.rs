@@ -122,7 +122,10 @@ async fn a_control_plane_that_stops_says_so() {
 
 /// Passes packets between one node and whichever control plane `target` names: what the node's packets
 /// meet when a control plane dies without a word and another starts on its port.
-async fn forward(socket: tokio::net::UdpSocket, target: tokio::sync::watch::Receiver<std::net::SocketAddr>) {
+async fn forward(
+    socket: tokio::net::UdpSocket,
+    target: tokio::sync::watch::Receiver<std::net::SocketAddr>,
+) {
     let far = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (mut up, mut down) = (vec![0; 2048], vec![0; 2048]);
     let mut node = None;
