@@ -71,16 +71,14 @@ fn say(handle: &Handle, event: &Event) {
 fn watch(handle: &Handle, seen: &[(Name, Option<String>)]) {
     let namespace = handle.look(|state| state.pod.metadata.namespace.clone().unwrap_or_default());
     let stale = handle.node.references.watch(&namespace, &handle.uid, seen);
-    handle.apply(|state, now| {
+    handle.apply(|state, _| {
         for (name, _) in seen {
             if !state.watched.contains(name) {
                 state.watched.push(name.clone());
             }
         }
-        if stale {
-            state.objects_changed(now);
-        }
     });
+    handle.node.look_again(stale);
 }
 
 async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
@@ -123,7 +121,11 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
     let config = &handle.node.config;
     let (pod, container, field_path) = handle.look(|state| {
         let container = state.container_spec(index).clone();
-        let list = if state.containers[index].kind == crate::status::Kind::Main { "containers" } else { "initContainers" };
+        let list = if state.containers[index].kind == crate::status::Kind::Main {
+            "containers"
+        } else {
+            "initContainers"
+        };
         let field_path = format!("spec.{list}{{{}}}", container.name);
         (state.pod.clone(), container, field_path)
     });
@@ -146,10 +148,16 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
 
 /// The first runtime that runs the image and fits the runtime class: `wasm` and `wasm-…` name the
 /// wasm runtime, and so on; another class does not narrow the choice.
-fn choose_runtime(handle: &Handle, pod: &Pod, image: &Image) -> Result<(usize, &'static str), ImageError> {
+fn choose_runtime(
+    handle: &Handle,
+    pod: &Pod,
+    image: &Image,
+) -> Result<(usize, &'static str), ImageError> {
     let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
     let runtimes = &handle.node.config.runtimes;
-    let belongs = |name: &str| class == name || class.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
+    let belongs = |name: &str| {
+        class == name || class.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+    };
     let narrowed = runtimes.iter().any(|r| belongs(r.name()));
     let fits = |name: &str| !narrowed || belongs(name);
     let chosen = runtimes.iter().position(|r| r.runs(image) && fits(r.name()));
@@ -158,7 +166,11 @@ fn choose_runtime(handle: &Handle, pod: &Pod, image: &Image) -> Result<(usize, &
             ImageForm::Wasm { .. } => "a WebAssembly image",
             ImageForm::Linux { .. } => "a Linux container image",
         };
-        let why = if narrowed { format!("runtime class {class:?} does not run it") } else { "no runtime of this node runs it".into() };
+        let why = if narrowed {
+            format!("runtime class {class:?} does not run it")
+        } else {
+            "no runtime of this node runs it".into()
+        };
         ImageError {
             reason: "CreateContainerError".into(),
             message: format!("image {:?} is {form}: {why}", image.reference),
@@ -177,7 +189,8 @@ async fn start(
     let (pod, attachment) = handle.look(|state| (state.pod.clone(), attachment(state)));
     let container = handle.look(|state| state.container_spec(index).clone());
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let sources = Sources::fetch(&*config.objects, &namespace, sources::of_container(&container)).await;
+    let sources =
+        Sources::fetch(&*config.objects, &namespace, sources::of_container(&container)).await;
     let refuse = |message: String| StartFailure {
         error: StartError { reason: "CreateContainerConfigError".into(), message },
         seen: sources.versions(),
@@ -230,7 +243,9 @@ async fn run_hook(
     limit: Option<Duration>,
 ) -> Result<(), String> {
     let container = handle.look(|state| state.container_spec(index).clone());
-    let Some(attachment) = handle.look(attachment) else { return Err("the pod has no address".into()) };
+    let Some(attachment) = handle.look(attachment) else {
+        return Err("the pod has no address".into());
+    };
     let target = Target {
         network: &*handle.node.config.network,
         runtime: &**handle.node.runtime(runtime),
@@ -284,7 +299,12 @@ async fn stop(
     if let Some(hook) = hook {
         if run_hook(handle, index, id, runtime, &hook, Some(grace)).await.is_err() {
             handle.apply(|state, _| {
-                state.container_event(index, true, "FailedPreStopHook", "PreStopHook failed".into());
+                state.container_event(
+                    index,
+                    true,
+                    "FailedPreStopHook",
+                    "PreStopHook failed".into(),
+                );
             });
         }
         // The kubelet leaves two seconds even when the hook took all.

@@ -80,12 +80,19 @@ pub(crate) fn log_path(pod_dir: &Path, id: &RunId) -> std::path::PathBuf {
 fn parts(image: &Image) -> (&[String], &[String], &[String], &str) {
     match &image.form {
         ImageForm::Wasm { entrypoint, cmd, env, working_dir, .. }
-        | ImageForm::Linux { entrypoint, cmd, env, working_dir, .. } => (entrypoint, cmd, env, working_dir),
+        | ImageForm::Linux { entrypoint, cmd, env, working_dir, .. } => {
+            (entrypoint, cmd, env, working_dir)
+        }
     }
 }
 
 /// The image's variables, HOSTNAME, then the container's own; later ones win.
-fn environment(image: &Image, pod: &Pod, domain: &str, own: &[(String, String)]) -> Vec<(String, String)> {
+fn environment(
+    image: &Image,
+    pod: &Pod,
+    domain: &str,
+    own: &[(String, String)],
+) -> Vec<(String, String)> {
     let pair = |text: &String| text.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()));
     let mut env: Vec<(String, String)> = parts(image).2.iter().filter_map(pair).collect();
     let hostname = ("HOSTNAME".to_owned(), crate::dns::hostname(pod, domain).0);
@@ -125,7 +132,11 @@ fn image_name(reference: &str) -> &str {
 }
 
 fn tcp_ports(container: &Container) -> Vec<u16> {
-    let tcp = container.ports.iter().flatten().filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
+    let tcp = container
+        .ports
+        .iter()
+        .flatten()
+        .filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"));
     let mut ports = Vec::new();
     for port in tcp.filter_map(|p| u16::try_from(p.container_port).ok()) {
         if !ports.contains(&port) {
@@ -138,7 +149,8 @@ fn tcp_ports(container: &Container) -> Vec<u16> {
 fn resources(container: &Container) -> Result<Resources, String> {
     let resources = container.resources.as_ref();
     let amount = |limits: bool, name: &str| {
-        let map = resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
+        let map =
+            resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
         map.and_then(|m| m.get(name)).map(downward::parse).transpose()
     };
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
@@ -158,7 +170,10 @@ fn user(spec: &PodSpec, container: &Container) -> Result<User, String> {
     let gid = own.and_then(|c| c.run_as_group).or(pod.and_then(|p| p.run_as_group));
     let non_root = own.and_then(|c| c.run_as_non_root).or(pod.and_then(|p| p.run_as_non_root));
     if non_root == Some(true) && uid == Some(0) {
-        return Err(format!("container's runAsUser breaks non-root policy (container: {})", container.name));
+        return Err(format!(
+            "container's runAsUser breaks non-root policy (container: {})",
+            container.name
+        ));
     }
     let mut supplemental_gids = pod.and_then(|p| p.supplemental_groups.clone()).unwrap_or_default();
     supplemental_gids.extend(pod.and_then(|p| p.fs_group));
@@ -175,7 +190,10 @@ fn mounts(
     let mounts = container.volume_mounts.as_deref().unwrap_or_default();
     let one = |(index, mount): (usize, &VolumeMount)| {
         let volume = volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+            format!(
+                "cannot find volume {:?} to mount into container {:?}",
+                mount.name, container.name
+            )
         })?;
         let whole = places.of(volume);
         let sub = sub_path(mount, env)?;
@@ -207,7 +225,10 @@ fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<Stri
         let path = expand(expression, get);
         // What was not replaced is a variable that there is not.
         if path.contains("$(") {
-            return Err(format!("failed to expand subPath for volumeMount {:?}: missing value for {path:?}", mount.mount_path));
+            return Err(format!(
+                "failed to expand subPath for volumeMount {:?}: missing value for {path:?}",
+                mount.mount_path
+            ));
         }
         return Ok(Some(path));
     }
@@ -260,7 +281,8 @@ mod tests {
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec});
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let ip = "10.42.0.5".parse().unwrap();
-        let attachment = Attachment { pod_ips: vec![ip], bind_ip: "127.42.0.5".parse().unwrap(), netns: None };
+        let attachment =
+            Attachment { pod_ips: vec![ip], bind_ip: "127.42.0.5".parse().unwrap(), netns: None };
         build(Given {
             pod: &pod,
             container: &pod.spec.as_ref().unwrap().containers[0],
@@ -289,9 +311,23 @@ mod tests {
                 "volumeMounts": [{"name": "data", "mountPath": "/d"}, {"name": "cfg", "mountPath": "/c"},
                     {"name": "data", "mountPath": "/s", "subPathExpr": "x-$(B)", "readOnly": true}]}]}), dir.path()).unwrap();
         assert_eq!(spec.tcp_ports, [80, 81]);
-        assert_eq!(spec.resources, Resources { memory_limit_bytes: Some(64 << 20), cpu_limit_millis: Some(200), cpu_request_millis: 200 });
-        assert_eq!(spec.user, User { uid: Some(1000), gid: Some(9), supplemental_gids: vec![8, 7] });
-        assert_eq!(spec.env, [("A", "image"), ("B", "own"), ("HOSTNAME", "p")].map(|(n, v)| (n.to_owned(), v.to_owned())));
+        assert_eq!(
+            spec.resources,
+            Resources {
+                memory_limit_bytes: Some(64 << 20),
+                cpu_limit_millis: Some(200),
+                cpu_request_millis: 200
+            }
+        );
+        assert_eq!(
+            spec.user,
+            User { uid: Some(1000), gid: Some(9), supplemental_gids: vec![8, 7] }
+        );
+        assert_eq!(
+            spec.env,
+            [("A", "image"), ("B", "own"), ("HOSTNAME", "p")]
+                .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        );
         assert_eq!(spec.working_dir, "/w");
         assert_eq!(spec.log_path, dir.path().join("pods/u/c/2.log"));
         let read_only: Vec<bool> = spec.mounts.iter().map(|m| m.read_only).collect();
@@ -308,11 +344,17 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("pods/u/_volumes/d")).unwrap();
             assert_eq!(built(spec, dir.path()), Err(expected.into()));
         }
-        check(json!({"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}),
-            "cannot find volume \"v\" to mount into container \"c\"");
-        check(json!({"containers": [{"name": "c", "securityContext": {"runAsNonRoot": true, "runAsUser": 0}}]}),
-            "container's runAsUser breaks non-root policy (container: c)");
-        check(json!({"volumes": [{"name": "d", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts": [{"name": "d", "mountPath": "/v", "subPathExpr": "$(NONE)"}]}]}),
-            "failed to expand subPath for volumeMount \"/v\": missing value for \"$(NONE)\"");
+        check(
+            json!({"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}),
+            "cannot find volume \"v\" to mount into container \"c\"",
+        );
+        check(
+            json!({"containers": [{"name": "c", "securityContext": {"runAsNonRoot": true, "runAsUser": 0}}]}),
+            "container's runAsUser breaks non-root policy (container: c)",
+        );
+        check(
+            json!({"volumes": [{"name": "d", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts": [{"name": "d", "mountPath": "/v", "subPathExpr": "$(NONE)"}]}]}),
+            "failed to expand subPath for volumeMount \"/v\": missing value for \"$(NONE)\"",
+        );
     }
 }

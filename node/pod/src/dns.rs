@@ -40,8 +40,11 @@ pub(crate) fn of_pod(pod: &Pod, cluster: SocketAddr, domain: &str, host: &Dns) -
         "Default" => host.clone(),
         "ClusterFirst" if on_host => host.clone(),
         _ => {
-            let mut searches =
-                vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+            let mut searches = vec![
+                format!("{namespace}.svc.{domain}"),
+                format!("svc.{domain}"),
+                domain.to_owned(),
+            ];
             searches.extend(host.searches.iter().filter(|s| *s != ".").cloned());
             Dns { servers: vec![cluster], searches, ndots: 5 }
         }
@@ -107,40 +110,78 @@ mod tests {
     fn pod(spec: Value) -> Pod {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
     fn policies() {
         #[track_caller]
         fn check(spec: Value, servers: &[&str], searches: &[&str], ndots: u8) {
-            let host = of_host("# c\nnameserver 192.0.2.53\nsearch lan example.org\noptions edns0 ndots:2\n");
+            let host = of_host(
+                "# c\nnameserver 192.0.2.53\nsearch lan example.org\noptions edns0 ndots:2\n",
+            );
             let dns = of_pod(&pod(spec), "10.43.0.10:53".parse().unwrap(), "cluster.local", &host);
             let seen: Vec<String> = dns.servers.iter().map(|s| s.ip().to_string()).collect();
-            assert_eq!((seen, dns.searches, dns.ndots), (servers.iter().map(|s| s.to_string()).collect(), searches.iter().map(|s| s.to_string()).collect(), ndots));
+            assert_eq!(
+                (seen, dns.searches, dns.ndots),
+                (
+                    servers.iter().map(|s| s.to_string()).collect(),
+                    searches.iter().map(|s| s.to_string()).collect(),
+                    ndots
+                )
+            );
         }
-        let cluster = ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan", "example.org"];
+        let cluster =
+            ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan", "example.org"];
         check(json!({}), &["10.43.0.10"], &cluster, 5);
-        check(json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true}), &["192.0.2.53"], &["lan", "example.org"], 2);
-        check(json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true}), &["10.43.0.10"], &cluster, 5);
+        check(
+            json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true}),
+            &["192.0.2.53"],
+            &["lan", "example.org"],
+            2,
+        );
+        check(
+            json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true}),
+            &["10.43.0.10"],
+            &cluster,
+            5,
+        );
         check(json!({"dnsPolicy": "Default"}), &["192.0.2.53"], &["lan", "example.org"], 2);
-        check(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "searches": ["a.b"],
-            "options": [{"name": "ndots", "value": "3"}]}}), &["1.2.3.4"], &["a.b"], 3);
+        check(
+            json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "searches": ["a.b"],
+            "options": [{"name": "ndots", "value": "3"}]}}),
+            &["1.2.3.4"],
+            &["a.b"],
+            3,
+        );
     }
 
     #[test]
     fn names() {
         #[track_caller]
         fn check(spec: Value, host: &str, full: Option<&str>) {
-            assert_eq!(hostname(&pod(spec), "cluster.local"), (host.to_owned(), full.map(String::from)));
+            assert_eq!(
+                hostname(&pod(spec), "cluster.local"),
+                (host.to_owned(), full.map(String::from))
+            );
         }
         check(json!({}), "p", None);
         check(json!({"hostname": "h"}), "h", None);
         check(json!({"hostname": "h", "subdomain": "s"}), "h", Some("h.s.ns.svc.cluster.local"));
-        check(json!({"subdomain": "s", "setHostnameAsFQDN": true}), "p.s.ns.svc.cluster.local", Some("p.s.ns.svc.cluster.local"));
+        check(
+            json!({"subdomain": "s", "setHostnameAsFQDN": true}),
+            "p.s.ns.svc.cluster.local",
+            Some("p.s.ns.svc.cluster.local"),
+        );
         let spec = json!({"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a", "b"]}]});
         let ip = "10.42.0.5".parse().unwrap();
-        assert_eq!(hosts(&pod(spec), ip, "cluster.local"),
-            [(ip, vec!["p".to_owned()]), ("10.0.0.1".parse().unwrap(), vec!["a".into(), "b".into()])]);
+        assert_eq!(
+            hosts(&pod(spec), ip, "cluster.local"),
+            [
+                (ip, vec!["p".to_owned()]),
+                ("10.0.0.1".parse().unwrap(), vec!["a".into(), "b".into()])
+            ]
+        );
     }
 }

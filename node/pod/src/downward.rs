@@ -40,7 +40,9 @@ pub(crate) fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, Stri
         "metadata.labels" => map_lines(meta.labels.as_ref()),
         "metadata.annotations" => map_lines(meta.annotations.as_ref()),
         "spec.nodeName" => facts.node_name.to_owned(),
-        "spec.serviceAccountName" => spec.map(|s| text(&s.service_account_name)).unwrap_or_default(),
+        "spec.serviceAccountName" => {
+            spec.map(|s| text(&s.service_account_name)).unwrap_or_default()
+        }
         "spec.restartPolicy" => spec.map(|s| text(&s.restart_policy)).unwrap_or_default(),
         "status.hostIP" => facts.host_ip.to_string(),
         "status.hostIPs" => facts.host_ip.to_string(),
@@ -62,7 +64,8 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// One `key="value"` a line, by key, values quoted as Go quotes them.
 fn map_lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(k, v)| format!("{k}={}", go_quote(v))).collect();
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(k, v)| format!("{k}={}", go_quote(v))).collect();
     lines.join("\n")
 }
 
@@ -116,7 +119,9 @@ pub(crate) fn resource(
         "limits" => of("limits").unwrap_or(match name {
             "cpu" => Ok(Quantity::from_millis(allocatable.cpu_millis as i64)),
             "memory" => Ok(Quantity::from_bytes(allocatable.memory_bytes as i64)),
-            "ephemeral-storage" => Ok(Quantity::from_bytes(allocatable.ephemeral_storage_bytes as i64)),
+            "ephemeral-storage" => {
+                Ok(Quantity::from_bytes(allocatable.ephemeral_storage_bytes as i64))
+            }
             _ => Ok(Quantity::ZERO),
         })?,
         _ => of("requests").unwrap_or(Ok(Quantity::ZERO))?,
@@ -155,8 +160,17 @@ mod tests {
     }
 
     fn facts(ips: &[IpAddr]) -> Facts<'_> {
-        let allocatable = Allocatable { cpu_millis: 2000, memory_bytes: 4 << 30, ephemeral_storage_bytes: 1 << 30 };
-        Facts { pod_ips: ips, host_ip: "192.0.2.1".parse().unwrap(), node_name: "node-1", allocatable }
+        let allocatable = Allocatable {
+            cpu_millis: 2000,
+            memory_bytes: 4 << 30,
+            ephemeral_storage_bytes: 1 << 30,
+        };
+        Facts {
+            pod_ips: ips,
+            host_ip: "192.0.2.1".parse().unwrap(),
+            node_name: "node-1",
+            allocatable,
+        }
     }
 
     #[test]
@@ -197,8 +211,16 @@ mod tests {
         check(0, json!({"resource": "limits.cpu"}), Ok("2"));
         check(1, json!({"resource": "limits.memory", "divisor": "1Gi"}), Ok("4"));
         check(1, json!({"resource": "requests.memory"}), Ok("0"));
-        check(1, json!({"containerName": "c", "resource": "requests.memory", "divisor": "1Ki"}), Ok("32768"));
-        check(1, json!({"containerName": "x", "resource": "limits.cpu"}), Err("container x not found"));
+        check(
+            1,
+            json!({"containerName": "c", "resource": "requests.memory", "divisor": "1Ki"}),
+            Ok("32768"),
+        );
+        check(
+            1,
+            json!({"containerName": "x", "resource": "limits.cpu"}),
+            Err("container x not found"),
+        );
         check(1, json!({"resource": "cpu"}), Err("unsupported container resource : cpu"));
     }
 }

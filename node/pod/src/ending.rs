@@ -51,9 +51,9 @@ fn stop(state: &mut PodState, index: usize, plan: &mut Plan) -> bool {
             let grace = deadline.duration_since(plan.now).as_secs().max(0);
             state.stop(index, Some(grace), String::new(), plan.now);
         }
-        Some(_) => return !give_up(state, index, plan),
+        Some(_) => {}
     }
-    true
+    !give_up(state, index, plan)
 }
 
 /// A run that was stopped, and whose end the runtime does not report, counts as ended.

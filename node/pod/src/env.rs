@@ -251,7 +251,8 @@ mod tests {
         };
         let services = BTreeMap::from([("SVC".to_owned(), "10.43.0.9".to_owned())]);
         let env = resolve(&pod, &container, &sources(), services, &facts);
-        let env = env.map(|list| list.iter().filter(|(n, _)| n != "SVC").cloned().collect::<Vec<_>>());
+        let env =
+            env.map(|list| list.iter().filter(|(n, _)| n != "SVC").cloned().collect::<Vec<_>>());
         let expected = expected
             .map(|l| l.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect())
             .map_err(String::from);
@@ -260,34 +261,63 @@ mod tests {
 
     #[test]
     fn sources_and_precedence() {
-        check(json!({"name": "c", "env": [{"name": "A", "value": "$(SVC)"}, {"name": "B", "value": "$(A)/$(C)"}]}),
-            Ok(&[("A", "10.43.0.9"), ("B", "10.43.0.9/$(C)")]));
-        check(json!({"name": "c", "envFrom": [{"configMapRef": {"name": "m"}}, {"prefix": "S_", "secretRef": {"name": "s"}}],
+        check(
+            json!({"name": "c", "env": [{"name": "A", "value": "$(SVC)"}, {"name": "B", "value": "$(A)/$(C)"}]}),
+            Ok(&[("A", "10.43.0.9"), ("B", "10.43.0.9/$(C)")]),
+        );
+        check(
+            json!({"name": "c", "envFrom": [{"configMapRef": {"name": "m"}}, {"prefix": "S_", "secretRef": {"name": "s"}}],
                 "env": [{"name": "k", "value": "own"}]}),
-            Ok(&[("j", "w"), ("k", "own"), ("S_p", "hunter2")]));
-        check(json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}},
+            Ok(&[("j", "w"), ("k", "own"), ("S_p", "hunter2")]),
+        );
+        check(
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}},
                 {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "p"}}},
                 {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}),
-            Ok(&[("A", "v"), ("B", "hunter2"), ("C", "p")]));
+            Ok(&[("A", "v"), ("B", "hunter2"), ("C", "p")]),
+        );
     }
 
     #[test]
     fn what_is_missing() {
         let key = |source: Value| json!({"name": "c", "env": [{"name": "A", "valueFrom": source}]});
-        check(key(json!({"configMapKeyRef": {"name": "x", "key": "k"}})), Err("configmap \"x\" not found"));
-        check(key(json!({"secretKeyRef": {"name": "x", "key": "k"}})), Err("secret \"x\" not found"));
-        check(key(json!({"configMapKeyRef": {"name": "m", "key": "z"}})), Err("couldn't find key z in ConfigMap ns/m"));
-        check(key(json!({"secretKeyRef": {"name": "s", "key": "z"}})), Err("couldn't find key z in Secret ns/s"));
+        check(
+            key(json!({"configMapKeyRef": {"name": "x", "key": "k"}})),
+            Err("configmap \"x\" not found"),
+        );
+        check(
+            key(json!({"secretKeyRef": {"name": "x", "key": "k"}})),
+            Err("secret \"x\" not found"),
+        );
+        check(
+            key(json!({"configMapKeyRef": {"name": "m", "key": "z"}})),
+            Err("couldn't find key z in ConfigMap ns/m"),
+        );
+        check(
+            key(json!({"secretKeyRef": {"name": "s", "key": "z"}})),
+            Err("couldn't find key z in Secret ns/s"),
+        );
         check(key(json!({"secretKeyRef": {"name": "x", "key": "k", "optional": true}})), Ok(&[]));
-        check(json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), Err("configmap \"x\" not found"));
-        check(json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x", "optional": true}}]}), Ok(&[]));
+        check(
+            json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}),
+            Err("configmap \"x\" not found"),
+        );
+        check(
+            json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x", "optional": true}}]}),
+            Ok(&[]),
+        );
     }
 
     #[test]
     fn service_links() {
         let service = |name: &str, ip: &str| -> Arc<Service> {
             let ports = json!([{"name": "http", "port": 8765}]);
-            Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": ports}})).unwrap())
+            Arc::new(
+                serde_json::from_value(
+                    json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": ports}}),
+                )
+                .unwrap(),
+            )
         };
         let own = [service("foo-svc", "10.43.0.9"), service("headless", "None")];
         let default = [service("kubernetes", "10.43.0.1"), service("other", "10.43.0.2")];
@@ -302,8 +332,11 @@ mod tests {
             ("FOO_SVC_SERVICE_PORT", "8765"),
             ("FOO_SVC_SERVICE_PORT_HTTP", "8765"),
         ];
-        let seen: Vec<(&str, &str)> =
-            with.iter().filter(|(k, _)| !k.starts_with("KUBERNETES")).map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let seen: Vec<(&str, &str)> = with
+            .iter()
+            .filter(|(k, _)| !k.starts_with("KUBERNETES"))
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect();
         assert_eq!(seen, expected);
         let without = service_variables(&own, &default, false);
         assert!(without.keys().all(|k| k.starts_with("KUBERNETES_")), "{without:?}");

@@ -31,8 +31,9 @@ pub(crate) async fn ensure(
         _ => images.present(reference).await,
     };
     if let Some(image) = present {
-        let message =
-            format!("Container image {reference:?} already present on machine and can be accessed by the pod");
+        let message = format!(
+            "Container image {reference:?} already present on machine and can be accessed by the pod"
+        );
         say((false, "Pulled", message));
         return Ok(image);
     }
@@ -45,8 +46,9 @@ pub(crate) async fn ensure(
         Ok(image) => {
             let took = crate::restart::go_millis(began.elapsed());
             let size = size(&image).map(|n| format!(" Image size: {n} bytes.")).unwrap_or_default();
-            let message =
-                format!("Successfully pulled image {reference:?} in {took} ({took} including waiting).{size}");
+            let message = format!(
+                "Successfully pulled image {reference:?} in {took} ({took} including waiting).{size}"
+            );
             say((false, "Pulled", message));
             Ok(image)
         }
@@ -55,7 +57,9 @@ pub(crate) async fn ensure(
                 "InvalidImageName" => ("InspectFailed", error.message.clone()),
                 "ErrImageNeverPull" => (
                     "ErrImageNeverPull",
-                    format!("Container image {reference:?} is not present with pull policy of Never"),
+                    format!(
+                        "Container image {reference:?} is not present with pull policy of Never"
+                    ),
                 ),
                 _ => ("Failed", format!("Failed to pull image {reference:?}: {}", error.message)),
             };
@@ -75,7 +79,8 @@ fn policy(container: &Container) -> PullPolicy {
         _ => {
             let reference = container.image.as_deref().unwrap_or_default();
             let last = reference.rsplit('/').next().unwrap_or_default();
-            let latest = !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+            let latest =
+                !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
             if latest { PullPolicy::Always } else { PullPolicy::IfNotPresent }
         }
     }
@@ -119,14 +124,16 @@ struct DockerAuth {
 /// `kubernetes.io/dockerconfigjson`, and the older `kubernetes.io/dockercfg`.
 fn of_secret(secret: &Secret) -> Vec<RegistryAuth> {
     let data = |key: &str| secret.data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.as_slice());
-    let new = data(".dockerconfigjson").and_then(|b| serde_json::from_slice::<DockerConfig>(b).ok());
+    let new =
+        data(".dockerconfigjson").and_then(|b| serde_json::from_slice::<DockerConfig>(b).ok());
     let old = || data(".dockercfg").and_then(|b| serde_json::from_slice(b).ok());
     let auths: BTreeMap<String, DockerAuth> = new.map(|c| c.auths).or_else(old).unwrap_or_default();
     let one = |(registry, auth): (String, DockerAuth)| {
         let (username, password) = match auth.username.is_empty() {
             false => (auth.username, auth.password),
             true => {
-                let decoded = base64::engine::general_purpose::STANDARD.decode(auth.auth.trim()).ok()?;
+                let decoded =
+                    base64::engine::general_purpose::STANDARD.decode(auth.auth.trim()).ok()?;
                 let text = String::from_utf8(decoded).ok()?;
                 let (user, password) = text.split_once(':')?;
                 (user.to_owned(), password.to_owned())
@@ -165,12 +172,23 @@ mod tests {
         let check = |key: &str, content: serde_json::Value, expected: &[(&str, &str, &str)]| {
             let secret = json!({"metadata": {}, "data": {key: encoded(&content.to_string())}});
             let auths = of_secret(&serde_json::from_value(secret).unwrap());
-            let seen: Vec<_> = auths.iter().map(|a| (a.registry.as_str(), a.username.as_str(), a.password.as_str())).collect();
+            let seen: Vec<_> = auths
+                .iter()
+                .map(|a| (a.registry.as_str(), a.username.as_str(), a.password.as_str()))
+                .collect();
             assert_eq!(seen, expected);
         };
         let auth = encoded("u:p:q");
-        check(".dockerconfigjson", json!({"auths": {"https://r.example/v1/": {"auth": auth}}}), &[("r.example", "u", "p:q")]);
-        check(".dockercfg", json!({"r:5000": {"username": "u", "password": "p"}}), &[("r:5000", "u", "p")]);
+        check(
+            ".dockerconfigjson",
+            json!({"auths": {"https://r.example/v1/": {"auth": auth}}}),
+            &[("r.example", "u", "p:q")],
+        );
+        check(
+            ".dockercfg",
+            json!({"r:5000": {"username": "u", "password": "p"}}),
+            &[("r:5000", "u", "p")],
+        );
         check(".dockerconfigjson", json!({"nonsense": 1}), &[]);
     }
 }

@@ -60,7 +60,8 @@ pub(crate) async fn open(
 ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
     let now = handle.node.config.clock.now();
     let id = handle.look(|state| choose(state, &request, now))?;
-    let since = request.since.and_then(|d| now.checked_sub(jiff::SignedDuration::try_from(d).ok()?).ok());
+    let since =
+        request.since.and_then(|d| now.checked_sub(jiff::SignedDuration::try_from(d).ok()?).ok());
     let since = since.max(request.since_time);
     let path = container_spec::log_path(&handle.pod_dir(), &id);
     let follow = request.follow && !request.previous;
@@ -94,7 +95,10 @@ fn choose(state: &PodState, request: &LogRequest, now: jiff::Timestamp) -> Resul
     let index = match (name.is_empty(), state.spec().containers.len()) {
         (true, 1) => state.containers.iter().position(|c| c.kind == crate::status::Kind::Main),
         (true, _) => {
-            let message = format!("a container name must be specified for pod {pod}, choose one of: [{}]", names());
+            let message = format!(
+                "a container name must be specified for pod {pod}, choose one of: [{}]",
+                names()
+            );
             return Err(LogError::BadRequest(message));
         }
         (false, _) => state.containers.iter().position(|c| c.name == *name),
@@ -107,7 +111,8 @@ fn choose(state: &PodState, request: &LogRequest, now: jiff::Timestamp) -> Resul
     let attempt = match (request.previous, current, previous) {
         (false, Some(attempt), _) | (true, _, Some(attempt)) => attempt,
         (true, _, None) => {
-            let message = format!("previous terminated container {name:?} in pod {pod:?} not found");
+            let message =
+                format!("previous terminated container {name:?} in pod {pod:?} not found");
             return Err(LogError::BadRequest(message));
         }
         (false, None, _) => {

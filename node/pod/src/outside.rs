@@ -25,9 +25,23 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageForm {
     /// A component or a preview-1 core module; `file` is the verified .wasm, `digest` its own.
-    Wasm { file: PathBuf, digest: String, entrypoint: Vec<String>, cmd: Vec<String>, env: Vec<String>, working_dir: String },
+    Wasm {
+        file: PathBuf,
+        digest: String,
+        entrypoint: Vec<String>,
+        cmd: Vec<String>,
+        env: Vec<String>,
+        working_dir: String,
+    },
     /// A Linux root file system; layers are unpacked (lowest first).
-    Linux { layers: Vec<PathBuf>, entrypoint: Vec<String>, cmd: Vec<String>, env: Vec<String>, working_dir: String, user: String },
+    Linux {
+        layers: Vec<PathBuf>,
+        entrypoint: Vec<String>,
+        cmd: Vec<String>,
+        env: Vec<String>,
+        working_dir: String,
+        user: String,
+    },
 }
 
 /// Why there is no image: `reason` is what kubectl shows while waiting.
@@ -61,7 +75,12 @@ pub trait Images: Send + Sync + 'static {
     async fn present(&self, reference: &str) -> Option<Image>;
 
     /// The image, pulled if the policy wants it. Concurrent calls for one reference share a pull.
-    async fn ensure(&self, reference: &str, policy: PullPolicy, auth: &[RegistryAuth]) -> Result<Image, ImageError>;
+    async fn ensure(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        auth: &[RegistryAuth],
+    ) -> Result<Image, ImageError>;
 }
 
 /// A pod's place in the network.
@@ -121,7 +140,12 @@ pub trait Objects: Send + Sync + 'static {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<ConfigMap>, ObjectError>;
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, ObjectError>;
     /// A token bound to the pod (TokenRequest through the hub).
-    async fn token(&self, pod: &Pod, audiences: &[String], expiration_seconds: i64) -> Result<Token, ObjectError>;
+    async fn token(
+        &self,
+        pod: &Pod,
+        audiences: &[String],
+        expiration_seconds: i64,
+    ) -> Result<Token, ObjectError>;
     /// Services of a namespace, for Kubernetes' service environment variables.
     fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
     /// Wakes when any ConfigMap or Secret changed: mounted volumes are then refreshed.

@@ -1,6 +1,6 @@
 //! All pods of this node: the handle that the agent holds.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -111,6 +111,20 @@ impl Node {
         self.config.runtimes.iter().map(|r| r.name()).collect()
     }
 
+    /// These pods' ConfigMaps or Secrets changed.
+    pub fn look_again(&self, uids: HashSet<Arc<str>>) {
+        if uids.is_empty() {
+            return;
+        }
+        let Some(inner) = self.pods.lock().upgrade() else { return };
+        for uid in uids {
+            let handle = inner.pods.lock().get(&uid).cloned();
+            if let Some(handle) = handle {
+                handle.apply(PodState::objects_changed);
+            }
+        }
+    }
+
     /// The pod's task is over.
     pub fn forget(&self, handle: &Arc<Handle>) {
         let Some(inner) = self.pods.lock().upgrade() else { return };
@@ -135,10 +149,12 @@ impl Pods {
         let path = config.data_dir.join("pods");
         let made = std::iter::once(&path).chain(&config.memory_dir);
         for path in made {
-            record::make_dir(path).map_err(|source| Error::Directory { path: path.clone(), source })?;
+            record::make_dir(path)
+                .map_err(|source| Error::Directory { path: path.clone(), source })?;
         }
         let logs = LogWatch::start(shutdown.clone());
-        let host_dns = dns::of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let host_dns =
+            dns::of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         let node = Arc::new(Node {
             config,
             boot_id: record::boot_id().into(),
@@ -148,13 +164,15 @@ impl Pods {
             shutdown,
             pods: Mutex::default(),
         });
-        let inner = Arc::new(Inner { node: node.clone(), pods: Mutex::default(), left: Mutex::default() });
+        let inner =
+            Arc::new(Inner { node: node.clone(), pods: Mutex::default(), left: Mutex::default() });
         *node.pods.lock() = Arc::downgrade(&inner);
         let pods = Self { inner };
         for (index, runtime) in node.config.runtimes.iter().enumerate() {
             let (sender, receiver) = mpsc::channel(EVENTS);
             let name = runtime.name();
-            let known = runtime.adopt(sender).await.map_err(|source| Error::Runtime { name, source })?;
+            let known =
+                runtime.adopt(sender).await.map_err(|source| Error::Runtime { name, source })?;
             let mut left = pods.inner.left.lock();
             for known in known {
                 let run = KnownRun { runtime: (index, name), known };
@@ -163,7 +181,7 @@ impl Pods {
             drop(left);
             tokio::spawn(pods.clone().dispatch(index, receiver));
         }
-        tokio::spawn(pods.clone().look_again());
+        tokio::spawn(look_again(node));
         Ok(pods)
     }
 
@@ -229,7 +247,9 @@ impl Pods {
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
         let handle = self.find(namespace, name, uid);
-        let handle = handle.ok_or_else(|| LogError::NotFound(format!("pod {namespace}/{name} is not on this node")))?;
+        let handle = handle.ok_or_else(|| {
+            LogError::NotFound(format!("pod {namespace}/{name} is not on this node"))
+        })?;
         logs::open(handle, request).await
     }
 
@@ -237,8 +257,11 @@ impl Pods {
     pub async fn usage(&self, uid: &str) -> Vec<ContainerUsage> {
         let Some(handle) = self.inner.pods.lock().get(uid).cloned() else { return Vec::new() };
         let running: Vec<(RunId, usize)> = handle.look(|state| {
-            let running = (0..state.containers.len()).filter(|i| matches!(state.containers[*i].phase, Phase::Running(_)));
-            running.map(|i| (state.run_id(i), state.containers[i].runtime.map_or(0, |r| r.0))).collect()
+            let running = (0..state.containers.len())
+                .filter(|i| matches!(state.containers[*i].phase, Phase::Running(_)));
+            running
+                .map(|i| (state.run_id(i), state.containers[i].runtime.map_or(0, |r| r.0)))
+                .collect()
         });
         let mut list = Vec::with_capacity(running.len());
         for (id, runtime) in running {
@@ -259,10 +282,12 @@ impl Pods {
         if !uid.is_empty() {
             return pods.get(uid).cloned();
         }
-        let is = |h: &&Arc<Handle>| h.look(|s| {
-            let meta = &s.pod.metadata;
-            meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
-        });
+        let is = |h: &&Arc<Handle>| {
+            h.look(|s| {
+                let meta = &s.pod.metadata;
+                meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
+            })
+        };
         pods.values().find(is).cloned()
     }
 
@@ -293,7 +318,10 @@ impl Pods {
         pod.metadata.name = record.as_ref().map(|r| r.name.clone());
         pod.metadata.namespace = record.as_ref().map(|r| r.namespace.clone());
         pod.spec = Some(PodSpec {
-            containers: names.into_iter().map(|name| Container { name, ..Container::default() }).collect(),
+            containers: names
+                .into_iter()
+                .map(|name| Container { name, ..Container::default() })
+                .collect(),
             termination_grace_period_seconds: record.map(|r| r.grace_seconds),
             ..PodSpec::default()
         });
@@ -317,7 +345,9 @@ impl Pods {
 
     fn deliver(&self, runtime: usize, event: RuntimeEvent) {
         let id = match &event {
-            RuntimeEvent::Started { id, .. } | RuntimeEvent::Exited { id, .. } | RuntimeEvent::Notice { id, .. } => id.clone(),
+            RuntimeEvent::Started { id, .. }
+            | RuntimeEvent::Exited { id, .. }
+            | RuntimeEvent::Notice { id, .. } => id.clone(),
         };
         let pods = self.inner.pods.lock();
         let Some(handle) = pods.get(id.pod_uid.as_str()).cloned() else {
@@ -330,10 +360,11 @@ impl Pods {
                 tokio::spawn(async move {
                     let message = logs::tail(handle.pod_dir(), id.clone()).await;
                     let exit = Exit { message, ..exit };
-                    handle.apply(|state, now| state.runtime_event(RuntimeEvent::Exited { id, exit }, now));
+                    let event = RuntimeEvent::Exited { id, exit };
+                    handle.apply(|state, now| state.runtime_event(runtime, event, now));
                 });
             }
-            event => handle.apply(|state, now| state.runtime_event(event, now)),
+            event => handle.apply(|state, now| state.runtime_event(runtime, event, now)),
         }
     }
 
@@ -346,36 +377,36 @@ impl Pods {
         match runs.iter_mut().find(|run| run.known.id == *id) {
             Some(run) => run.known.exit = Some(exit),
             None => {
-                let known = Known { id: id.clone(), spec_hash: String::new(), started_at: None, exit: Some(exit) };
+                let known = Known {
+                    id: id.clone(),
+                    spec_hash: String::new(),
+                    started_at: None,
+                    exit: Some(exit),
+                };
                 runs.push(KnownRun { runtime: (runtime, name), known });
             }
         }
     }
+}
 
-    /// Wakes the pods whose ConfigMaps or Secrets changed.
-    async fn look_again(self) {
-        let node = self.inner.node.clone();
-        let mut changes = node.config.objects.changes();
-        loop {
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                () = node.shutdown.cancelled() => return,
-            }
-            let uids = node.references.changed(&*node.config.objects).await;
-            for uid in uids {
-                let handle = self.inner.pods.lock().get(&uid).cloned();
-                if let Some(handle) = handle {
-                    handle.apply(PodState::objects_changed);
-                }
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+/// Wakes the pods whose ConfigMaps or Secrets change.
+async fn look_again(node: Arc<Node>) {
+    let mut changes = node.config.objects.changes();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = node.shutdown.cancelled() => return,
         }
+        node.look_again(node.references.changed(&*node.config.objects).await);
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
 /// A UID becomes a directory's name.
 fn is_file_name(uid: &str) -> bool {
-    !uid.is_empty() && uid.len() <= 128 && uid.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    !uid.is_empty()
+        && uid.len() <= 128
+        && uid.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
 }
 
 /// terminationMessagePolicy FallbackToLogsOnError

@@ -75,9 +75,17 @@ pub(crate) enum Verdict {
 
 impl Probe {
     pub fn new(kind: Kind, spec: &api::Probe, started_at: Timestamp) -> Self {
-        let delay = SignedDuration::from_secs(spec.initial_delay_seconds.unwrap_or(0).max(0).into());
+        let delay =
+            SignedDuration::from_secs(spec.initial_delay_seconds.unwrap_or(0).max(0).into());
         let due = started_at.saturating_add(delay).unwrap_or(started_at);
-        Self { kind, due, in_flight: false, passed: kind == Kind::Liveness, streak: 0, newest: false }
+        Self {
+            kind,
+            due,
+            in_flight: false,
+            passed: kind == Kind::Liveness,
+            streak: 0,
+            newest: false,
+        }
     }
 
     pub fn result(&mut self, spec: &api::Probe, outcome: &Outcome, now: Timestamp) -> Verdict {
@@ -88,7 +96,8 @@ impl Probe {
             Outcome::Success => true,
             Outcome::Failure(_) => false,
         };
-        self.streak = if self.streak > 0 && self.newest == good { self.streak.saturating_add(1) } else { 1 };
+        self.streak =
+            if self.streak > 0 && self.newest == good { self.streak.saturating_add(1) } else { 1 };
         self.newest = good;
         let threshold = if good { spec.success_threshold } else { spec.failure_threshold };
         let threshold = threshold.unwrap_or(if good { 1 } else { 3 }).max(1) as u32;
@@ -119,7 +128,11 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     /// Host as shown, and the address that this node connects to.
-    pub fn address(&self, host: Option<&str>, port: &IntOrString) -> Result<(String, SocketAddr), String> {
+    pub fn address(
+        &self,
+        host: Option<&str>,
+        port: &IntOrString,
+    ) -> Result<(String, SocketAddr), String> {
         let port = self.port(port)?;
         match host.filter(|h| !h.is_empty()) {
             None => {
@@ -127,7 +140,8 @@ impl Target<'_> {
                 Ok((shown, self.network.reach_port(self.pod_ip, port)))
             }
             Some(host) => {
-                let ip: IpAddr = host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?;
+                let ip: IpAddr =
+                    host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?;
                 Ok((SocketAddr::new(ip, port).to_string(), SocketAddr::new(ip, port)))
             }
         }
@@ -159,7 +173,9 @@ pub(crate) async fn execute(spec: &api::Probe, target: &Target<'_>) -> Outcome {
         };
         return match response {
             Ok(Ok(status)) if (200..400).contains(&status) => Outcome::Success,
-            Ok(Ok(status)) => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
+            Ok(Ok(status)) => {
+                Outcome::Failure(format!("HTTP probe failed with statuscode: {status}"))
+            }
             Ok(Err(why)) => Outcome::Failure(format!("Get {url:?}: {why}")),
             Err(_) => Outcome::Failure(format!(
                 "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
@@ -232,8 +248,19 @@ mod tests {
     fn thresholds() {
         /// `+` success, `-` failure, `?` unknown; answers what each decided: `P`, `F` or `.`.
         #[track_caller]
-        fn check(kind: Kind, success: i32, failure: i32, results: &str, verdicts: &str, passed: bool) {
-            let spec = api::Probe { success_threshold: Some(success), failure_threshold: Some(failure), ..Default::default() };
+        fn check(
+            kind: Kind,
+            success: i32,
+            failure: i32,
+            results: &str,
+            verdicts: &str,
+            passed: bool,
+        ) {
+            let spec = api::Probe {
+                success_threshold: Some(success),
+                failure_threshold: Some(failure),
+                ..Default::default()
+            };
             let now = Timestamp::from_second(1_800_000_000).unwrap();
             let mut probe = Probe::new(kind, &spec, now);
             let seen: String = results

@@ -19,6 +19,7 @@ pub(crate) struct References {
     inner: Mutex<HashMap<Key, Watched>>,
 }
 
+#[derive(Default)]
 struct Watched {
     /// Newest seen; None when it was not there.
     version: Option<String>,
@@ -26,18 +27,36 @@ struct Watched {
 }
 
 impl References {
-    /// From now on `uid` is told about these objects, whose versions it has seen. Answers whether
-    /// some of them were already seen in another version: then the pod should look again.
-    pub fn watch(&self, namespace: &str, uid: &Arc<str>, seen: &[(Name, Option<String>)]) -> bool {
+    /// From now on `uid` is told about these objects, which it has just seen in these versions.
+    /// Answers the other pods that saw another one: they should look again.
+    pub fn watch(
+        &self,
+        namespace: &str,
+        uid: &Arc<str>,
+        seen: &[(Name, Option<String>)],
+    ) -> HashSet<Arc<str>> {
+        let mut stale = HashSet::new();
         let mut inner = self.inner.lock();
-        let mut stale = false;
+        for (name, version) in seen {
+            let watched = inner.entry((namespace.to_owned(), name.clone())).or_default();
+            if watched.version != *version {
+                watched.version.clone_from(version);
+                stale.extend(watched.pods.iter().cloned());
+            }
+            watched.pods.insert(uid.clone());
+        }
+        stale.remove(uid);
+        stale
+    }
+
+    /// The same for what an earlier agent saw: it says nothing of what is there now.
+    pub fn resume(&self, namespace: &str, uid: &Arc<str>, seen: &[(Name, Option<String>)]) {
+        let mut inner = self.inner.lock();
         for (name, version) in seen {
             let fresh = || Watched { version: version.clone(), pods: HashSet::new() };
             let watched = inner.entry((namespace.to_owned(), name.clone())).or_insert_with(fresh);
-            stale |= watched.version != *version;
             watched.pods.insert(uid.clone());
         }
-        stale
     }
 
     pub fn forget<'a>(&self, namespace: &str, uid: &str, names: impl Iterator<Item = &'a Name>) {
@@ -74,8 +93,12 @@ impl References {
 async fn version(objects: &dyn Objects, (namespace, name): &Key) -> Option<Option<String>> {
     let look = async {
         match name {
-            Name::ConfigMap(n) => objects.config_map(namespace, n).await.map(|m| m.metadata.resource_version.clone()),
-            Name::Secret(n) => objects.secret(namespace, n).await.map(|s| s.metadata.resource_version.clone()),
+            Name::ConfigMap(n) => {
+                objects.config_map(namespace, n).await.map(|m| m.metadata.resource_version.clone())
+            }
+            Name::Secret(n) => {
+                objects.secret(namespace, n).await.map(|s| s.metadata.resource_version.clone())
+            }
         }
     };
     match tokio::time::timeout(Duration::from_secs(5), look).await {

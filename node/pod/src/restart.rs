@@ -15,7 +15,9 @@ pub(crate) fn restarts(
     is_init: bool,
     exit_code: i32,
 ) -> bool {
-    if let Some(rule) = container.restart_policy_rules.iter().flatten().find(|r| applies(r, exit_code)) {
+    if let Some(rule) =
+        container.restart_policy_rules.iter().flatten().find(|r| applies(r, exit_code))
+    {
         return rule.action == "Restart";
     }
     match container.restart_policy.as_deref().unwrap_or(pod_policy) {
@@ -49,7 +51,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// Until when a container that ended at `finished` waits; None when it need not.
-    pub fn wait_until(entry: Option<&Self>, finished: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    pub fn wait_until(
+        entry: Option<&Self>,
+        finished: Timestamp,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         let entry = entry.filter(|e| !e.expired(finished))?;
         let delay = SignedDuration::from_secs(entry.delay_seconds.into());
         // A clock that was set back must not make anybody wait longer than the delay.
@@ -73,7 +79,8 @@ impl Backoff {
 
 /// The delay after `failures` failures in a row of something that is retried: 10 s doubling to 300 s.
 pub(crate) fn retry_delay(failures: u32) -> SignedDuration {
-    let doubled = FIRST_SECONDS.checked_shl(failures.saturating_sub(1).min(10)).unwrap_or(MAX_SECONDS);
+    let doubled =
+        FIRST_SECONDS.checked_shl(failures.saturating_sub(1).min(10)).unwrap_or(MAX_SECONDS);
     SignedDuration::from_secs(doubled.min(MAX_SECONDS).into())
 }
 

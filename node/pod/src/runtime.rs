@@ -101,11 +101,21 @@ pub struct Dns {
 /// What a runtime says without being asked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RuntimeEvent {
-    Started { id: RunId, at: jiff::Timestamp },
-    Exited { id: RunId, exit: Exit },
+    Started {
+        id: RunId,
+        at: jiff::Timestamp,
+    },
+    Exited {
+        id: RunId,
+        exit: Exit,
+    },
     /// Something a user should see as an Event on the pod (`Warning`, reason, message), which did
     /// not end the container: a handler's request was refused for memory, say.
-    Notice { id: RunId, reason: String, message: String },
+    Notice {
+        id: RunId,
+        reason: String,
+        message: String,
+    },
 }
 
 /// How a container ended.

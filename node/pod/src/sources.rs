@@ -46,9 +46,9 @@ impl Sources {
     #[cfg(test)]
     pub fn of(config_maps: Vec<ConfigMap>, secrets: Vec<Secret>) -> Self {
         let name = |n: &Option<String>| n.clone().unwrap();
-        let config_maps = config_maps.into_iter().map(|c| {
-            (Name::ConfigMap(name(&c.metadata.name)), Ok(Object::ConfigMap(Arc::new(c))))
-        });
+        let config_maps = config_maps
+            .into_iter()
+            .map(|c| (Name::ConfigMap(name(&c.metadata.name)), Ok(Object::ConfigMap(Arc::new(c)))));
         let secrets = secrets
             .into_iter()
             .map(|s| (Name::Secret(name(&s.metadata.name)), Ok(Object::Secret(Arc::new(s)))));
@@ -56,11 +56,16 @@ impl Sources {
     }
 
     /// All keys of an object with their bytes; None when it is optional and not there.
-    pub fn all(&self, name: &Name, optional: bool) -> Result<Option<BTreeMap<&str, &[u8]>>, ObjectError> {
+    pub fn all(
+        &self,
+        name: &Name,
+        optional: bool,
+    ) -> Result<Option<BTreeMap<&str, &[u8]>>, ObjectError> {
         match self.objects.get(name) {
             Some(Ok(Object::ConfigMap(map))) => {
                 let text = map.data.iter().flatten().map(|(k, v)| (k.as_str(), v.as_bytes()));
-                let binary = map.binary_data.iter().flatten().map(|(k, v)| (k.as_str(), v.0.as_slice()));
+                let binary =
+                    map.binary_data.iter().flatten().map(|(k, v)| (k.as_str(), v.0.as_slice()));
                 Ok(Some(text.chain(binary).collect()))
             }
             Some(Ok(Object::Secret(secret))) => {
@@ -76,7 +81,10 @@ impl Sources {
 
     /// Which version of each was seen; None for what is not there.
     pub fn versions(&self) -> Vec<(Name, Option<String>)> {
-        self.objects.iter().map(|(name, object)| (name.clone(), object.as_ref().ok().and_then(version))).collect()
+        self.objects
+            .iter()
+            .map(|(name, object)| (name.clone(), object.as_ref().ok().and_then(version)))
+            .collect()
     }
 }
 
@@ -101,11 +109,12 @@ pub(crate) fn of_container(container: &Container) -> Vec<Name> {
         let secret = from.secret_ref.as_ref().map(|r| Name::Secret(r.name.clone()));
         config_map.into_iter().chain(secret)
     });
-    let single = container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).flat_map(|v| {
-        let config_map = v.config_map_key_ref.as_ref().map(|r| Name::ConfigMap(r.name.clone()));
-        let secret = v.secret_key_ref.as_ref().map(|r| Name::Secret(r.name.clone()));
-        config_map.into_iter().chain(secret)
-    });
+    let single =
+        container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).flat_map(|v| {
+            let config_map = v.config_map_key_ref.as_ref().map(|r| Name::ConfigMap(r.name.clone()));
+            let secret = v.secret_key_ref.as_ref().map(|r| Name::Secret(r.name.clone()));
+            config_map.into_iter().chain(secret)
+        });
     from.chain(single).collect()
 }
 

@@ -166,16 +166,47 @@ pub(crate) struct Running {
 
 /// What the task is to do; results come back as inputs.
 pub(crate) enum Action {
-    SetUpVolumes { due: Option<Timestamp> },
+    SetUpVolumes {
+        due: Option<Timestamp>,
+    },
     Attach,
-    Pull { index: usize },
-    Start { index: usize, id: RunId, image: Box<Image>, runtime: usize },
-    PostStart { index: usize, id: RunId, runtime: usize, hook: Box<LifecycleHandler> },
-    Probe { index: usize, id: RunId, runtime: usize, kind: probe::Kind },
-    Stop { index: usize, id: RunId, runtime: usize, hook: Option<Box<LifecycleHandler>>, grace: Duration },
-    Forget { id: RunId, runtime: usize },
+    Pull {
+        index: usize,
+    },
+    Start {
+        index: usize,
+        id: RunId,
+        image: Box<Image>,
+        runtime: usize,
+    },
+    PostStart {
+        index: usize,
+        id: RunId,
+        runtime: usize,
+        hook: Box<LifecycleHandler>,
+    },
+    Probe {
+        index: usize,
+        id: RunId,
+        runtime: usize,
+        kind: probe::Kind,
+    },
+    Stop {
+        index: usize,
+        id: RunId,
+        runtime: usize,
+        hook: Option<Box<LifecycleHandler>>,
+        grace: Duration,
+    },
+    Forget {
+        id: RunId,
+        runtime: usize,
+    },
     /// A run that belongs to nothing any more.
-    Discard { id: RunId, runtime: usize },
+    Discard {
+        id: RunId,
+        runtime: usize,
+    },
     Release,
     Event(Event),
 }
@@ -270,7 +301,8 @@ impl PodState {
             let image = |pod: &Pod| {
                 let spec = pod.spec.as_ref()?;
                 let init = spec.init_containers.as_deref().unwrap_or_default();
-                let container = init.get(index).or_else(|| spec.containers.get(index - init.len()))?;
+                let container =
+                    init.get(index).or_else(|| spec.containers.get(index - init.len()))?;
                 container.image.clone()
             };
             if image(&old) != image(&self.pod) {
@@ -322,7 +354,9 @@ impl PodState {
             trouble.retry_at = now;
         }
         for c in &mut self.containers {
-            if let Some(trouble) = c.trouble.as_mut().filter(|t| t.reason == "CreateContainerConfigError") {
+            if let Some(trouble) =
+                c.trouble.as_mut().filter(|t| t.reason == "CreateContainerConfigError")
+            {
                 trouble.retry_at = now;
             }
         }
@@ -344,16 +378,17 @@ impl PodState {
             (Ok(mounted), volumes) => *volumes = Setup::Done(mounted),
             // What is mounted stays as it is; the next change is another chance.
             (Err(failure), Setup::Done(mounted)) => {
-                mounted.tokens_due = mounted.tokens_due.map(|due| {
-                    due.max(now.saturating_add(retry_delay(3)).unwrap_or(now))
-                });
+                mounted.tokens_due = mounted
+                    .tokens_due
+                    .map(|due| due.max(now.saturating_add(retry_delay(3)).unwrap_or(now)));
                 self.event(true, "FailedMount", failure.message);
             }
             (Err(failure), volumes) => {
                 let failures = if let Setup::Doing(n) = volumes { *n + 1 } else { 1 };
                 // As the kubelet: half a second, doubling to about two minutes.
                 let delay = SignedDuration::from_millis(500 << (failures - 1).min(8));
-                *volumes = Setup::Failed(trouble("FailedMount", &failure.message, failures, delay, now));
+                *volumes =
+                    Setup::Failed(trouble("FailedMount", &failure.message, failures, delay, now));
                 self.event(true, "FailedMount", failure.message);
             }
         }
@@ -371,7 +406,13 @@ impl PodState {
                 }
                 let failures = if let Setup::Doing(n) = self.network { n + 1 } else { 1 };
                 let delay = SignedDuration::from_secs(1 << (failures - 1).min(6));
-                self.network = Setup::Failed(trouble("FailedCreatePodSandBox", &message, failures, delay, now));
+                self.network = Setup::Failed(trouble(
+                    "FailedCreatePodSandBox",
+                    &message,
+                    failures,
+                    delay,
+                    now,
+                ));
                 self.event(true, "FailedCreatePodSandBox", message);
             }
         }
@@ -401,7 +442,8 @@ impl PodState {
             Err(error) => {
                 let failures = c.trouble.as_ref().map_or(1, |t| t.failures + 1);
                 let delay = retry_delay(failures);
-                c.trouble = Some(Box::new(trouble(&error.reason, &error.message, failures, delay, now)));
+                c.trouble =
+                    Some(Box::new(trouble(&error.reason, &error.message, failures, delay, now)));
                 if error.reason == "ErrImagePull" {
                     let message = format!("Back-off pulling image {reference:?}");
                     self.container_event(index, false, "BackOff", message);
@@ -453,9 +495,14 @@ impl PodState {
         now: Timestamp,
     ) {
         let c = &mut self.containers[index];
-        let failures = c.trouble.as_ref().filter(|t| t.reason == reason).map_or(1, |t| t.failures + 1);
+        let failures =
+            c.trouble.as_ref().filter(|t| t.reason == reason).map_or(1, |t| t.failures + 1);
         // A missing object wakes the pod when it appears, so a steady pace will do.
-        let delay = if reason == "CreateContainerConfigError" { retry_delay(1) } else { retry_delay(failures) };
+        let delay = if reason == "CreateContainerConfigError" {
+            retry_delay(1)
+        } else {
+            retry_delay(failures)
+        };
         c.trouble = Some(Box::new(trouble(reason, message, failures, delay, now)));
         c.backoff = backoff;
         c.image = ImageStep::Todo;
@@ -500,7 +547,7 @@ impl PodState {
         }
     }
 
-    pub fn runtime_event(&mut self, event: RuntimeEvent, now: Timestamp) {
+    pub fn runtime_event(&mut self, runtime: usize, event: RuntimeEvent, now: Timestamp) {
         match event {
             RuntimeEvent::Started { id, at } => {
                 let Some(index) = self.find(&id) else { return };
@@ -509,11 +556,14 @@ impl PodState {
                 }
             }
             RuntimeEvent::Exited { id, exit } => {
-                let Some(index) = self.find(&id) else { return };
-                match &mut self.containers[index].phase {
-                    Phase::Starting(starting) => starting.early_exit = Some(exit),
-                    Phase::Running(_) => self.exited(index, exit, now),
-                    Phase::Fresh | Phase::Ended(_) => {}
+                let index = self.find(&id).unwrap_or(usize::MAX);
+                match self.containers.get_mut(index).map(|c| &mut c.phase) {
+                    Some(Phase::Starting(starting)) => starting.early_exit = Some(exit),
+                    Some(Phase::Running(_)) => self.exited(index, exit, now),
+                    // Too late: it counts as ended already.
+                    Some(Phase::Fresh | Phase::Ended(_)) | None => {
+                        self.queue.push(Action::Forget { id, runtime });
+                    }
                 }
             }
             RuntimeEvent::Notice { id, reason, message } => {
@@ -533,10 +583,12 @@ impl PodState {
         c.phase = Phase::Ended(Box::new(exit));
         c.image = ImageStep::Todo;
         c.trouble = None;
-        let held_back = !c.replace && Backoff::wait_until(c.backoff.as_ref(), finished, now).is_some();
+        let held_back =
+            !c.replace && Backoff::wait_until(c.backoff.as_ref(), finished, now).is_some();
         if restarts && held_back && self.ending.is_none() {
             let name = &self.containers[index].name;
-            let message = format!("Back-off restarting failed container {name} in pod {}", self.full_name());
+            let message =
+                format!("Back-off restarting failed container {name} in pod {}", self.full_name());
             self.container_event(index, true, "BackOff", message);
         }
         // Written down first, then the runtime may forget it.
@@ -569,17 +621,31 @@ impl PodState {
         match &outcome {
             Outcome::Success => {}
             Outcome::Failure(why) => {
-                self.container_event(index, true, "Unhealthy", format!("{text} probe failed: {why}"));
+                self.container_event(
+                    index,
+                    true,
+                    "Unhealthy",
+                    format!("{text} probe failed: {why}"),
+                );
             }
             Outcome::Unknown(why) => {
                 let message = format!("{text} probe errored and resulted in unknown state: {why}");
                 self.container_event(index, true, "Unhealthy", message);
             }
         }
-        if verdict == Verdict::Failed && kind != probe::Kind::Readiness && !stopping && self.ending.is_none() {
+        if verdict == Verdict::Failed
+            && kind != probe::Kind::Readiness
+            && !stopping
+            && self.ending.is_none()
+        {
             let name = &self.containers[index].name;
             let mut message = format!("Container {name} failed {} probe", text.to_lowercase());
-            if restarts(self.policy(), self.container_spec(index), self.containers[index].kind != Kind::Main, 137) {
+            if restarts(
+                self.policy(),
+                self.container_spec(index),
+                self.containers[index].kind != Kind::Main,
+                137,
+            ) {
                 message += ", will be restarted";
             }
             self.stop(index, spec.termination_grace_period_seconds, message, now);
@@ -591,7 +657,7 @@ impl PodState {
         let seconds = grace_seconds.or(self.spec().termination_grace_period_seconds).unwrap_or(30);
         let mut deadline = now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
         if let Some(ending) = &self.ending {
-            deadline = deadline.min(ending.deadline);
+            deadline = deadline.min(ending.deadline).max(now);
         }
         let lifecycle = self.container_spec(index).lifecycle.as_ref();
         let hook = lifecycle.and_then(|l| l.pre_stop.clone()).map(Box::new);
@@ -619,7 +685,13 @@ impl PodState {
             }
             Err(why) => {
                 let failures = if let Setup::Doing(n) = self.release { n + 1 } else { 1 };
-                self.release = Setup::Failed(trouble("FailedKillPod", &why, failures, retry_delay(failures), now));
+                self.release = Setup::Failed(trouble(
+                    "FailedKillPod",
+                    &why,
+                    failures,
+                    retry_delay(failures),
+                    now,
+                ));
                 self.event(true, "FailedKillPod", format!("error killing pod: {why}"));
             }
         }
@@ -631,7 +703,12 @@ impl PodState {
     }
 }
 
-pub(crate) fn container_event(c: &ContainerState, warning: bool, reason: &str, message: String) -> Action {
+pub(crate) fn container_event(
+    c: &ContainerState,
+    warning: bool,
+    reason: &str,
+    message: String,
+) -> Action {
     let list = if c.kind == Kind::Main { "containers" } else { "initContainers" };
     Action::Event(Event {
         field_path: format!("spec.{list}{{{}}}", c.name),
@@ -641,7 +718,13 @@ pub(crate) fn container_event(c: &ContainerState, warning: bool, reason: &str, m
     })
 }
 
-fn trouble(reason: &str, message: &str, failures: u32, delay: SignedDuration, now: Timestamp) -> Trouble {
+fn trouble(
+    reason: &str,
+    message: &str,
+    failures: u32,
+    delay: SignedDuration,
+    now: Timestamp,
+) -> Trouble {
     Trouble {
         reason: reason.into(),
         message: message.into(),
@@ -704,6 +787,10 @@ impl ContainerState {
 
     pub fn backoff_text(&self, pod: &str) -> String {
         let delay = self.backoff.map_or(10, |b| b.delay_seconds);
-        format!("back-off {} restarting failed container={} pod={pod}", go_seconds(delay), self.name)
+        format!(
+            "back-off {} restarting failed container={} pod={pod}",
+            go_seconds(delay),
+            self.name
+        )
     }
 }

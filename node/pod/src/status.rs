@@ -121,7 +121,9 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         image_id: c.image_id.clone(),
         container_id: (!c.container_id.is_empty()).then(|| c.container_id.clone()),
         state: Some(state),
-        last_state: Some(c.last.as_ref().map(|e| terminated(e, &c.last_container_id)).unwrap_or_default()),
+        last_state: Some(
+            c.last.as_ref().map(|e| terminated(e, &c.last_container_id)).unwrap_or_default(),
+        ),
         restart_count: c.restarts as i32,
         started: Some(c.started),
         ready: c.ready,
@@ -171,8 +173,8 @@ fn phase(spec: &PodSpec, facts: &Facts) -> &'static str {
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     if init_pending && !main().any(has_run) {
         let failed = |c: &Container| matches!(&c.state, State::Terminated(e) if e.code != 0);
-        let gave_up = policy == "Never"
-            && facts.containers.iter().any(|c| c.kind == Kind::Init && failed(c));
+        let gave_up =
+            policy == "Never" && facts.containers.iter().any(|c| c.kind == Kind::Init && failed(c));
         return if gave_up { "Failed" } else { "Pending" };
     }
     if !main().all(has_run) {
@@ -193,27 +195,34 @@ fn phase(spec: &PodSpec, facts: &Facts) -> &'static str {
 /// (status, reason, message)
 type Verdict = (bool, Option<String>, Option<String>);
 
-fn conditions(pod: &Pod, spec: &PodSpec, phase: &str, facts: &Facts, now: Timestamp) -> Vec<PodCondition> {
+fn conditions(
+    pod: &Pod,
+    spec: &PodSpec,
+    phase: &str,
+    facts: &Facts,
+    now: Timestamp,
+) -> Vec<PodCondition> {
     let have = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let initialized = initialized(phase, facts);
     let containers_ready = containers_ready(phase, facts);
     let ready = ready(spec, have, &containers_ready);
     let network = (facts.network_ready, None, None);
-    let owned = OWNED.iter().zip([network, initialized, containers_ready, ready]).map(|(type_, v)| {
-        let since = match facts.since.get(type_) {
-            Some((status, since)) if *status == v.0 => *since,
-            _ => now,
-        };
-        PodCondition {
-            type_: (*type_).into(),
-            status: if v.0 { "True" } else { "False" }.into(),
-            reason: v.1,
-            message: v.2,
-            last_transition_time: Some(Time(since)),
-            observed_generation: pod.metadata.generation,
-            ..PodCondition::default()
-        }
-    });
+    let owned =
+        OWNED.iter().zip([network, initialized, containers_ready, ready]).map(|(type_, v)| {
+            let since = match facts.since.get(type_) {
+                Some((status, since)) if *status == v.0 => *since,
+                _ => now,
+            };
+            PodCondition {
+                type_: (*type_).into(),
+                status: if v.0 { "True" } else { "False" }.into(),
+                reason: v.1,
+                message: v.2,
+                last_transition_time: Some(Time(since)),
+                observed_generation: pod.metadata.generation,
+                ..PodCondition::default()
+            }
+        });
     let others = have.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned();
     owned.chain(others).collect()
 }
@@ -281,9 +290,14 @@ fn ready(spec: &PodSpec, have: &[PodCondition], containers_ready: &Verdict) -> V
     let open = spec.readiness_gates.iter().flatten().filter_map(|gate| {
         let name = &gate.condition_type;
         match have.iter().find(|c| c.type_ == *name) {
-            None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            None => Some(format!(
+                "corresponding condition of pod readiness gate {name:?} does not exist."
+            )),
             Some(c) if c.status == "True" => None,
-            Some(c) => Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status)),
+            Some(c) => Some(format!(
+                "the status of pod readiness gate {name:?} is not \"True\", but {}",
+                c.status
+            )),
         }
     });
     let open: Vec<String> = open.collect();
@@ -296,7 +310,8 @@ fn ready(spec: &PodSpec, have: &[PodCondition], containers_ready: &Verdict) -> V
 /// <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
 pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
     let init = spec.init_containers.iter().flatten();
-    let containers: Vec<_> = spec.containers.iter().chain(init).map(|c| c.resources.as_ref()).collect();
+    let containers: Vec<_> =
+        spec.containers.iter().chain(init).map(|c| c.resources.as_ref()).collect();
     let pod_level = spec.resources.as_ref();
     let all = match pod_level {
         Some(r) if r.limits.is_some() || r.requests.is_some() => vec![pod_level],
@@ -309,7 +324,8 @@ pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
     let limit = |r: Option<&api::ResourceRequirements>, n| amount(r?.limits.as_ref(), n);
     let request = |r: Option<&api::ResourceRequirements>, n| amount(r?.requests.as_ref(), n);
     let names = ["cpu", "memory"];
-    if all.iter().all(|r| names.iter().all(|n| limit(*r, n).is_none() && request(*r, n).is_none())) {
+    if all.iter().all(|r| names.iter().all(|n| limit(*r, n).is_none() && request(*r, n).is_none()))
+    {
         return "BestEffort";
     }
     let guaranteed = |r: &Option<&api::ResourceRequirements>| {

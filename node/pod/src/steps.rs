@@ -159,8 +159,8 @@ enum Want {
     Nothing,
     Begin,
     Later(Timestamp),
-    /// It ended, for good; with success?
-    Over(bool),
+    /// It ended, for good.
+    Over,
 }
 
 fn want(state: &PodState, index: usize, now: Timestamp) -> Want {
@@ -168,7 +168,7 @@ fn want(state: &PodState, index: usize, now: Timestamp) -> Want {
     let retry = c.trouble.as_ref().map(|t| t.retry_at).filter(|at| *at > now);
     match (&c.phase, retry) {
         (Phase::Starting(_) | Phase::Running(_), _) => Want::Nothing,
-        (Phase::Ended(exit), _) if !state.restarts(index, exit) => Want::Over(exit.code == 0),
+        (Phase::Ended(exit), _) if !state.restarts(index, exit) => Want::Over,
         (_, Some(retry)) => Want::Later(retry),
         (Phase::Fresh, None) => Want::Begin,
         (Phase::Ended(_), None) if c.replace => Want::Begin,
@@ -189,11 +189,11 @@ fn turn(state: &PodState, plan: &mut Plan) -> Turn {
             continue;
         }
         let want = want(state, index, plan.now);
-        let over = matches!(want, Want::Over(_));
+        let over = matches!(want, Want::Over);
         match want {
             Want::Begin => turn.containers.push(index),
             Want::Later(at) => plan.wake_at(at),
-            Want::Nothing | Want::Over(_) => {}
+            Want::Nothing | Want::Over => {}
         }
         let done = match c.kind {
             Kind::Init => over,

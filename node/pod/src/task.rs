@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::act;
 use crate::pods::Node;
 use crate::record::{self, Record};
+use crate::sources::{Name, Sources};
 use crate::state::{ContainerState, Durability, KnownRun, PodState, Setup};
 use crate::status;
 use crate::steps::{self, Plan};
@@ -73,7 +74,7 @@ impl Handle {
         status::compute(&state.pod, &state.facts(self.node.config.network.host_ip(), now), now)
     }
 
-    fn load(&self, known: Vec<KnownRun>) {
+    fn load(self: &Arc<Self>, known: Vec<KnownRun>) {
         let record = Record::read(&self.pod_dir());
         let runtimes = self.node.runtime_names();
         let (namespace, seen) = self.apply(|state, now| {
@@ -85,8 +86,22 @@ impl Handle {
             state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
             (state.pod.metadata.namespace.clone().unwrap_or_default(), seen)
         });
-        // What changed while no agent was there is looked at again.
-        if self.node.references.watch(&namespace, &self.uid, &seen) {
+        self.node.references.resume(&namespace, &self.uid, &seen);
+        if !seen.is_empty() {
+            let handle = self.clone();
+            tokio::spawn(async move { handle.catch_up(&namespace, seen).await });
+        }
+    }
+
+    /// What changed while no agent was there is looked at again. What is not to be had yet will
+    /// come as a change.
+    async fn catch_up(&self, namespace: &str, seen: Vec<(Name, Option<String>)>) {
+        let names = seen.iter().map(|(name, _)| name.clone()).collect();
+        let now = Sources::fetch(&*self.node.config.objects, namespace, names).await.versions();
+        let newer = |(name, version): &(Name, Option<String>)| {
+            version.is_some() && seen.iter().any(|(n, v)| n == name && v != version)
+        };
+        if now.iter().any(newer) {
             self.apply(PodState::objects_changed);
         }
     }
@@ -97,7 +112,8 @@ impl Handle {
         let save = state.unsaved.take().filter(|_| !plan.gone).map(|durability| {
             (serde_json::to_vec(&state.record()).expect("a record is plain data"), durability)
         });
-        let report = if state.loaded && !state.removed { self.report(&mut state, &mut plan) } else { None };
+        let report =
+            if state.loaded && !state.removed { self.report(&mut state, &mut plan) } else { None };
         Turn { plan, save, report }
     }
 
@@ -165,7 +181,8 @@ pub(crate) async fn run(handle: Arc<Handle>, known: Vec<KnownRun>) {
         }
         // The pause is bounded, so that a corrected system clock is noticed.
         let pause = turn.plan.wake.map(|at| {
-            let pause = at.duration_since(now).clamp(SignedDuration::ZERO, SignedDuration::from_hours(1));
+            let pause =
+                at.duration_since(now).clamp(SignedDuration::ZERO, SignedDuration::from_hours(1));
             Duration::try_from(pause).unwrap_or_default()
         });
         tokio::select! {
@@ -194,7 +211,11 @@ async fn save(handle: &Handle, bytes: Vec<u8>, durable: bool) {
         Err(panic) => panic.to_string(),
     };
     // The pod goes on: the runtimes know what runs, only counters may be lost with the agent.
-    tracing::error!(dir = shown, error, "cannot write a pod's record: free some space or check the disk");
+    tracing::error!(
+        dir = shown,
+        error,
+        "cannot write a pod's record: free some space or check the disk"
+    );
 }
 
 async fn clean_up(handle: &Arc<Handle>) {

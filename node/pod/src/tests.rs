@@ -111,7 +111,7 @@ impl Bench {
 
     /// Lets everything that is due be done; waits for conditions that no report tells of.
     async fn until_true(&self, what: &str, test: impl Fn() -> bool) {
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             if test() {
                 return;
             }
@@ -152,9 +152,15 @@ fn container<'a>(status: &'a PodStatus, name: &str) -> &'a ContainerStatus {
 
 /// Reason and message of the container that waits, if any.
 fn waiting(status: &PodStatus) -> (&str, &str) {
-    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let all = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .chain(status.init_container_statuses.iter().flatten());
     let waiting = all.into_iter().filter_map(|c| c.state.as_ref()?.waiting.as_ref()).next();
-    waiting.map_or(("", ""), |w| (w.reason.as_deref().unwrap_or(""), w.message.as_deref().unwrap_or("")))
+    waiting.map_or(("", ""), |w| {
+        (w.reason.as_deref().unwrap_or(""), w.message.as_deref().unwrap_or(""))
+    })
 }
 
 fn run(container: &str, attempt: u32) -> RunId {

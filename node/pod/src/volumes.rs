@@ -119,9 +119,11 @@ pub(crate) async fn set_up(
     let mut plans = Vec::with_capacity(volumes.len());
     for volume in volumes {
         let dir = places.of(volume);
-        let tokens = tokens(pod, volume, &dir, objects, due, now).await.map_err(|e| failed(volume, e))?;
+        let tokens =
+            tokens(pod, volume, &dir, objects, due, now).await.map_err(|e| failed(volume, e))?;
         mounted.tokens_due = [mounted.tokens_due, tokens.due].into_iter().flatten().min();
-        let content = content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
+        let content =
+            content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
         plans.push((volume.name.clone(), dir, content));
     }
     // Everything was decided; only now is anything touched.
@@ -131,7 +133,8 @@ pub(crate) async fn set_up(
         make_dir(&pod_dir.join(FOLDER)).map_err(|e| (String::new(), io_text(&pod_dir, &e)))?;
         for (name, dir, content) in plans {
             if dir.starts_with(&secret_dir) {
-                make_dir(&secret_dir.join(FOLDER)).map_err(|e| (name.clone(), io_text(&dir, &e)))?;
+                make_dir(&secret_dir.join(FOLDER))
+                    .map_err(|e| (name.clone(), io_text(&dir, &e)))?;
             }
             make(&dir, content, group).map_err(|e| (name, e))?;
         }
@@ -148,7 +151,9 @@ fn make(dir: &Path, content: Content, group: Option<i64>) -> Result<(), String> 
     let io = |e: std::io::Error| io_text(dir, &e);
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
-        Content::EmptyDir { memory, size_limit } => host::empty_dir(dir, memory, size_limit, group).map_err(io),
+        Content::EmptyDir { memory, size_limit } => {
+            host::empty_dir(dir, memory, size_limit, group).map_err(io)
+        }
         Content::HostPath { kind } => host::check(dir, &kind),
     }
 }
@@ -176,7 +181,8 @@ async fn tokens(
             tokens.due = [tokens.due, Some(due)].into_iter().flatten().min();
             continue;
         }
-        let audiences: Vec<String> = source.audience.iter().filter(|a| !a.is_empty()).cloned().collect();
+        let audiences: Vec<String> =
+            source.audience.iter().filter(|a| !a.is_empty()).cloned().collect();
         let seconds = source.expiration_seconds.unwrap_or(3600);
         let token = objects
             .token(pod, &audiences, seconds)

@@ -82,7 +82,8 @@ impl FakeRuntime {
     /// The runs that run now.
     pub fn running(&self) -> Vec<RunId> {
         let state = self.state.lock();
-        let running = state.runs.iter().filter(|(_, run)| run.started_at.is_some() && run.exit.is_none());
+        let running =
+            state.runs.iter().filter(|(_, run)| run.started_at.is_some() && run.exit.is_none());
         running.map(|(id, _)| id.clone()).collect()
     }
 
@@ -173,8 +174,17 @@ impl FakeRuntime {
         let mut state = self.state.lock();
         state.starts += 1;
         let scripts = state.scripts.get(&spec.id.container);
-        let script = scripts.and_then(|s| s.get(spec.id.attempt as usize).or(s.last())).cloned().unwrap_or_default();
-        let run = Run { spec: spec.clone(), script: script.clone(), started_at: None, exit: None, execs: 0 };
+        let script = scripts
+            .and_then(|s| s.get(spec.id.attempt as usize).or(s.last()))
+            .cloned()
+            .unwrap_or_default();
+        let run = Run {
+            spec: spec.clone(),
+            script: script.clone(),
+            started_at: None,
+            exit: None,
+            execs: 0,
+        };
         state.runs.insert(spec.id, run);
         script
     }
@@ -251,18 +261,27 @@ impl Runtime for Arc<FakeRuntime> {
     async fn usage(&self, id: &RunId) -> Option<Usage> {
         let state = self.state.lock();
         let run = state.runs.get(id).filter(|run| run.exit.is_none())?;
-        let ran = run.started_at.map(|at| self.clock.now().duration_since(at).as_secs()).unwrap_or(0);
+        let ran =
+            run.started_at.map(|at| self.clock.now().duration_since(at).as_secs()).unwrap_or(0);
         Some(Usage { cpu_nanos: ran.max(0) as u64 * 1_000_000, memory_bytes: 1 << 20 })
     }
 
     async fn exec(&self, id: &RunId, _argv: Vec<String>) -> Result<Exit, StartError> {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let missing = || StartError { reason: "NotFound".into(), message: format!("{id} does not run") };
+        let missing =
+            || StartError { reason: "NotFound".into(), message: format!("{id} does not run") };
         let run = state.runs.get_mut(id).filter(|run| run.exit.is_none()).ok_or_else(missing)?;
         let codes = &run.script.exec_codes;
         let code = codes.get(run.execs).or(codes.last()).copied().unwrap_or(0);
         run.execs += 1;
-        Ok(Exit { code, signal: None, reason: String::new(), message: String::new(), started_at: now, finished_at: now })
+        Ok(Exit {
+            code,
+            signal: None,
+            reason: String::new(),
+            message: String::new(),
+            started_at: now,
+            finished_at: now,
+        })
     }
 }

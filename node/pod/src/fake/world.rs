@@ -59,7 +59,11 @@ impl World {
             reports: self.reports.clone(),
             node_name: "node-1".into(),
             cluster_domain: "cluster.local".into(),
-            allocatable: Allocatable { cpu_millis: 4000, memory_bytes: 8 << 30, ephemeral_storage_bytes: 32 << 30 },
+            allocatable: Allocatable {
+                cpu_millis: 4000,
+                memory_bytes: 8 << 30,
+                ephemeral_storage_bytes: 32 << 30,
+            },
             memory_dir: None,
             clock: self.clock,
         }
@@ -85,7 +89,8 @@ impl FakeImages {
 }
 
 fn image(reference: &str) -> Image {
-    let hex: String = Sha256::digest(reference.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    let hex: String =
+        Sha256::digest(reference.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
     let digest = format!("sha256:{hex}");
     let name = reference.split('@').next().unwrap_or(reference);
     Image {
@@ -110,7 +115,12 @@ impl Images for FakeImages {
         (!missing).then(|| image(reference))
     }
 
-    async fn ensure(&self, reference: &str, _: PullPolicy, _: &[RegistryAuth]) -> Result<Image, ImageError> {
+    async fn ensure(
+        &self,
+        reference: &str,
+        _: PullPolicy,
+        _: &[RegistryAuth],
+    ) -> Result<Image, ImageError> {
         *self.pulls.lock() += 1;
         let next = self.scripts.lock().get_mut(reference).and_then(VecDeque::pop_front);
         match next {
@@ -125,16 +135,32 @@ impl Images for FakeImages {
 }
 
 /// Addresses of 10.42.0.0/16, one a pod, kept until it is detached.
+#[derive(Default)]
 pub struct FakeNetwork {
-    attached: Mutex<BTreeMap<String, u16>>,
+    addresses: Mutex<Addresses>,
     failures: Mutex<VecDeque<String>>,
     /// Where probes go: something that listens on loopback.
     pub reach: Mutex<Option<SocketAddr>>,
 }
 
-impl Default for FakeNetwork {
-    fn default() -> Self {
-        Self { attached: Mutex::default(), failures: Mutex::default(), reach: Mutex::default() }
+#[derive(Default)]
+struct Addresses {
+    attached: HashMap<String, u16>,
+    used: u16,
+    free: Vec<u16>,
+}
+
+impl Addresses {
+    fn of(&mut self, pod_uid: &str) -> Option<u16> {
+        if let Some(number) = self.attached.get(pod_uid) {
+            return Some(*number);
+        }
+        let number = self.free.pop().or_else(|| {
+            self.used = self.used.checked_add(1)?;
+            self.used.checked_add(1)
+        })?;
+        self.attached.insert(pod_uid.into(), number);
+        Some(number)
     }
 }
 
@@ -146,7 +172,7 @@ impl FakeNetwork {
 
     /// Pods that have an address.
     pub fn attached(&self) -> usize {
-        self.attached.lock().len()
+        self.addresses.lock().attached.len()
     }
 }
 
@@ -161,23 +187,21 @@ impl Network for FakeNetwork {
         if host_network {
             return Ok(Attachment { pod_ips: vec![HOST], bind_ip: HOST, netns: None });
         }
-        let mut attached = self.attached.lock();
-        let number = match attached.get(pod_uid) {
-            Some(number) => *number,
-            None => {
-                let used: BTreeSet<u16> = attached.values().copied().collect();
-                let free = (2..=u16::MAX).find(|n| !used.contains(n)).ok_or("no address is left")?;
-                attached.insert(pod_uid.into(), free);
-                free
-            }
-        };
+        let number = self.addresses.lock().of(pod_uid).ok_or("no address is left")?;
         let [high, low] = number.to_be_bytes();
         let pod_ip = IpAddr::V4(Ipv4Addr::new(10, 42, high, low));
-        Ok(Attachment { pod_ips: vec![pod_ip], bind_ip: IpAddr::V4(Ipv4Addr::new(127, 42, high, low)), netns: None })
+        Ok(Attachment {
+            pod_ips: vec![pod_ip],
+            bind_ip: IpAddr::V4(Ipv4Addr::new(127, 42, high, low)),
+            netns: None,
+        })
     }
 
     async fn detach(&self, pod_uid: &str) {
-        self.attached.lock().remove(pod_uid);
+        let mut addresses = self.addresses.lock();
+        if let Some(number) = addresses.attached.remove(pod_uid) {
+            addresses.free.push(number);
+        }
     }
 
     fn reach(&self, pod_ip: IpAddr) -> IpAddr {
@@ -275,7 +299,12 @@ impl Objects for FakeObjects {
         found.ok_or_else(|| ObjectError::NotFound(format!("secret {name:?} not found")))
     }
 
-    async fn token(&self, _: &Pod, _: &[String], expiration_seconds: i64) -> Result<Token, ObjectError> {
+    async fn token(
+        &self,
+        _: &Pod,
+        _: &[String],
+        expiration_seconds: i64,
+    ) -> Result<Token, ObjectError> {
         let mut tokens = self.tokens.lock();
         *tokens += 1;
         let expires_at = self.clock.now() + SignedDuration::from_secs(expiration_seconds);

@@ -48,7 +48,11 @@ mod tests {
         #[track_caller]
         fn check(raw: &str, expected: Option<(&str, bool, &str)>) {
             let line = parse(raw.as_bytes());
-            let expected = expected.map(|(t, partial, text)| Line { time: t.as_bytes(), partial, text: text.as_bytes() });
+            let expected = expected.map(|(t, partial, text)| Line {
+                time: t.as_bytes(),
+                partial,
+                text: text.as_bytes(),
+            });
             assert_eq!(line, expected);
         }
         check("T stdout F hello world", Some(("T", false, "hello world")));

@@ -37,8 +37,9 @@ pub(super) fn stream(
     tokio::spawn(async move {
         if let Err(error) = pump(&path, wanted, changes, is_over, &sender).await {
             let shown = path.display();
-            let _reader_may_be_gone =
-                sender.send(Err(LogError::Io(format!("cannot read the log {shown}: {error}")))).await;
+            let _reader_may_be_gone = sender
+                .send(Err(LogError::Io(format!("cannot read the log {shown}: {error}"))))
+                .await;
         }
     });
     stream::unfold(receiver, |mut r| async move { r.recv().await.map(|item| (item, r)) }).boxed()
@@ -125,7 +126,9 @@ impl Files {
                 return Ok(Some(block));
             }
             let now = std::fs::metadata(&self.path).ok();
-            let same = |m: &std::fs::Metadata| file.metadata().is_ok_and(|own| own.ino() == m.ino() && own.dev() == m.dev());
+            let same = |m: &std::fs::Metadata| {
+                file.metadata().is_ok_and(|own| own.ino() == m.ino() && own.dev() == m.dev())
+            };
             match now {
                 // Cut off in place: begin again.
                 Some(m) if same(&m) => {

@@ -34,7 +34,8 @@ fn directory() -> (tempfile::TempDir, PathBuf) {
     fs::write(dir.path().join("0.log.20270115-080004"), line(3, "3") + &line(4, "4")).unwrap();
     fs::write(dir.path().join("0.log.20270115-080001.gz"), "compressed").unwrap();
     fs::write(dir.path().join("1.log"), line(9, "another run")).unwrap();
-    let partial = "2027-01-15T08:00:05.000000000Z stderr P 5a\n2027-01-15T08:00:05.000000000Z stderr F 5b\n";
+    let partial =
+        "2027-01-15T08:00:05.000000000Z stderr P 5a\n2027-01-15T08:00:05.000000000Z stderr F 5b\n";
     fs::write(&path, partial.to_owned() + "damaged\n" + &line(6, "6")).unwrap();
     (dir, path)
 }
@@ -94,12 +95,16 @@ async fn follows_through_rotation_until_the_end() {
     let path = dir.path().join("c").join("0.log");
     let changes = watch.subscribe(path.parent().unwrap()).unwrap();
     let over = Arc::new(AtomicBool::new(false));
-    let is_over = { let over = over.clone(); Box::new(move || over.load(Ordering::SeqCst)) };
+    let is_over = {
+        let over = over.clone();
+        Box::new(move || over.load(Ordering::SeqCst))
+    };
     let mut follower = stream(path.clone(), Wanted::default(), Some(changes), is_over);
     let mut seen = String::new();
     let mut expect = async |expected: &str| {
         while !seen.ends_with(expected) {
-            let block = tokio::time::timeout(std::time::Duration::from_secs(10), follower.next()).await;
+            let block =
+                tokio::time::timeout(std::time::Duration::from_secs(10), follower.next()).await;
             let block = block.unwrap_or_else(|_| panic!("nothing more after {seen:?}"));
             seen += std::str::from_utf8(&block.unwrap().unwrap()).unwrap();
         }

@@ -46,8 +46,11 @@ pub(crate) struct Subscription {
 
 impl LogWatch {
     pub fn start(shutdown: CancellationToken) -> Self {
-        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(io::Error::from);
-        let inotify = fd.and_then(AsyncFd::register);
+        let fd =
+            inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(io::Error::from);
+        // SAFETY: an OwnedFd keeps its descriptor open and the same for as long as it lives, and
+        // AsyncFd owns it.
+        let inotify = fd.and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from));
         if let Err(error) = &inotify {
             tracing::warn!(%error, "no inotify instance: following logs is not possible (see fs.inotify.max_user_instances)");
         }
@@ -63,10 +66,15 @@ impl LogWatch {
         })?;
         crate::record::make_dir(dir)?;
         let mut dirs = self.inner.dirs.lock();
-        let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
-        let id = inotify::add_watch(inotify, dir, flags | WatchFlags::ONLYDIR).map_err(|error| {
-            io::Error::other(format!("cannot follow {}: {error} (see fs.inotify.max_user_watches)", dir.display()))
-        })?;
+        let flags =
+            WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
+        let id =
+            inotify::add_watch(inotify, dir, flags | WatchFlags::ONLYDIR).map_err(|error| {
+                io::Error::other(format!(
+                    "cannot follow {}: {error} (see fs.inotify.max_user_watches)",
+                    dir.display()
+                ))
+            })?;
         dirs.by_path.insert(dir.to_owned(), id);
         let fresh = || Dir { path: dir.to_owned(), changed: watch::Sender::new(0), followers: 0 };
         let entry = dirs.by_watch.entry(id).or_insert_with(fresh);

@@ -17,7 +17,9 @@ const ANSWER_BYTES: usize = 4 << 10;
 pub(crate) async fn check(address: SocketAddr, shown: &str, service: &str) -> Outcome {
     match call(address, shown, service).await {
         Ok(SERVING) => Outcome::Success,
-        Ok(status) => Outcome::Failure(format!("service unhealthy (responded with {:?})", name(status))),
+        Ok(status) => {
+            Outcome::Failure(format!("service unhealthy (responded with {:?})", name(status)))
+        }
         Err(why) => Outcome::Failure(why),
     }
 }
@@ -32,7 +34,8 @@ fn name(status: u64) -> &'static str {
 
 async fn call(address: SocketAddr, shown: &str, service: &str) -> Result<u64, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| dial_text(shown, &e))?;
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(|e| e.to_string())?;
     let request = Request::post(format!("http://{shown}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
@@ -43,12 +46,20 @@ async fn call(address: SocketAddr, shown: &str, service: &str) -> Result<u64, St
     let exchange = async move {
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let head = response.headers().clone();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await.map_err(|e| e.to_string())?;
+        let body = Limited::new(response.into_body(), ANSWER_BYTES)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
         let trailers = body.trailers().cloned().unwrap_or(head);
-        let code = trailers.get("grpc-status").and_then(|v| v.to_str().ok()).unwrap_or("0").to_owned();
+        let code =
+            trailers.get("grpc-status").and_then(|v| v.to_str().ok()).unwrap_or("0").to_owned();
         match code.as_str() {
-            "0" => serving_status(&body.to_bytes()).ok_or_else(|| "malformed health check answer".to_owned()),
-            "12" => Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".into()),
+            "0" => serving_status(&body.to_bytes())
+                .ok_or_else(|| "malformed health check answer".to_owned()),
+            "12" => Err(
+                "this server does not implement the grpc health protocol (grpc.health.v1.Health)"
+                    .into(),
+            ),
             code => Err(format!("rpc error: code = {code}")),
         }
     };

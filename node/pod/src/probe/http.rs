@@ -58,7 +58,8 @@ pub(crate) fn prepare(action: &HTTPGetAction, target: &Target<'_>) -> Result<Get
             headers.insert(name, value);
         }
     }
-    let (parts, ()) = request.body(()).map_err(|e| format!("invalid path {path:?}: {e}"))?.into_parts();
+    let (parts, ()) =
+        request.body(()).map_err(|e| format!("invalid path {path:?}: {e}"))?.into_parts();
     let tls = action.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https"));
     Ok(Get { tls, shown, address, parts })
 }
@@ -104,7 +105,8 @@ where
     let exchange = async move {
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = response.status().as_u16();
-        let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
+        let location =
+            response.headers().get(LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
         let _longer_than_we_read = Limited::new(response.into_body(), BODY_BYTES).collect().await;
         Ok((status, location))
     };
@@ -124,7 +126,8 @@ fn tls_config() -> Arc<ClientConfig> {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     let make = || {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = Arc::new(Unverified(provider.signature_verification_algorithms.supported_schemes()));
+        let verifier =
+            Arc::new(Unverified(provider.signature_verification_algorithms.supported_schemes()));
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has the default versions")

@@ -68,7 +68,8 @@ impl PodState {
             None => self.from_api(now),
         }
         if same_boot {
-            let begun = |c: &ContainerState| c.kind == Kind::Main && !matches!(c.phase, Phase::Fresh);
+            let begun =
+                |c: &ContainerState| c.kind == Kind::Main && !matches!(c.phase, Phase::Fresh);
             self.initialized = self.containers.iter().any(begun);
         } else {
             self.rebooted();
@@ -209,14 +210,17 @@ impl PodState {
                 continue;
             }
             let terminated = status.state.as_ref().and_then(|s| s.terminated.as_ref());
-            let exit = terminated.map_or_else(|| lost(now), |t| Exit {
-                code: t.exit_code,
-                signal: t.signal,
-                reason: t.reason.clone().unwrap_or_default(),
-                message: t.message.clone().unwrap_or_default(),
-                started_at: t.started_at.as_ref().map_or(now, |t| t.0),
-                finished_at: t.finished_at.as_ref().map_or(now, |t| t.0),
-            });
+            let exit = terminated.map_or_else(
+                || lost(now),
+                |t| Exit {
+                    code: t.exit_code,
+                    signal: t.signal,
+                    reason: t.reason.clone().unwrap_or_default(),
+                    message: t.message.clone().unwrap_or_default(),
+                    started_at: t.started_at.as_ref().map_or(now, |t| t.0),
+                    finished_at: t.finished_at.as_ref().map_or(now, |t| t.0),
+                },
+            );
             let (attempt, image_id) = (status.restart_count.max(0) as u32, status.image_id.clone());
             let c = &mut self.containers[index];
             c.attempt = attempt;

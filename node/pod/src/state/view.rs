@@ -63,8 +63,10 @@ impl PodState {
             Phase::Fresh => (self.waiting(index, now), last()),
             Phase::Starting(_) => (self.waiting_to_be_created(), last()),
             Phase::Ended(exit) => {
-                let over = self.ending.is_some() || self.ended.is_some() || !self.restarts(index, exit);
-                let held_back = Backoff::wait_until(c.backoff.as_ref(), exit.finished_at, now).is_some();
+                let over =
+                    self.ending.is_some() || self.ended.is_some() || !self.restarts(index, exit);
+                let held_back =
+                    Backoff::wait_until(c.backoff.as_ref(), exit.finished_at, now).is_some();
                 let trouble = c.trouble.as_ref().filter(|t| is_shown(t, now));
                 match trouble {
                     _ if over => (State::Terminated((**exit).clone()), last()),
@@ -85,7 +87,8 @@ impl PodState {
             None => self.waiting_to_be_created(),
             Some(t) if t.reason == "ErrImagePull" && now >= t.at + FIRST_WORD => {
                 let image = self.container_spec(index).image.as_deref().unwrap_or_default();
-                let message = format!("Back-off pulling image {image:?}: ErrImagePull: {}", t.message);
+                let message =
+                    format!("Back-off pulling image {image:?}: ErrImagePull: {}", t.message);
                 State::Waiting { reason: "ImagePullBackOff".into(), message }
             }
             Some(t) => State::Waiting { reason: t.reason.clone(), message: t.message.clone() },
@@ -94,7 +97,8 @@ impl PodState {
 
     fn waiting_to_be_created(&self) -> State {
         let has_init = self.containers.iter().any(|c| c.kind != Kind::Main);
-        let reason = if has_init && !self.initialized { "PodInitializing" } else { "ContainerCreating" };
+        let reason =
+            if has_init && !self.initialized { "PodInitializing" } else { "ContainerCreating" };
         let message = match (&self.volumes, &self.network) {
             (Setup::Failed(trouble), _) | (_, Setup::Failed(trouble)) => trouble.message.clone(),
             _ => String::new(),
@@ -126,7 +130,8 @@ impl PodState {
             || matches!(self.network, Setup::Doing(0))
             || self.containers.iter().any(|c| {
                 c.trouble.is_none()
-                    && (matches!(c.image, ImageStep::Doing) || matches!(c.phase, Phase::Starting(_)))
+                    && (matches!(c.image, ImageStep::Doing)
+                        || matches!(c.phase, Phase::Starting(_)))
             });
         let probing = |c: &ContainerState| match &c.phase {
             Phase::Running(running) => running.probes.iter().any(|p| p.in_flight && !p.passed),
@@ -147,7 +152,5 @@ fn last_attempt(c: &ContainerState, state: &State) -> u32 {
 /// A start that failed is shown for a moment, then its back-off; what cannot be created is shown
 /// until it can.
 fn is_shown(t: &Trouble, now: Timestamp) -> bool {
-    t.reason.starts_with("CreateContainer")
-        || t.reason.contains("Image")
-        || now < t.at + FIRST_WORD
+    t.reason.starts_with("CreateContainer") || t.reason.contains("Image") || now < t.at + FIRST_WORD
 }

@@ -9,7 +9,14 @@ fn at(seconds: i64) -> Timestamp {
 
 fn exit(code: i32) -> Exit {
     let reason = if code == 0 { "Completed" } else { "Error" };
-    Exit { code, signal: None, reason: reason.into(), message: String::new(), started_at: at(0), finished_at: at(1) }
+    Exit {
+        code,
+        signal: None,
+        reason: reason.into(),
+        message: String::new(),
+        started_at: at(0),
+        finished_at: at(1),
+    }
 }
 
 /// `main running ready`, `init ended 0`, `main waiting CrashLoopBackOff last 1`, `sidecar running` …
@@ -74,7 +81,11 @@ fn check(policy: &str, containers: &[&str], phase: &str, conditions: &str) {
 fn shown(status: &PodStatus) -> String {
     let conditions = status.conditions.as_deref().unwrap();
     let letters = [("Initialized", 'I'), ("ContainersReady", 'C'), ("Ready", 'R')];
-    letters.iter().filter(|(t, _)| conditions.iter().any(|c| c.type_ == *t && c.status == "True")).map(|(_, l)| l).collect()
+    letters
+        .iter()
+        .filter(|(t, _)| conditions.iter().any(|c| c.type_ == *t && c.status == "True"))
+        .map(|(_, l)| l)
+        .collect()
 }
 
 #[test]
@@ -83,7 +94,12 @@ fn phases_and_conditions() {
     check("Always", &["main running ready"], "Running", "ICR");
     check("Always", &["main running"], "Running", "I");
     check("Always", &["main running ready", "main waiting ImagePullBackOff"], "Pending", "I");
-    check("Always", &["main running ready", "main waiting CrashLoopBackOff last 1"], "Running", "I");
+    check(
+        "Always",
+        &["main running ready", "main waiting CrashLoopBackOff last 1"],
+        "Running",
+        "I",
+    );
     check("Always", &["main waiting CrashLoopBackOff last 1"], "Running", "I");
     check("Always", &["main ended 0"], "Running", "I");
     check("Never", &["main ended 0"], "Succeeded", "I");
@@ -95,11 +111,21 @@ fn phases_and_conditions() {
     check("Always", &["init ended 0", "main waiting PodInitializing"], "Pending", "I");
     check("Always", &["init ended 1", "main waiting PodInitializing"], "Pending", "");
     check("Never", &["init ended 1", "main waiting PodInitializing"], "Failed", "");
-    check("Always", &["init waiting CrashLoopBackOff last 1", "main waiting PodInitializing"], "Pending", "");
+    check(
+        "Always",
+        &["init waiting CrashLoopBackOff last 1", "main waiting PodInitializing"],
+        "Pending",
+        "",
+    );
     check("Always", &["sidecar running starting", "main waiting PodInitializing"], "Pending", "");
     check("Always", &["sidecar running ready", "main running ready"], "Running", "ICR");
     check("Always", &["sidecar running", "main running ready"], "Running", "I");
-    check("Always", &["sidecar waiting CrashLoopBackOff last 1", "main running ready"], "Running", "I");
+    check(
+        "Always",
+        &["sidecar waiting CrashLoopBackOff last 1", "main running ready"],
+        "Running",
+        "I",
+    );
 }
 
 #[test]
@@ -123,9 +149,25 @@ fn reasons_and_messages() {
     let gate = |name: &str| json!({"readinessGates": [{"conditionType": name}]});
     let s = status(gate("gate"), &["main running ready"], false, None);
     check(&s, "ContainersReady", ("True", None, None));
-    check(&s, "Ready", ("False", Some("ReadinessGatesNotReady"), Some("the status of pod readiness gate \"gate\" is not \"True\", but False")));
+    check(
+        &s,
+        "Ready",
+        (
+            "False",
+            Some("ReadinessGatesNotReady"),
+            Some("the status of pod readiness gate \"gate\" is not \"True\", but False"),
+        ),
+    );
     let s = status(gate("other"), &["main running ready"], false, None);
-    check(&s, "Ready", ("False", Some("ReadinessGatesNotReady"), Some("corresponding condition of pod readiness gate \"other\" does not exist.")));
+    check(
+        &s,
+        "Ready",
+        (
+            "False",
+            Some("ReadinessGatesNotReady"),
+            Some("corresponding condition of pod readiness gate \"other\" does not exist."),
+        ),
+    );
 }
 
 #[test]
@@ -137,13 +179,18 @@ fn times_of_change_are_kept() {
 
 #[test]
 fn the_end() {
-    let phase = |containers: &[&str], ended: Option<&Ended>| status(json!({}), containers, true, ended).phase.unwrap();
+    let phase = |containers: &[&str], ended: Option<&Ended>| {
+        status(json!({}), containers, true, ended).phase.unwrap()
+    };
     assert_eq!(phase(&["main ended 0"], None), "Succeeded");
     assert_eq!(phase(&["main ended 143"], None), "Failed");
     assert_eq!(phase(&["main waiting ContainerCreating"], None), "Failed");
     let ended = Ended { succeeded: false, reason: "DeadlineExceeded".into(), message: "m".into() };
     let s = status(json!({}), &["main ended 0"], true, Some(&ended));
-    assert_eq!((s.phase.as_deref(), s.reason.as_deref(), s.message.as_deref()), (Some("Failed"), Some("DeadlineExceeded"), Some("m")));
+    assert_eq!(
+        (s.phase.as_deref(), s.reason.as_deref(), s.message.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded"), Some("m"))
+    );
 }
 
 #[test]
@@ -158,14 +205,18 @@ fn the_rest_of_it() {
     let c = &value["containerStatuses"][0];
     assert_eq!(c["state"]["waiting"]["reason"], "CrashLoopBackOff");
     assert_eq!(c["lastState"]["terminated"]["exitCode"], 7);
-    assert_eq!((&c["restartCount"], &c["started"], &c["ready"]), (&json!(1), &json!(false), &json!(false)));
+    assert_eq!(
+        (&c["restartCount"], &c["started"], &c["ready"]),
+        (&json!(1), &json!(false), &json!(false))
+    );
 }
 
 #[test]
 fn quality_of_service() {
     #[track_caller]
     fn check(resources: &[Value], expected: &str) {
-        let containers: Vec<Value> = resources.iter().map(|r| json!({"name": "c", "resources": r})).collect();
+        let containers: Vec<Value> =
+            resources.iter().map(|r| json!({"name": "c", "resources": r})).collect();
         let spec = serde_json::from_value(json!({"containers": containers})).unwrap();
         assert_eq!(qos_class(&spec), expected);
     }

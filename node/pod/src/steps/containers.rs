@@ -26,7 +26,10 @@ pub(super) fn plan(state: &mut PodState, plan: &mut Plan) -> Progress {
 fn stop_outdated(state: &mut PodState, index: usize, now: Timestamp) {
     let c = &state.containers[index];
     let Phase::Running(running) = &c.phase else { return };
-    if c.kind == Kind::Init || running.stop_deadline.is_some() || !c.is_outdated(state.container_spec(index)) {
+    if c.kind == Kind::Init
+        || running.stop_deadline.is_some()
+        || !c.is_outdated(state.container_spec(index))
+    {
         return;
     }
     let why = format!("Container {} definition changed, will be restarted", c.name);
@@ -53,7 +56,8 @@ pub(super) fn begin(state: &mut PodState, index: usize, plan: &mut Plan) {
     }
     c.replace = false;
     c.spec_hash = hash;
-    c.phase = Phase::Starting(Box::new(Starting { prior_backoff, started_at: None, early_exit: None }));
+    c.phase =
+        Phase::Starting(Box::new(Starting { prior_backoff, started_at: None, early_exit: None }));
     let runtime = c.runtime.map_or(0, |(index, _)| index);
     let id = state.run_id(index);
     state.save(durability);

@@ -9,7 +9,7 @@ async fn nothing_restarts_with_the_agent() {
     let mut p = pod(json!({"containers": [{"name": "c", "image": "hello:v1",
         "readinessProbe": {"exec": {"command": ["x"]}}}]}));
     b.set(&p);
-    let before = b.until_ready().await;
+    let before = b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
     let (starts, sent) = (b.world.runtime.starts(), b.world.reports.sent());
     p["status"] = serde_json::to_value(&before).unwrap();
     let b = b.restart_agent().await;
@@ -79,7 +79,7 @@ async fn a_damaged_record_loses_no_container() {
     let b = Bench::new().await;
     b.world.runtime.script("c", vec![exits(1, 1), Script::default()]);
     b.set(&pod(json!({})));
-    b.until_ready().await;
+    b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
     b.shutdown.cancel();
     std::fs::write(b.pod_dir().join(crate::record::FILE), "{\"vers").unwrap();
     let (b, sent) = (b.restart_agent().await, 0);
@@ -111,7 +111,9 @@ async fn what_the_api_knows_is_not_counted_anew() {
 #[tokio::test(start_paused = true)]
 async fn orphans_are_stopped_and_cleaned_up() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { stop_delay: Duration::from_secs(3), ..Script::default() }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(3), ..Script::default() }]);
     b.set(&pod(json!({"terminationGracePeriodSeconds": 10})));
     b.until_ready().await;
     let b = b.restart_agent().await;
@@ -120,13 +122,19 @@ async fn orphans_are_stopped_and_cleaned_up() {
     b.until_true("all is gone", || b.pods.uids().is_empty() && !b.pod_dir().exists()).await;
     assert_eq!((b.world.runtime.known(), b.world.network.attached()), (0, 0));
     assert!((3..=4).contains(&b.seconds()), "it had its grace: {}", b.seconds());
-    assert_eq!((b.world.reports.sent(), b.world.reports.events().len()), (sent, events), "nobody is told of what is nobody's");
+    assert_eq!(
+        (b.world.reports.sent(), b.world.reports.events().len()),
+        (sent, events),
+        "nobody is told of what is nobody's"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_goes_on_with_the_next_agent() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { stop_delay: Duration::from_secs(600), ..Script::default() }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(600), ..Script::default() }]);
     b.set(&pod(json!({})));
     b.until_ready().await;
     let p = deleted(pod(json!({})), 30);

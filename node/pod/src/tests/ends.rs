@@ -10,7 +10,10 @@ async fn restart_policies() {
         b.set(&pod(json!({"restartPolicy": policy})));
         let status = b.until_phase(phase).await;
         let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").unwrap();
-        assert_eq!((ready.status.as_str(), ready.reason.as_deref()), ("False", Some(condition_reason)));
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_deref()),
+            ("False", Some(condition_reason))
+        );
         b.until_true("the address is given back", || b.world.network.attached() == 0).await;
         b.until(|s| !is_true(s, "PodReadyToStartContainers")).await;
         assert_eq!(b.world.runtime.starts(), 1);
@@ -35,7 +38,9 @@ async fn restart_policies() {
 async fn a_failed_init_container_fails_a_pod_that_never_restarts() {
     let b = Bench::new().await;
     b.world.runtime.script("i", vec![exits(2, 1)]);
-    b.set(&pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i:1"}]})));
+    b.set(&pod(
+        json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": "i:1"}]}),
+    ));
     let status = b.until_phase("Failed").await;
     assert_eq!(waiting(&status).0, "PodInitializing");
     assert_eq!(b.world.runtime.starts(), 1);
@@ -44,7 +49,9 @@ async fn a_failed_init_container_fails_a_pod_that_never_restarts() {
 #[tokio::test(start_paused = true)]
 async fn deletion_asks_first() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { stop_delay: Duration::from_secs(5), ..Script::default() }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(5), ..Script::default() }]);
     b.set(&pod(json!({})));
     b.until_ready().await;
     b.set(&deleted(pod(json!({})), 30));
@@ -72,7 +79,10 @@ async fn grace_is_cut_and_shortened() {
     b.until_terminated().await;
     assert_eq!(b.seconds(), 20);
     let status = b.world.reports.status("u").unwrap();
-    assert_eq!(container(&status, "c").state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 137);
+    assert_eq!(
+        container(&status, "c").state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
+        137
+    );
 
     let b = Bench::new().await;
     b.world.runtime.script("c", slow());
@@ -89,8 +99,12 @@ async fn grace_is_cut_and_shortened() {
 #[tokio::test(start_paused = true)]
 async fn pre_stop_takes_its_time_from_the_grace() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { stop_delay: Duration::from_secs(600), ..Script::default() }]);
-    let spec = |hook: Value| pod(json!({"containers": [{"name": "c", "image": "i:1", "lifecycle": {"preStop": hook}}]}));
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(600), ..Script::default() }]);
+    let spec = |hook: Value| {
+        pod(json!({"containers": [{"name": "c", "image": "i:1", "lifecycle": {"preStop": hook}}]}))
+    };
     let p = spec(json!({"sleep": {"seconds": 7}}));
     b.set(&p);
     b.until_ready().await;
@@ -113,7 +127,9 @@ async fn pre_stop_takes_its_time_from_the_grace() {
 async fn sidecars_end_last_and_in_reverse() {
     let b = Bench::new().await;
     for name in ["c", "one", "two"] {
-        b.world.runtime.script(name, vec![Script { stop_delay: Duration::from_secs(4), ..Script::default() }]);
+        b.world
+            .runtime
+            .script(name, vec![Script { stop_delay: Duration::from_secs(4), ..Script::default() }]);
     }
     let side = |name: &str| json!({"name": name, "image": "i:1", "restartPolicy": "Always"});
     let p = pod(json!({"initContainers": [side("one"), side("two")]}));
@@ -121,8 +137,18 @@ async fn sidecars_end_last_and_in_reverse() {
     b.until_ready().await;
     b.set(&deleted(p, 30));
     b.until_terminated().await;
-    let killed: Vec<String> = b.world.reports.events().into_iter().filter(|e| e.reason == "Killing").map(|e| e.message).collect();
-    assert_eq!(killed, ["Stopping container c", "Stopping container two", "Stopping container one"]);
+    let killed: Vec<String> = b
+        .world
+        .reports
+        .events()
+        .into_iter()
+        .filter(|e| e.reason == "Killing")
+        .map(|e| e.message)
+        .collect();
+    assert_eq!(
+        killed,
+        ["Stopping container c", "Stopping container two", "Stopping container one"]
+    );
     assert_eq!(b.seconds(), 12);
     // A pod whose work is done takes its sidecars along.
     let b = Bench::new().await;
@@ -157,7 +183,9 @@ async fn an_object_that_vanishes_stops_its_pod() {
 #[tokio::test(start_paused = true)]
 async fn deletion_in_the_middle_of_a_start() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { start_delay: Duration::from_secs(60), ..Script::default() }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { start_delay: Duration::from_secs(60), ..Script::default() }]);
     b.set(&pod(json!({})));
     b.until_true("it starts", || b.world.runtime.starts() == 1).await;
     b.set(&deleted(pod(json!({})), 5));

@@ -30,13 +30,20 @@ async fn crash_loops_are_held_back() {
 #[tokio::test(start_paused = true)]
 async fn images_that_do_not_come() {
     let b = Bench::new().await;
-    let error = || Err(ImageError { reason: "ErrImagePull".into(), message: "no such manifest".into() });
+    let error =
+        || Err(ImageError { reason: "ErrImagePull".into(), message: "no such manifest".into() });
     b.world.images.script("hello:v1", vec![error(), error(), Ok(Duration::ZERO)]);
     b.set(&pod(json!({})));
     let status = b.until_waiting("ErrImagePull").await;
-    assert_eq!((waiting(&status).1, status.phase.as_deref()), ("no such manifest", Some("Pending")));
+    assert_eq!(
+        (waiting(&status).1, status.phase.as_deref()),
+        ("no such manifest", Some("Pending"))
+    );
     let status = b.until_waiting("ImagePullBackOff").await;
-    assert_eq!(waiting(&status).1, "Back-off pulling image \"hello:v1\": ErrImagePull: no such manifest");
+    assert_eq!(
+        waiting(&status).1,
+        "Back-off pulling image \"hello:v1\": ErrImagePull: no such manifest"
+    );
     let first: Vec<String> = b.events().into_iter().take(5).collect();
     assert_eq!(first, ["Pulling", "!Failed", "!Failed", "BackOff", "!Failed"]);
     assert_eq!(b.message("Failed"), "Failed to pull image \"hello:v1\": no such manifest");
@@ -47,9 +54,14 @@ async fn images_that_do_not_come() {
 #[tokio::test(start_paused = true)]
 async fn a_corrected_image_is_pulled_at_once() {
     let b = Bench::new().await;
-    let error = ImageError { reason: "InvalidImageName".into(), message: "invalid reference format".into() };
+    let error = ImageError {
+        reason: "InvalidImageName".into(),
+        message: "invalid reference format".into(),
+    };
     b.world.images.script("HELLO", vec![Err(error)]);
-    let mut p = pod(json!({"containers": [{"name": "c", "image": "HELLO", "imagePullPolicy": "IfNotPresent"}]}));
+    let mut p = pod(
+        json!({"containers": [{"name": "c", "image": "HELLO", "imagePullPolicy": "IfNotPresent"}]}),
+    );
     b.set(&p);
     b.until_waiting("InvalidImageName").await;
     p["spec"]["containers"][0]["image"] = json!("hello:v1");
@@ -80,12 +92,18 @@ async fn missing_config_is_waited_for() {
 async fn starts_that_fail() {
     // What ran into an error counts as a run …
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script::fails_to_start("RunContainerError", "it trapped"), Script::default()]);
+    b.world.runtime.script(
+        "c",
+        vec![Script::fails_to_start("RunContainerError", "it trapped"), Script::default()],
+    );
     b.set(&pod(json!({})));
     let status = b.until_ready().await;
     let c = container(&status, "c");
     let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
-    assert_eq!((c.restart_count, last.exit_code, last.reason.as_deref(), last.message.as_deref()), (1, 128, Some("StartError"), Some("it trapped")));
+    assert_eq!(
+        (c.restart_count, last.exit_code, last.reason.as_deref(), last.message.as_deref()),
+        (1, 128, Some("StartError"), Some("it trapped"))
+    );
     assert_eq!(b.message("Failed"), "Error: it trapped");
 
     // … what cannot be created does not, and says so until it can.
@@ -103,7 +121,18 @@ async fn starts_that_fail() {
     b.world.runtime.script("c", vec![Script::fails_to_start("RunContainerError", "it trapped")]);
     b.set(&pod(json!({"restartPolicy": "Never"})));
     let status = b.until_phase("Failed").await;
-    assert_eq!(container(&status, "c").state.as_ref().unwrap().terminated.as_ref().unwrap().message.as_deref(), Some("it trapped"));
+    assert_eq!(
+        container(&status, "c")
+            .state
+            .as_ref()
+            .unwrap()
+            .terminated
+            .as_ref()
+            .unwrap()
+            .message
+            .as_deref(),
+        Some("it trapped")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -139,7 +168,9 @@ async fn out_of_memory_is_told() {
 #[tokio::test(start_paused = true)]
 async fn termination_messages_from_logs() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { log: vec!["first".into(), "the cause".into()], ..exits(1, 1) }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { log: vec!["first".into(), "the cause".into()], ..exits(1, 1) }]);
     b.set(&pod(json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1", "terminationMessagePolicy": "FallbackToLogsOnError"}]})));
     let status = b.until_phase("Failed").await;
     let ended = container(&status, "c").state.clone().unwrap().terminated.unwrap();

@@ -14,7 +14,9 @@ fn with_probe(kind: &str, probe: Value) -> Value {
 #[tokio::test(start_paused = true)]
 async fn readiness_comes_and_goes() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { exec_codes: vec![1, 0, 1, 1, 1, 0], ..Script::default() }]);
+    b.world
+        .runtime
+        .script("c", vec![Script { exec_codes: vec![1, 0, 1, 1, 1, 0], ..Script::default() }]);
     b.set(&with_probe("readinessProbe", json!({"initialDelaySeconds": 5, "periodSeconds": 10})));
     b.until(|s| s.phase.as_deref() == Some("Running") && !is_true(s, "Ready")).await;
     b.until_ready().await;
@@ -33,10 +35,26 @@ async fn readiness_comes_and_goes() {
 #[tokio::test(start_paused = true)]
 async fn liveness_restarts() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { exec_codes: vec![0, 1], stop_delay: Duration::from_secs(60), ..Script::default() }, Script::default()]);
-    b.set(&with_probe("livenessProbe", json!({"periodSeconds": 5, "failureThreshold": 2, "terminationGracePeriodSeconds": 3})));
+    b.world.runtime.script(
+        "c",
+        vec![
+            Script {
+                exec_codes: vec![0, 1],
+                stop_delay: Duration::from_secs(60),
+                ..Script::default()
+            },
+            Script::default(),
+        ],
+    );
+    b.set(&with_probe(
+        "livenessProbe",
+        json!({"periodSeconds": 5, "failureThreshold": 2, "terminationGracePeriodSeconds": 3}),
+    ));
     b.until_event("Killing").await;
-    assert_eq!((b.seconds(), b.message("Killing").as_str()), (10, "Container c failed liveness probe, will be restarted"));
+    assert_eq!(
+        (b.seconds(), b.message("Killing").as_str()),
+        (10, "Container c failed liveness probe, will be restarted")
+    );
     b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
     assert_eq!(b.seconds(), 13, "the probe's own grace");
 }
@@ -46,7 +64,8 @@ async fn startup_holds_the_others_back() {
     let b = Bench::new().await;
     b.world.runtime.script("c", vec![Script { exec_codes: vec![1, 1, 0], ..Script::default() }]);
     let mut p = with_probe("startupProbe", json!({"periodSeconds": 10}));
-    p["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["y"]}, "periodSeconds": 60});
+    p["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["y"]}, "periodSeconds": 60});
     b.set(&p);
     let status = b.until(|s| s.phase.as_deref() == Some("Running")).await;
     assert_eq!(container(&status, "c").started, Some(false));
@@ -54,10 +73,15 @@ async fn startup_holds_the_others_back() {
     assert_eq!(b.seconds(), 20, "readiness is asked as soon as startup is done");
 
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { exec_codes: vec![1], ..Script::default() }, Script::default()]);
+    b.world
+        .runtime
+        .script("c", vec![Script { exec_codes: vec![1], ..Script::default() }, Script::default()]);
     b.set(&with_probe("startupProbe", json!({"periodSeconds": 10, "failureThreshold": 3})));
     b.until(|s| container(s, "c").restart_count == 1).await;
-    assert_eq!((b.seconds(), b.message("Killing").as_str()), (20, "Container c failed startup probe, will be restarted"));
+    assert_eq!(
+        (b.seconds(), b.message("Killing").as_str()),
+        (20, "Container c failed startup probe, will be restarted")
+    );
 }
 
 /// Answers each connection with `answer`; None accepts and says nothing.
@@ -74,9 +98,17 @@ async fn server(answer: Option<&'static str>) -> std::net::SocketAddr {
                     let n = stream.read(&mut request).await.unwrap();
                     let request = String::from_utf8_lossy(&request[..n]).into_owned();
                     let answer = if request.contains("GET /moved") {
-                        "HTTP/1.1 302 Found\r\nlocation: /ok\r\ncontent-length: 0\r\n\r\n".to_owned()
+                        "HTTP/1.1 302 Found\r\nlocation: /ok\r\ncontent-length: 0\r\n\r\n"
+                            .to_owned()
                     } else {
-                        answer.replace("{agent}", if request.to_lowercase().contains("user-agent: kube-probe/") { "200" } else { "400" })
+                        answer.replace(
+                            "{agent}",
+                            if request.to_lowercase().contains("user-agent: kube-probe/") {
+                                "200"
+                            } else {
+                                "400"
+                            },
+                        )
                     };
                     stream.write_all(answer.as_bytes()).await.unwrap();
                 }
@@ -104,7 +136,10 @@ async fn over_sockets() {
         let outcome = execute(&serde_json::from_value(probe).unwrap(), &target).await;
         match expected {
             Ok(()) => assert_eq!(outcome, Outcome::Success),
-            Err(why) => assert!(matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) if w == why), "{outcome:?}"),
+            Err(why) => assert!(
+                matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) if w == why),
+                "{outcome:?}"
+            ),
         }
     }
     let get = |path: &str| json!({"httpGet": {"path": path, "port": "web"}});
@@ -118,8 +153,20 @@ async fn over_sockets() {
     check(good, get("/moved"), Ok(())).await;
     check(good, json!({"tcpSocket": {"port": 1}}), Ok(())).await;
     check(bad, get("/"), Err("HTTP probe failed with statuscode: 503")).await;
-    check(refused, get("/x"), Err("Get \"http://10.42.0.5:8080/x\": dial tcp 10.42.0.5:8080: connect: connection refused")).await;
-    check(refused, json!({"tcpSocket": {"port": 8080}}), Err("dial tcp 10.42.0.5:8080: connect: connection refused")).await;
+    check(
+        refused,
+        get("/x"),
+        Err(
+            "Get \"http://10.42.0.5:8080/x\": dial tcp 10.42.0.5:8080: connect: connection refused",
+        ),
+    )
+    .await;
+    check(
+        refused,
+        json!({"tcpSocket": {"port": 8080}}),
+        Err("dial tcp 10.42.0.5:8080: connect: connection refused"),
+    )
+    .await;
     check(silent, get("/"), Err("Get \"http://10.42.0.5:8080/\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)")).await;
     check(good, json!({"httpGet": {"port": "nope"}}), Err("couldn't find port: \"nope\"")).await;
     check(good, json!({"httpGet": {"port": 99999}}), Err("invalid port number: 99999")).await;

@@ -17,7 +17,10 @@ async fn a_pod_runs() {
     assert!(c.image_id.starts_with("hello:v1@sha256:"), "{c:?}");
     assert_eq!((c.ready, c.started, c.restart_count), (true, Some(true), 0));
     assert_eq!(b.events(), ["Pulled", "Created", "Started"]);
-    assert_eq!(b.message("Pulled"), "Container image \"hello:v1\" already present on machine and can be accessed by the pod");
+    assert_eq!(
+        b.message("Pulled"),
+        "Container image \"hello:v1\" already present on machine and can be accessed by the pod"
+    );
     assert_eq!(b.world.reports.sent(), 1, "what would change in a moment is not reported");
     assert_eq!(b.seconds(), 0, "nothing waits for a timer");
     let spec = b.world.runtime.spec(&run("c", 0)).unwrap();
@@ -34,7 +37,10 @@ async fn images_are_pulled_with_words() {
     b.until_ready().await;
     assert_eq!(b.events(), ["Pulling", "Pulled", "Created", "Started"]);
     assert_eq!(b.message("Pulling"), "Pulling image \"hello:v1\"");
-    assert_eq!(b.message("Pulled"), "Successfully pulled image \"hello:v1\" in 1.5s (1.5s including waiting).");
+    assert_eq!(
+        b.message("Pulled"),
+        "Successfully pulled image \"hello:v1\" in 1.5s (1.5s including waiting)."
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,11 +100,16 @@ async fn readiness_gates_hold() {
 #[tokio::test(start_paused = true)]
 async fn post_start_and_its_failure() {
     let b = Bench::new().await;
-    b.world.runtime.script("c", vec![Script { exec_codes: vec![1], ..Script::default() }, Script::default()]);
+    b.world
+        .runtime
+        .script("c", vec![Script { exec_codes: vec![1], ..Script::default() }, Script::default()]);
     b.set(&pod(json!({"containers": [{"name": "c", "image": "i:1", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}]})));
     let status = b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
     assert!(b.events().contains(&"!FailedPostStartHook".to_owned()), "{:?}", b.events());
-    assert_eq!(container(&status, "c").last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 143);
+    assert_eq!(
+        container(&status, "c").last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
+        143
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +130,10 @@ async fn logs_of_now_and_before() {
     };
     let request = crate::LogRequest::default();
     assert_eq!(text(request.clone()).await.unwrap(), "two\n");
-    assert_eq!(text(crate::LogRequest { previous: true, ..request.clone() }).await.unwrap(), "one\n");
+    assert_eq!(
+        text(crate::LogRequest { previous: true, ..request.clone() }).await.unwrap(),
+        "one\n"
+    );
     let stamped = text(crate::LogRequest { timestamps: true, ..request.clone() }).await.unwrap();
     assert!(stamped.starts_with("2027-01-15T08:00:05.000000000Z two"), "{stamped}");
     assert!(text(crate::LogRequest { container: "x".into(), ..request.clone() }).await.is_err());

@@ -23,7 +23,8 @@ async fn files_are_there_and_stay_fresh() {
     assert_eq!(b.read("_volumes/cfg/b").as_deref(), Some("3"));
     p["metadata"]["labels"] = json!({"x": "2"});
     b.set(&p);
-    b.until_true("labels follow", || b.read("_volumes/me/labels").as_deref() == Some("x=\"2\"")).await;
+    b.until_true("labels follow", || b.read("_volumes/me/labels").as_deref() == Some("x=\"2\""))
+        .await;
     // What is deleted under a running pod does not hurt it.
     b.world.objects.remove_config_map("default", "cfg");
     b.until_event("FailedMount").await;
@@ -57,8 +58,14 @@ async fn what_is_not_supported_says_so() {
     let b = Bench::new().await;
     b.set(&pod(json!({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]})));
     let status = b.until_waiting("ContainerCreating").await;
-    assert_eq!(waiting(&status).1, "MountVolume.SetUp failed for volume \"v\" : this node does not support volumes of type nfs");
-    b.set(&deleted(pod(json!({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]})), 30));
+    assert_eq!(
+        waiting(&status).1,
+        "MountVolume.SetUp failed for volume \"v\" : this node does not support volumes of type nfs"
+    );
+    b.set(&deleted(
+        pod(json!({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]})),
+        30,
+    ));
     b.until_terminated().await;
 }
 
@@ -78,7 +85,8 @@ async fn tokens_rotate() {
     assert_eq!(b.world.objects.tokens(), 1);
     let b = b.restart_agent().await;
     b.set(&p);
-    b.until_true("80 % are over", || b.read("_volumes/api/token").as_deref() == Some("token-2")).await;
+    b.until_true("80 % are over", || b.read("_volumes/api/token").as_deref() == Some("token-2"))
+        .await;
     assert!((2880..=2882).contains(&b.seconds()), "{}", b.seconds());
     assert_eq!(b.world.objects.tokens(), 2);
 }

@@ -78,7 +78,8 @@ fn new_dir(volume: &Path) -> io::Result<PathBuf> {
 
 /// Links the first part of every path, and removes links that lead nowhere any more.
 fn link_names(volume: &Path, files: &Files) -> io::Result<()> {
-    let names: BTreeSet<&str> = files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
+    let names: BTreeSet<&str> =
+        files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
     for name in &names {
         let link = volume.join(name);
         if fs::symlink_metadata(&link).is_err() {
@@ -128,13 +129,19 @@ mod tests {
         assert!(write(&volume, &files(&[("a", "1"), ("d/e", "2")]), None).unwrap());
         assert_eq!((read("a").as_deref(), read("d/e").as_deref()), (Some("1"), Some("2")));
         let first = fs::read_link(volume.join(DATA)).unwrap();
-        assert!(!write(&volume, &files(&[("a", "1"), ("d/e", "2")]), None).unwrap(), "same content");
+        assert!(
+            !write(&volume, &files(&[("a", "1"), ("d/e", "2")]), None).unwrap(),
+            "same content"
+        );
         assert_eq!(fs::read_link(volume.join(DATA)).unwrap(), first);
 
         // Someone who opened the old directory goes on reading the old file.
         let open = fs::File::open(volume.join("a")).unwrap();
         assert!(write(&volume, &files(&[("a", "3"), ("f", "4")]), None).unwrap());
-        assert_eq!((read("a").as_deref(), read("d/e"), read("f").as_deref()), (Some("3"), None, Some("4")));
+        assert_eq!(
+            (read("a").as_deref(), read("d/e"), read("f").as_deref()),
+            (Some("3"), None, Some("4"))
+        );
         assert!(!volume.join(first).exists(), "the old directory is gone");
         assert_eq!(io::read_to_string(open).unwrap(), "1");
         assert!(fs::symlink_metadata(volume.join("d")).is_err(), "no dangling name");

@@ -19,9 +19,14 @@ pub(crate) type Files = BTreeMap<String, File>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
-    EmptyDir { memory: bool, size_limit: Option<u64> },
+    EmptyDir {
+        memory: bool,
+        size_limit: Option<u64>,
+    },
     /// The path exists, and is what `kind` says.
-    HostPath { kind: String },
+    HostPath {
+        kind: String,
+    },
     Files(Files),
 }
 
@@ -94,7 +99,14 @@ fn projection(
     facts: &Facts,
 ) -> Result<(), String> {
     if let Some(s) = &source.config_map {
-        keys(files, sources, &Name::ConfigMap(s.name.clone()), s.items.as_deref(), s.optional, mode)?;
+        keys(
+            files,
+            sources,
+            &Name::ConfigMap(s.name.clone()),
+            s.items.as_deref(),
+            s.optional,
+            mode,
+        )?;
     }
     if let Some(s) = &source.secret {
         keys(files, sources, &Name::Secret(s.name.clone()), s.items.as_deref(), s.optional, mode)?;
@@ -133,7 +145,8 @@ fn keys(
             Some(data) => insert(files, &item.path, data.to_vec(), item.mode.unwrap_or(mode))?,
             None if optional => {}
             None => {
-                let kind = if matches!(name, Name::Secret(_)) { "secret key" } else { "config key" };
+                let kind =
+                    if matches!(name, Name::Secret(_)) { "secret key" } else { "config key" };
                 return Err(format!("references non-existent {kind}: {}", item.key));
             }
         }
@@ -166,7 +179,9 @@ fn insert(files: &mut Files, path: &str, data: Vec<u8>, mode: i32) -> Result<(),
         || path.starts_with("..")
         || path.split('/').any(|part| matches!(part, "" | "." | ".."));
     if bad {
-        return Err(format!("invalid path {path:?}: it must be relative and stay inside the volume"));
+        return Err(format!(
+            "invalid path {path:?}: it must be relative and stay inside the volume"
+        ));
     }
     files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32 });
     Ok(())
@@ -188,12 +203,19 @@ mod tests {
         );
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "labels": {"x": "y"}}, "spec": {"containers": []}});
         let pod = serde_json::from_value(pod).unwrap();
-        let facts = Facts { pod_ips: &[], host_ip: "192.0.2.1".parse().unwrap(), node_name: "n", allocatable: Allocatable::default() };
+        let facts = Facts {
+            pod_ips: &[],
+            host_ip: "192.0.2.1".parse().unwrap(),
+            node_name: "n",
+            allocatable: Allocatable::default(),
+        };
         let tokens = Tokens { by_path: BTreeMap::from([("token".into(), "t".into())]), due: None };
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let seen = of(&pod, &volume, &sources, &tokens, &facts);
         let expected = expected.map_err(String::from).map(|files| {
-            let file = |(path, data, mode): &(&str, &str, u32)| (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode });
+            let file = |(path, data, mode): &(&str, &str, u32)| {
+                (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode })
+            };
             Content::Files(files.iter().map(file).collect())
         });
         assert_eq!(seen, expected);
@@ -201,17 +223,25 @@ mod tests {
 
     #[test]
     fn files() {
-        check(json!({"name": "v", "configMap": {"name": "m"}}),
-            Ok(&[("a", "1", 0o644), ("b", "2", 0o644), ("c", "\0", 0o644)]));
-        check(json!({"name": "v", "configMap": {"name": "m", "defaultMode": 0o400, "items": [{"key": "a", "path": "x/y"}, {"key": "b", "path": "z", "mode": 0o640}]}}),
-            Ok(&[("x/y", "1", 0o400), ("z", "2", 0o640)]));
+        check(
+            json!({"name": "v", "configMap": {"name": "m"}}),
+            Ok(&[("a", "1", 0o644), ("b", "2", 0o644), ("c", "\0", 0o644)]),
+        );
+        check(
+            json!({"name": "v", "configMap": {"name": "m", "defaultMode": 0o400, "items": [{"key": "a", "path": "x/y"}, {"key": "b", "path": "z", "mode": 0o640}]}}),
+            Ok(&[("x/y", "1", 0o400), ("z", "2", 0o640)]),
+        );
         check(json!({"name": "v", "secret": {"secretName": "s"}}), Ok(&[("p", "q", 0o644)]));
-        check(json!({"name": "v", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}),
-            Ok(&[("labels", "x=\"y\"", 0o644)]));
-        check(json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}},
+        check(
+            json!({"name": "v", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}),
+            Ok(&[("labels", "x=\"y\"", 0o644)]),
+        );
+        check(
+            json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}},
                 {"configMap": {"name": "m", "items": [{"key": "a", "path": "ca.crt"}]}},
                 {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}),
-            Ok(&[("ca.crt", "1", 0o644), ("namespace", "n", 0o644), ("token", "t", 0o644)]));
+            Ok(&[("ca.crt", "1", 0o644), ("namespace", "n", 0o644), ("token", "t", 0o644)]),
+        );
         check(json!({"name": "v", "configMap": {"name": "x", "optional": true}}), Ok(&[]));
     }
 
@@ -219,10 +249,21 @@ mod tests {
     fn refusals() {
         check(json!({"name": "v", "configMap": {"name": "x"}}), Err("configmap \"x\" not found"));
         check(json!({"name": "v", "secret": {"secretName": "x"}}), Err("secret \"x\" not found"));
-        check(json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "z", "path": "z"}]}}), Err("references non-existent config key: z"));
-        check(json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a", "path": "../../etc/x"}]}}),
-            Err("invalid path \"../../etc/x\": it must be relative and stay inside the volume"));
-        check(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), Err("this node does not support volumes of type persistentVolumeClaim"));
-        check(json!({"name": "v", "emptyDir": {"medium": "Tape"}}), Err("unknown storage medium \"Tape\""));
+        check(
+            json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "z", "path": "z"}]}}),
+            Err("references non-existent config key: z"),
+        );
+        check(
+            json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a", "path": "../../etc/x"}]}}),
+            Err("invalid path \"../../etc/x\": it must be relative and stay inside the volume"),
+        );
+        check(
+            json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}),
+            Err("this node does not support volumes of type persistentVolumeClaim"),
+        );
+        check(
+            json!({"name": "v", "emptyDir": {"medium": "Tape"}}),
+            Err("unknown storage medium \"Tape\""),
+        );
     }
 }

@@ -12,10 +12,16 @@ use super::atomic::make_dir;
 pub(super) const LINKS: &str = "_subpaths";
 
 /// An empty directory that every user may write to; in memory where we may mount.
-pub(super) fn empty_dir(dir: &Path, memory: bool, size_limit: Option<u64>, group: Option<i64>) -> io::Result<()> {
+pub(super) fn empty_dir(
+    dir: &Path,
+    memory: bool,
+    size_limit: Option<u64>,
+    group: Option<i64>,
+) -> io::Result<()> {
     make_dir(dir, 0o777)?;
     if memory && !is_mount(dir) {
-        let options = size_limit.map_or_else(|| "mode=0777".into(), |n| format!("mode=0777,size={n}"));
+        let options =
+            size_limit.map_or_else(|| "mode=0777".into(), |n| format!("mode=0777,size={n}"));
         mount_tmpfs(dir, &options);
     }
     if let Some(group) = group.and_then(|g| u32::try_from(g).ok())
@@ -30,7 +36,9 @@ pub(super) fn empty_dir(dir: &Path, memory: bool, size_limit: Option<u64>, group
 fn mount_tmpfs(dir: &Path, options: &str) {
     use rustix::mount::{MountFlags, mount};
     let options = std::ffi::CString::new(options).expect("options have no NUL");
-    if let Err(error) = mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()) {
+    if let Err(error) =
+        mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
+    {
         tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
     }
 }
