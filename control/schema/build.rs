@@ -111,7 +111,8 @@ impl Facts {
     ) {
         let go_fields = self.wire.get(from).and_then(Value::as_object);
         for (name, go) in go_fields.unwrap_or_else(|| panic!("wire-facts.json lacks {from}")) {
-            let go_type = go["type"].as_str().unwrap_or_else(|| panic!("{from}.{name} has no type"));
+            let go_type =
+                go["type"].as_str().unwrap_or_else(|| panic!("{from}.{name} has no type"));
             if name == "-" {
                 continue;
             }
@@ -131,7 +132,15 @@ impl Facts {
         }
     }
 
-    fn field(&self, of: &str, from: &str, name: &str, go: &Value, go_type: &str, within: &[u64]) -> Value {
+    fn field(
+        &self,
+        of: &str,
+        from: &str,
+        name: &str,
+        go: &Value,
+        go_type: &str,
+        within: &[u64],
+    ) -> Value {
         let facts = self.schema.get(of).and_then(|f| f.get("fields")?.get(name));
         let fact = |key: &str| facts.and_then(|f| f.get(key));
         let mut ty = self.resolve(package(from), go_type);
@@ -139,7 +148,9 @@ impl Facts {
             ty.code["k"] = match fact("listType").and_then(Value::as_str) {
                 None | Some("atomic") => json!("a"),
                 Some("set") => json!("s"),
-                Some("map") => fact("mapKeys").cloned().unwrap_or_else(|| panic!("{of}.{name}: no mapKeys")),
+                Some("map") => {
+                    fact("mapKeys").cloned().unwrap_or_else(|| panic!("{of}.{name}: no mapKeys"))
+                }
                 Some(other) => panic!("{of}.{name}: unknown listType {other}"),
             };
         }
@@ -152,8 +163,9 @@ impl Facts {
             (false, _) => "a",
         };
         let mut field = json!({ "n": name, "t": ty.code, "p": presence, "g": ty.go });
+        // k8s-openapi takes every plain struct for required; Kubernetes none that may be omitted.
         let required = self.published.get(of).and_then(|p| p.get("required")?.as_array());
-        if required.is_some_and(|r| r.contains(&json!(name))) {
+        if !omitted && required.is_some_and(|r| r.contains(&json!(name))) {
             field["r"] = json!(true);
         }
         for (key, short) in [("default", "d"), ("mergeKey", "mk"), ("patchStrategy", "ps")] {
@@ -174,7 +186,12 @@ impl Facts {
         if let Some(target) = go.strip_prefix('*') {
             return Resolved { pointer: true, ..self.resolve(package, target) };
         }
-        let plain = |code: &str| Resolved { code: json!(code), go: go.into(), pointer: false, structure: false };
+        let plain = |code: &str| Resolved {
+            code: json!(code),
+            go: go.into(),
+            pointer: false,
+            structure: false,
+        };
         match go {
             "string" => return plain("s"),
             "bool" => return plain("b"),
@@ -188,16 +205,27 @@ impl Facts {
         if let Some(item) = go.strip_prefix("[]") {
             let item = self.resolve(package, item);
             let go = format!("[]{}", item.go);
-            return Resolved { code: json!({ "l": item.code }), go, pointer: false, structure: false };
+            return Resolved {
+                code: json!({ "l": item.code }),
+                go,
+                pointer: false,
+                structure: false,
+            };
         }
         if let Some((key, value)) = go.strip_prefix("map[").and_then(|rest| rest.split_once(']')) {
             let (key, value) = (self.resolve(package, key), self.resolve(package, value));
             assert_eq!(key.code, json!("s"), "{package}: {go}: a map's key is a string");
             let go = format!("map[{}]{}", key.go, value.go);
-            return Resolved { code: json!({ "m": value.code }), go, pointer: false, structure: false };
+            return Resolved {
+                code: json!({ "m": value.code }),
+                go,
+                pointer: false,
+                structure: false,
+            };
         }
         let name = self.qualify(package, go);
-        let shown = format!("{}.{}", package_name(&name), name.rsplit('.').next().unwrap_or_default());
+        let shown =
+            format!("{}.{}", package_name(&name), name.rsplit('.').next().unwrap_or_default());
         if let Some(code) = special(&name) {
             let structure = !matches!(code, Special::List(_));
             return Resolved { code: code.encode(), go: shown, pointer: false, structure };
@@ -248,7 +276,9 @@ impl Special {
     fn encode(&self) -> Value {
         match self {
             Self::Scalar(code) => json!(code),
-            Self::SchemaOr(or) => json!({ "or": or, "o": format!("{APIEXTENSIONS}.JSONSchemaProps") }),
+            Self::SchemaOr(or) => {
+                json!({ "or": or, "o": format!("{APIEXTENSIONS}.JSONSchemaProps") })
+            }
             Self::List(item) => json!({ "l": item }),
         }
     }

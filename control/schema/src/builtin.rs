@@ -10,12 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::{
-    Alternative, Definition, Field, ListKind, ListType, MapType, Model, PatchStrategy, Presence, Proto,
-    Type, Wire,
+    Alternative, Definition, Field, ListKind, ListType, MapType, Model, PatchStrategy, Presence,
+    Proto, Type, Wire,
 };
 
 static MODEL_TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/model.json.gz"));
-static DESCRIPTIONS_TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptions.json.gz"));
+static DESCRIPTIONS_TABLE: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptions.json.gz"));
 
 /// The built-in kinds of Kubernetes v1.36, with the parts that they are made of. Decoded once, on
 /// first use; descriptions are not part of it (see `openapi`).
@@ -36,7 +37,9 @@ pub(crate) type Descriptions =
 
 fn read_table(table: &[u8]) -> String {
     let mut text = String::new();
-    flate2::read::GzDecoder::new(table).read_to_string(&mut text).expect("build.rs wrote gzip'd text");
+    flate2::read::GzDecoder::new(table)
+        .read_to_string(&mut text)
+        .expect("build.rs wrote gzip'd text");
     text
 }
 
@@ -105,12 +108,14 @@ enum RawKeys<'a> {
 }
 
 fn load(text: &str) -> Model {
-    let raw: Vec<RawDefinition<'_>> = serde_json::from_str(text).expect("build.rs wrote the table in this form");
+    let raw: Vec<RawDefinition<'_>> =
+        serde_json::from_str(text).expect("build.rs wrote the table in this form");
     let mut model = Model::new();
     for definition in raw {
         let fields = definition.f.into_iter().map(|f| field(&mut model, f)).collect();
         let kinds = definition.k.into_iter();
-        let kinds = kinds.map(|(group, version, kind)| GroupVersionKind { group, version, kind }).collect();
+        let kinds =
+            kinds.map(|(group, version, kind)| GroupVersionKind { group, version, kind }).collect();
         model.add(Definition::new(definition.n, kinds, fields, definition.a));
     }
     model
@@ -180,7 +185,9 @@ fn ty(model: &mut Model, raw: RawType<'_>) -> Type {
             let kind = match k {
                 None | Some(RawKeys::Kind("a")) => ListKind::Atomic,
                 Some(RawKeys::Kind(_)) => ListKind::Set,
-                Some(RawKeys::Keys(keys)) => ListKind::Map(keys.into_iter().map(Into::into).collect()),
+                Some(RawKeys::Keys(keys)) => {
+                    ListKind::Map(keys.into_iter().map(Into::into).collect())
+                }
             };
             Type::List(Box::new(ListType { item: ty(model, *l), kind }))
         }
@@ -217,7 +224,9 @@ mod tests {
     #[test]
     fn every_kind_has_its_parts() {
         let model = builtin();
-        for kind in ["Pod", "Service", "Node", "Secret", "ConfigMap", "Namespace", "Event", "Binding"] {
+        for kind in
+            ["Pod", "Service", "Node", "Secret", "ConfigMap", "Namespace", "Event", "Binding"]
+        {
             assert!(model.of_kind("", "v1", kind).is_some(), "{kind}");
         }
         for (_, definition) in model.definitions() {
@@ -226,13 +235,23 @@ mod tests {
                 if let Type::Object(id) = field.ty {
                     let part = model.get(id);
                     let empty_by_nature = part.fields.is_empty();
-                    assert!(!empty_by_nature || EMPTY.contains(&part.go_name()), "{}.{}", definition.name, field.name);
+                    assert!(
+                        !empty_by_nature || EMPTY.contains(&part.go_name()),
+                        "{}.{}",
+                        definition.name,
+                        field.name
+                    );
                 }
             }
         }
         const EMPTY: &[&str] = &["CustomResourceSubresourceStatus", "Patch"];
         let texts = descriptions();
-        assert!(texts["io.k8s.api.core.v1.Pod"].0.as_deref().is_some_and(|t| t.starts_with("Pod is a collection")));
+        assert!(
+            texts["io.k8s.api.core.v1.Pod"]
+                .0
+                .as_deref()
+                .is_some_and(|t| t.starts_with("Pod is a collection"))
+        );
         assert!(texts["io.k8s.api.core.v1.Container"].1["image"].contains("image"));
     }
 }

@@ -75,18 +75,23 @@ pub fn object(
 ) -> Result<Decoded, Status> {
     let (json, mut strict) = as_json(expected, body, format, validation)?;
     let unrecognized = |why: &str| unrecognized(expected, body, why);
-    let syntax = |e: SyntaxError| unrecognized(&format!("couldn't get version/kind; json parse error: {e}"));
+    let syntax =
+        |e: SyntaxError| unrecognized(&format!("couldn't get version/kind; json parse error: {e}"));
     let check = validation != FieldValidation::Ignore;
     let mut outcome = typed::decode(model, expected.definition, &json, check).map_err(syntax)?;
     if let Some(wrong) = &outcome.wrong_type_meta {
         return Err(unrecognized(&format!("couldn't get version/kind; json parse error: {wrong}")));
     }
     let Value::Object(map) = &mut outcome.value else {
-        let what = outcome.error.unwrap_or_default().replace(&format!("v1.{}", go_name(model, expected)), TYPE_META);
+        let what = outcome
+            .error
+            .unwrap_or_default()
+            .replace(&format!("v1.{}", go_name(model, expected)), TYPE_META);
         return Err(unrecognized(&format!("couldn't get version/kind; json parse error: {what}")));
     };
     let text = |name: &str| map.get(name).and_then(Value::as_str).unwrap_or_default();
-    let sent = Sent::read(text("apiVersion"), text("kind"), expected).map_err(|wrong| unrecognized(&wrong))?;
+    let sent = Sent::read(text("apiVersion"), text("kind"), expected)
+        .map_err(|wrong| unrecognized(&wrong))?;
     if let Some(why) = sent.mismatch(model, expected) {
         // What is wrong with the body comes before what is wrong with its kind, if the kind is known.
         if let Some(other) = model.of_kind(&sent.group, &sent.version, &sent.kind) {
@@ -127,7 +132,8 @@ pub fn value(
 pub fn applied(body: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
     within_limit(body)?;
     let mut strict = Vec::new();
-    let value = yaml::parse(body, &mut strict).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+    let value = yaml::parse(body, &mut strict)
+        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
     if !value.is_object() {
         let what = type_name(&value);
         return Err(Status::bad_request(format!(
@@ -213,7 +219,9 @@ fn as_json<'b>(
 fn unrecognized(expected: &Expected<'_>, body: &[u8], why: &str) -> Status {
     let kind = expected.kind;
     let summary = summary(body);
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({summary})"))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({summary})"
+    ))
 }
 
 /// The beginning of a body, in hexadecimal unless it looks like JSON.
@@ -242,7 +250,9 @@ enum Mismatch {
 
 impl Sent {
     fn read(api_version: &str, kind: &str, expected: &Expected<'_>) -> Result<Self, String> {
-        let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+        let or = |text: &str, default: &str| {
+            if text.is_empty() { default.to_owned() } else { text.to_owned() }
+        };
         let (group, version) = if api_version.is_empty() {
             (expected.group.to_owned(), expected.version.to_owned())
         } else if let Some(sent) = GroupVersion::parse(api_version) {
@@ -287,9 +297,11 @@ impl Sent {
     ) -> Result<(), Status> {
         match error {
             Some(error) => Err(self.cannot_be_handled(expected, &error)),
-            None if validation == FieldValidation::Strict && !strict.is_empty() => {
-                Err(self.cannot_be_handled(expected, &format!("strict decoding error: {}", strict.join(", "))))
-            }
+            None if validation == FieldValidation::Strict && !strict.is_empty() => Err(self
+                .cannot_be_handled(
+                    expected,
+                    &format!("strict decoding error: {}", strict.join(", ")),
+                )),
             None => Ok(()),
         }
     }

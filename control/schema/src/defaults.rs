@@ -15,13 +15,17 @@ fn fill(model: &Model, ty: &Type, value: &mut Value) {
         (Type::Object(id), Value::Object(map)) if model.has_defaults(*id) => {
             for field in &model.get(*id).fields {
                 match (map.get_mut(&*field.name), &field.default) {
-                    (Some(Value::Null), Some(default)) => drop(map.insert((*field.name).to_owned(), (**default).clone())),
+                    (Some(Value::Null), Some(default)) => {
+                        drop(map.insert((*field.name).to_owned(), (**default).clone()))
+                    }
                     // A default stands for the zero value of a string, as for none.
                     (Some(Value::String(text)), Some(default)) if text.is_empty() => {
                         map.insert((*field.name).to_owned(), (**default).clone());
                     }
                     (Some(value), _) => fill(model, &field.ty, value),
-                    (None, Some(default)) => drop(map.insert((*field.name).to_owned(), (**default).clone())),
+                    (None, Some(default)) => {
+                        drop(map.insert((*field.name).to_owned(), (**default).clone()))
+                    }
                     (None, None) => {}
                 }
             }
@@ -94,10 +98,16 @@ mod tests {
             assert_eq!(object, expected);
         }
         let port = |protocol: &str| json!({"containerPort": 80, "protocol": protocol});
-        check("io.k8s.api.core.v1.Pod",
+        check(
+            "io.k8s.api.core.v1.Pod",
             json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80}, port("UDP"), port("")]}]}}),
-            json!({"spec": {"containers": [{"name": "c", "ports": [port("TCP"), port("UDP"), port("TCP")]}]}}));
+            json!({"spec": {"containers": [{"name": "c", "ports": [port("TCP"), port("UDP"), port("TCP")]}]}}),
+        );
         check("io.k8s.api.core.v1.Pod", json!({"spec": null}), json!({"spec": null}));
-        check("io.k8s.api.core.v1.Service", json!({"spec": {"ports": [{"port": 1}]}}), json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}]}}));
+        check(
+            "io.k8s.api.core.v1.Service",
+            json!({"spec": {"ports": [{"port": 1}]}}),
+            json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}]}}),
+        );
     }
 }

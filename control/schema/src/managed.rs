@@ -16,6 +16,8 @@ mod validate;
 
 pub use apply::apply;
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
 use rimward_api::meta;
 use serde_json::Value;
@@ -28,11 +30,22 @@ use set::Set;
 use shape::Place;
 
 /// Fields that nobody manages: the server's own, and the object's identity.
-const UNMANAGED: [&str; 12] = [
-    "apiVersion", "kind", "metadata", "metadata.name", "metadata.namespace", "metadata.creationTimestamp",
-    "metadata.selfLink", "metadata.uid", "metadata.clusterName", "metadata.generation",
-    "metadata.managedFields", "metadata.resourceVersion",
-];
+static UNMANAGED: LazyLock<Set<'static>> = LazyLock::new(|| {
+    Set::of_paths(&[
+        "apiVersion",
+        "kind",
+        "metadata",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.creationTimestamp",
+        "metadata.selfLink",
+        "metadata.uid",
+        "metadata.clusterName",
+        "metadata.generation",
+        "metadata.managedFields",
+        "metadata.resourceVersion",
+    ])
+});
 
 /// Who writes what, for the record.
 #[derive(Clone, Copy, Debug)]
@@ -59,15 +72,18 @@ impl Write<'_> {
 /// defaulting and before admission; its `metadata.managedFields` are those that the client sent
 /// (`[]` or `[{}]` clears them all; absent keeps the old ones) and are replaced by the new record.
 /// Call it with `old: None` on create.
-pub fn update(model: &Model, definition: DefId, old: Option<&Value>, new: &mut Value, write: &Write<'_>) {
-    let sent = take_managed_fields(new);
-    let record = record_before(old, sent.as_ref(), write);
-    let untracked = record.entries.is_empty() && old.is_some_and(|o| meta::str_at(o, &["metadata", "uid"]).is_some());
-    if untracked {
-        return;
-    }
+pub fn update(
+    model: &Model,
+    definition: DefId,
+    old: Option<&Value>,
+    new: &mut Value,
+    write: &Write<'_>,
+) {
+    let recorded = old.and_then(|o| meta::at(o, &["metadata", "managedFields"]));
+    // A client that sends back what it read says nothing about the record.
+    let sent = take_managed_fields(new).filter(|sent| Some(sent) != recorded);
     let nothing;
-    let old = match old {
+    let before = match old {
         Some(old) => old,
         None => {
             nothing = decode::zero(model, definition);
@@ -75,15 +91,52 @@ pub fn update(model: &Model, definition: DefId, old: Option<&Value>, new: &mut V
         }
     };
     let ty = Type::Object(definition);
-    let change = compare(Place::new(model, &ty), Some(old), Some(&*new));
-    let record = updated(record, change, write);
-    let encoded = record.encode();
+    let changed = Changed::of(compare(Place::new(model, &ty), Some(before), Some(&*new)), write);
+    if sent.is_none() && changed.is_nothing() {
+        put_managed_fields(new, recorded.cloned());
+        return;
+    }
+    let record = record_before(old, sent.as_ref(), write);
+    let untracked = record.entries.is_empty()
+        && old.is_some_and(|o| meta::str_at(o, &["metadata", "uid"]).is_some());
+    if untracked {
+        return;
+    }
+    let encoded = updated(record, changed, write).encode();
     put_managed_fields(new, encoded);
 }
 
+/// What a write changed, without what it does not own.
+struct Changed<'a> {
+    /// Added or modified.
+    set: Set<'a>,
+    removed: Set<'a>,
+}
+
+impl<'a> Changed<'a> {
+    fn of(change: Change<'a>, write: &Write<'_>) -> Self {
+        let ignored = Set::of_paths(write.ignored);
+        let set = change.modified.children.union(change.added.children);
+        let mut removed = change.removed.children.recursive_difference(&ignored);
+        removed = removed.difference(&UNMANAGED);
+        Self { set: set.recursive_difference(&ignored).difference(&UNMANAGED), removed }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.set.is_empty() && self.removed.is_empty()
+    }
+}
+
 /// The record that a write starts from: the one that the client sent if it is one, else the old one.
-fn record_before<'a>(old: Option<&'a Value>, sent: Option<&'a Value>, write: &Write<'_>) -> Record<'a> {
-    let of_old = || Record::decode(old.and_then(|o| meta::at(o, &["metadata", "managedFields"]))).unwrap_or_default();
+fn record_before<'a>(
+    old: Option<&'a Value>,
+    sent: Option<&'a Value>,
+    write: &Write<'_>,
+) -> Record<'a> {
+    let of_old = || {
+        Record::decode(old.and_then(|o| meta::at(o, &["metadata", "managedFields"])))
+            .unwrap_or_default()
+    };
     if !write.subresource.is_empty() {
         return of_old();
     }
@@ -99,14 +152,12 @@ fn record_before<'a>(old: Option<&'a Value>, sent: Option<&'a Value>, write: &Wr
 }
 
 /// The record after a change: everyone loses what was changed, the writer gains it.
-fn updated<'a>(mut record: Record<'a>, change: Change<'a>, write: &Write<'_>) -> Record<'a> {
-    let ignored = Set::of_paths(write.ignored);
-    let removed = change.removed.children.recursive_difference(&ignored);
-    let changed = change.modified.children.union(change.added.children).recursive_difference(&ignored);
-    lose(&mut record, &changed, &removed, None);
-    let gained = changed.difference(&Set::of_paths(&UNMANAGED));
+fn updated<'a>(mut record: Record<'a>, changed: Changed<'a>, write: &Write<'_>) -> Record<'a> {
+    lose(&mut record, &changed, None);
+    let gained = changed.set;
     if !gained.is_empty() {
-        let manager = Manager::new(write.manager, Operation::Update, write.api_version, write.subresource);
+        let manager =
+            Manager::new(write.manager, Operation::Update, write.api_version, write.subresource);
         let time = Some(write.time());
         let api_version = write.api_version.to_owned();
         match record.position(&manager) {
@@ -123,9 +174,10 @@ fn updated<'a>(mut record: Record<'a>, change: Change<'a>, write: &Write<'_>) ->
 }
 
 /// Takes the changed and removed fields from everyone but `except`.
-fn lose(record: &mut Record<'_>, changed: &Set<'_>, removed: &Set<'_>, except: Option<&Manager>) {
+fn lose(record: &mut Record<'_>, changed: &Changed<'_>, except: Option<&Manager>) {
     for entry in record.entries.iter_mut().filter(|e| Some(&e.manager) != except) {
-        entry.set = entry.set.difference(changed).difference(removed);
+        let set = std::mem::take(&mut entry.set);
+        entry.set = set.difference(&changed.set).difference(&changed.removed);
     }
     record.entries.retain(|e| !e.set.is_empty());
 }

@@ -189,7 +189,8 @@ impl Model {
 
     /// The definition of a kind.
     pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<DefId> {
-        let kind = GroupVersionKind { group: group.into(), version: version.into(), kind: kind.into() };
+        let kind =
+            GroupVersionKind { group: group.into(), version: version.into(), kind: kind.into() };
         self.by_kind.get(&kind).copied()
     }
 
@@ -230,7 +231,12 @@ impl Model {
 pub const FIELDS_MAX: usize = 128;
 
 impl Definition {
-    pub fn new(name: &str, kinds: Vec<GroupVersionKind>, fields: Box<[Field]>, atomic: bool) -> Self {
+    pub fn new(
+        name: &str,
+        kinds: Vec<GroupVersionKind>,
+        fields: Box<[Field]>,
+        atomic: bool,
+    ) -> Self {
         Self { name: name.into(), kinds, fields, atomic, constant: Box::default() }
     }
 

@@ -19,7 +19,9 @@ pub use strategic::strategic_merge_patch;
 
 /// RFC 7386.
 pub fn merge_patch(object: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let Value::Object(patch) = parse(patch)? else { return Err(Status::bad_request("Invalid JSON Patch")) };
+    let Value::Object(patch) = parse(patch)? else {
+        return Err(Status::bad_request("Invalid JSON Patch"));
+    };
     let mut patched = object.clone();
     merge(&mut patched, patch);
     Ok(patched)
@@ -48,10 +50,15 @@ pub fn decode_patched(
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     decode::value(model, expected, patched, validation).map_err(|status| {
-        let why = status.message.split_once(&format!(" cannot be handled as a {}: ", expected.kind));
+        let why =
+            status.message.split_once(&format!(" cannot be handled as a {}: ", expected.kind));
         let Some((_, why)) = why else { return status };
         let nobody = GroupKind { group: String::new(), kind: String::new() };
-        Status::invalid(&nobody, "", &[FieldError::invalid("patch", &patched.to_string().into(), why)])
+        Status::invalid(
+            &nobody,
+            "",
+            &[FieldError::invalid("patch", &patched.to_string().into(), why)],
+        )
     })
 }
 
@@ -62,7 +69,11 @@ fn parse(patch: &[u8]) -> Result<Value, Status> {
 
 /// A patch that is well formed and does not fit the object. Kubernetes does not say why.
 fn does_not_apply() -> Status {
-    let mut status = Status::new(422, Reason::Invalid, "the server rejected our request due to an error in our request");
+    let mut status = Status::new(
+        422,
+        Reason::Invalid,
+        "the server rejected our request due to an error in our request",
+    );
     status.details = Some(Box::new(Details::default()));
     status
 }

@@ -20,13 +20,38 @@ fn example() -> Value {
 /// Any JSON, with names and directives that mean something.
 fn json_value() -> impl Strategy<Value = Value> {
     let names = prop_oneof![
-        Just("metadata"), Just("spec"), Just("containers"), Just("volumes"), Just("name"), Just("ports"), Just("labels"),
-        Just("finalizers"), Just("managedFields"), Just("$patch"), Just("$retainKeys"), Just("$setElementOrder/containers"),
-        Just("$deleteFromPrimitiveList/finalizers"), Just("fieldsV1"), Just("k:{\"name\":\"c\"}"), Just("f:spec"), Just("."),
+        Just("metadata"),
+        Just("spec"),
+        Just("containers"),
+        Just("volumes"),
+        Just("name"),
+        Just("ports"),
+        Just("labels"),
+        Just("finalizers"),
+        Just("managedFields"),
+        Just("$patch"),
+        Just("$retainKeys"),
+        Just("$setElementOrder/containers"),
+        Just("$deleteFromPrimitiveList/finalizers"),
+        Just("fieldsV1"),
+        Just("k:{\"name\":\"c\"}"),
+        Just("f:spec"),
+        Just("."),
     ];
     let leaf = prop_oneof![
-        Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from),
-        prop_oneof![Just("c"), Just("v"), Just("delete"), Just("replace"), Just("a/b"), Just("Update"), Just("FieldsV1")].prop_map(Value::from),
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        prop_oneof![
+            Just("c"),
+            Just("v"),
+            Just("delete"),
+            Just("replace"),
+            Just("a/b"),
+            Just("Update"),
+            Just("FieldsV1")
+        ]
+        .prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 64, 6, move |inner| {
         prop_oneof![
@@ -90,6 +115,14 @@ proptest! {
 #[test]
 #[ignore = "a measurement, not a check"]
 fn speed() {
+    let resident_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS").to_owned();
+        line.split_whitespace().nth(1).expect("a number").parse::<i64>().expect("a number")
+    };
+    let before = resident_kib();
+    builtin();
+    println!("model: {} KiB resident", resident_kib() - before);
     let body = example().to_string().into_bytes();
     let time = |what: &str, work: &mut dyn FnMut()| {
         work();
@@ -97,10 +130,15 @@ fn speed() {
         (0..20_000).for_each(|_| work());
         println!("{what}: {:.1} µs", start.elapsed().as_secs_f64() / 20_000.0 * 1e6);
     };
-    let run = || decode::object(builtin(), &pod(), &body, Format::Json, FieldValidation::Strict).expect("a good pod").value;
+    let run = || {
+        decode::object(builtin(), &pod(), &body, Format::Json, FieldValidation::Strict)
+            .expect("a good pod")
+            .value
+    };
     let object = run();
     let now = jiff::Timestamp::UNIX_EPOCH;
-    let write = Write { manager: "m", api_version: "v1", subresource: "", now, ignored: &["status"] };
+    let write =
+        Write { manager: "m", api_version: "v1", subresource: "", now, ignored: &["status"] };
     time("decode", &mut || drop(run()));
     time("serde_json alone", &mut || drop(serde_json::from_slice::<Value>(&body).expect("JSON")));
     time("clone", &mut || drop(object.clone()));

@@ -43,11 +43,26 @@ pub(crate) fn micro_time(text: &str) -> Result<String, String> {
 /// Reads a time as Go's `time.Parse` does with an RFC 3339 layout, and complains as it does.
 fn parse_time(text: &str, layout: &str) -> Result<Timestamp, String> {
     const PARTS: [(&str, usize); 11] = [
-        ("2006", 4), ("-", 0), ("01", 2), ("-", 0), ("02", 2), ("T", 0), ("15", 2), (":", 0), ("04", 2),
-        (":", 0), ("05", 2),
+        ("2006", 4),
+        ("-", 0),
+        ("01", 2),
+        ("-", 0),
+        ("02", 2),
+        ("T", 0),
+        ("15", 2),
+        (":", 0),
+        ("04", 2),
+        (":", 0),
+        ("05", 2),
     ];
     let complain = |rest: &str, part: &str| {
-        format!("parsing time {} as {}: cannot parse {} as {}", quote(text), quote(layout), quote(rest), quote(part))
+        format!(
+            "parsing time {} as {}: cannot parse {} as {}",
+            quote(text),
+            quote(layout),
+            quote(rest),
+            quote(part)
+        )
     };
     let mut rest = text;
     for (part, digits) in PARTS {
@@ -76,21 +91,34 @@ fn parse_time(text: &str, layout: &str) -> Result<Timestamp, String> {
     }
     let zone_end = match rest.as_bytes() {
         [b'Z', ..] => 1,
-        [b'+' | b'-', h1, h2, b':', m1, m2, ..] if [h1, h2, m1, m2].iter().all(|c| c.is_ascii_digit()) => 6,
+        [b'+' | b'-', h1, h2, b':', m1, m2, ..]
+            if [h1, h2, m1, m2].iter().all(|c| c.is_ascii_digit()) =>
+        {
+            6
+        }
         _ => return Err(complain(rest, "Z07:00")),
     };
     if rest.len() > zone_end {
-        return Err(format!("parsing time {}: extra text: {}", quote(text), quote(&rest[zone_end..])));
+        return Err(format!(
+            "parsing time {}: extra text: {}",
+            quote(text),
+            quote(&rest[zone_end..])
+        ));
     }
     let number = |range: std::ops::Range<usize>| text[range].parse::<u32>().unwrap_or(u32::MAX);
     let bounds = [
-        ("month", number(5..7), 1..=12), ("day", number(8..10), 1..=31), ("hour", number(11..13), 0..=23),
-        ("minute", number(14..16), 0..=59), ("second", number(17..19), 0..=59),
+        ("month", number(5..7), 1..=12),
+        ("day", number(8..10), 1..=31),
+        ("hour", number(11..13), 0..=23),
+        ("minute", number(14..16), 0..=59),
+        ("second", number(17..19), 0..=59),
     ];
     if let Some((part, ..)) = bounds.into_iter().find(|(_, n, good)| !good.contains(n)) {
         return Err(format!("parsing time {}: {part} out of range", quote(text)));
     }
-    text.replace(',', ".").parse().map_err(|_| format!("parsing time {}: day out of range", quote(text)))
+    text.replace(',', ".")
+        .parse()
+        .map_err(|_| format!("parsing time {}: day out of range", quote(text)))
 }
 
 /// A string as Go's `%q` prints it, near enough for messages.
@@ -125,7 +153,7 @@ pub(crate) fn base64(text: &str) -> Result<String, String> {
             return corrupt(at);
         }
     }
-    if out.len() % 4 != 0 {
+    if !out.len().is_multiple_of(4) {
         return corrupt(text.len() - text.len() % 4);
     }
     zero_trailing_bits(&mut out);
@@ -150,7 +178,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(canonical: fn(&str) -> Result<String, String>, text: &str, expected: Result<&str, &str>) {
+    fn check(
+        canonical: fn(&str) -> Result<String, String>,
+        text: &str,
+        expected: Result<&str, &str>,
+    ) {
         let got = canonical(text);
         assert_eq!(got.as_deref().map_err(String::as_str), expected, "{text}");
     }
@@ -160,14 +192,52 @@ mod tests {
         check(time, "2026-01-02T03:04:05Z", Ok("2026-01-02T03:04:05Z"));
         check(time, "2026-01-02T03:04:05.999+02:00", Ok("2026-01-02T01:04:05Z"));
         check(micro_time, "2026-01-02T03:04:05.123456+01:00", Ok("2026-01-02T02:04:05.123456Z"));
-        check(micro_time, "2026-01-02T03:04:05Z", Err(r#"parsing time "2026-01-02T03:04:05Z" as "2006-01-02T15:04:05.000000Z07:00": cannot parse "Z" as ".000000""#));
-        check(time, "x", Err(r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#));
-        check(time, "", Err(r#"parsing time "" as "2006-01-02T15:04:05Z07:00": cannot parse "" as "2006""#));
-        check(time, "2026-01-02", Err(r#"parsing time "2026-01-02" as "2006-01-02T15:04:05Z07:00": cannot parse "" as "T""#));
-        check(time, "2026-13-02T03:04:05Z", Err(r#"parsing time "2026-13-02T03:04:05Z": month out of range"#));
-        check(time, "2026-02-30T03:04:05Z", Err(r#"parsing time "2026-02-30T03:04:05Z": day out of range"#));
-        check(time, "2026-01-02T03:04:05Zx", Err(r#"parsing time "2026-01-02T03:04:05Zx": extra text: "x""#));
-        check(time, "日本日本日本", Err(r#"parsing time "日本日本日本" as "2006-01-02T15:04:05Z07:00": cannot parse "日本日本日本" as "2006""#));
+        check(
+            micro_time,
+            "2026-01-02T03:04:05Z",
+            Err(
+                r#"parsing time "2026-01-02T03:04:05Z" as "2006-01-02T15:04:05.000000Z07:00": cannot parse "Z" as ".000000""#,
+            ),
+        );
+        check(
+            time,
+            "x",
+            Err(r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#),
+        );
+        check(
+            time,
+            "",
+            Err(r#"parsing time "" as "2006-01-02T15:04:05Z07:00": cannot parse "" as "2006""#),
+        );
+        check(
+            time,
+            "2026-01-02",
+            Err(
+                r#"parsing time "2026-01-02" as "2006-01-02T15:04:05Z07:00": cannot parse "" as "T""#,
+            ),
+        );
+        check(
+            time,
+            "2026-13-02T03:04:05Z",
+            Err(r#"parsing time "2026-13-02T03:04:05Z": month out of range"#),
+        );
+        check(
+            time,
+            "2026-02-30T03:04:05Z",
+            Err(r#"parsing time "2026-02-30T03:04:05Z": day out of range"#),
+        );
+        check(
+            time,
+            "2026-01-02T03:04:05Zx",
+            Err(r#"parsing time "2026-01-02T03:04:05Zx": extra text: "x""#),
+        );
+        check(
+            time,
+            "日本日本日本",
+            Err(
+                r#"parsing time "日本日本日本" as "2006-01-02T15:04:05Z07:00": cannot parse "日本日本日本" as "2006""#,
+            ),
+        );
     }
 
     #[test]
@@ -187,7 +257,13 @@ mod tests {
     fn quantities() {
         check(quantity, "1000m", Ok("1"));
         check(quantity, " 64Mi ", Ok("64Mi"));
-        check(quantity, "1x", Err("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"));
+        check(
+            quantity,
+            "1x",
+            Err(
+                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
+        );
         check(quantity, "1KM", Err("unable to parse quantity's suffix"));
     }
 }

@@ -87,7 +87,11 @@ impl<'b> Scanner<'b> {
     fn enter(&mut self) -> Result<()> {
         self.pos += 1;
         self.depth += 1;
-        if self.depth > DEPTH_MAX { Err(SyntaxError("exceeded max depth".to_owned())) } else { Ok(()) }
+        if self.depth > DEPTH_MAX {
+            Err(SyntaxError("exceeded max depth".to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     /// Enters an object; call [`Scanner::key`] until it answers None.
@@ -227,7 +231,9 @@ impl<'b> Scanner<'b> {
         let mut code = 0;
         for _ in 0..4 {
             let digit = self.bytes.get(self.pos).and_then(|b| char::from(*b).to_digit(16));
-            let Some(digit) = digit else { return self.wrong("in \\u hexadecimal character escape") };
+            let Some(digit) = digit else {
+                return self.wrong("in \\u hexadecimal character escape");
+            };
             code = code * 16 + digit;
             self.pos += 1;
         }
@@ -272,7 +278,11 @@ impl<'b> Scanner<'b> {
     }
 
     pub fn bool(&mut self) -> Result<bool> {
-        if self.bytes[self.pos] == b't' { self.word("true").map(|()| true) } else { self.word("false").map(|()| false) }
+        if self.bytes[self.pos] == b't' {
+            self.word("true").map(|()| true)
+        } else {
+            self.word("false").map(|()| false)
+        }
     }
 
     pub fn null(&mut self) -> Result<()> {
@@ -282,7 +292,8 @@ impl<'b> Scanner<'b> {
     fn word(&mut self, word: &str) -> Result<()> {
         for expected in word.bytes() {
             if self.bytes.get(self.pos) != Some(&expected) {
-                return self.wrong(&format!("in literal {word} (expecting {})", quote_byte(expected)));
+                return self
+                    .wrong(&format!("in literal {word} (expecting {})", quote_byte(expected)));
             }
             self.pos += 1;
         }
@@ -429,8 +440,10 @@ mod tests {
         fn check(text: &[u8], value: Value) {
             assert_eq!(Scanner::new(text).any(&mut |_| {}), Ok(value));
         }
-        check(br#" {"a" : [1, -2.5, "x\n\u00e9\ud83d\ude00", true, null, {}]} "#,
-            serde_json::json!({"a": [1, -2.5, "x\né😀", true, null, {}]}));
+        check(
+            br#" {"a" : [1, -2.5, "x\n\u00e9\ud83d\ude00", true, null, {}]} "#,
+            serde_json::json!({"a": [1, -2.5, "x\né😀", true, null, {}]}),
+        );
         check(br#""\ud83dx""#, "\u{fffd}x".into());
         check(b"\"\xff\"", "\u{fffd}".into());
         check(b"12345678901234567890", serde_json::json!(12345678901234567000.0));

@@ -26,7 +26,12 @@ pub(crate) struct Outcome {
     pub strict: Vec<String>,
 }
 
-pub(crate) fn decode(model: &Model, definition: DefId, body: &[u8], strict: bool) -> Result<Outcome, SyntaxError> {
+pub(crate) fn decode(
+    model: &Model,
+    definition: DefId,
+    body: &[u8],
+    strict: bool,
+) -> Result<Outcome, SyntaxError> {
     let mut decoder = Decoder {
         model,
         scanner: Scanner::new(body),
@@ -156,7 +161,13 @@ impl<'m, 'b> Decoder<'m, 'b> {
     }
 
     /// Puts a field's value into the normal form. None is null.
-    fn keep(&self, map: &mut Map<String, Value>, definition: &Definition, field: &Field, value: Option<Value>) {
+    fn keep(
+        &self,
+        map: &mut Map<String, Value>,
+        definition: &Definition,
+        field: &Field,
+        value: Option<Value>,
+    ) {
         let value = match (field.presence, value) {
             (Presence::Pointer | Presence::NonZero, None) => None,
             (Presence::Pointer, value) => value,
@@ -164,7 +175,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
             (Presence::NonZero, Some(value)) if &*field.name == "managedFields" => Some(value),
             (Presence::NonZero, Some(value)) => (!is_zero(&value, &field.ty)).then_some(value),
             (Presence::Always | Presence::PointerOrNull, None) => Some(unsaid(self.model, field)),
-            (Presence::Always, Some(value)) if is_empty(&value) && stored_as_protobuf(definition) => {
+            (Presence::Always, Some(value))
+                if is_empty(&value) && stored_as_protobuf(definition) =>
+            {
                 Some(zero(self.model, &field.ty))
             }
             (Presence::Always | Presence::PointerOrNull, value) => value,
@@ -184,10 +197,18 @@ impl<'m, 'b> Decoder<'m, 'b> {
             return Ok(None);
         }
         Ok(match (ty, token) {
-            (Type::Object(id), Token::Object) => Some(Value::Object(self.object(self.model.get(*id))?)),
-            (Type::String, Token::String) => Some(Value::String(self.scanner.string()?.into_owned())),
-            (Type::List(list), Token::Array) => Some(self.list(&list.item, item_go_type(go_type, &list.item))?),
-            (Type::Map(map), Token::Object) => Some(self.map(&map.value, item_go_type(go_type, &map.value))?),
+            (Type::Object(id), Token::Object) => {
+                Some(Value::Object(self.object(self.model.get(*id))?))
+            }
+            (Type::String, Token::String) => {
+                Some(Value::String(self.scanner.string()?.into_owned()))
+            }
+            (Type::List(list), Token::Array) => {
+                Some(self.list(&list.item, item_go_type(go_type, &list.item))?)
+            }
+            (Type::Map(map), Token::Object) => {
+                Some(self.map(&map.value, item_go_type(go_type, &map.value))?)
+            }
             (Type::Bool, Token::Bool) => Some(Value::Bool(self.scanner.bool()?)),
             (Type::Int32 | Type::Int64, Token::Number) => {
                 let literal = self.scanner.number()?;
@@ -204,7 +225,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
                     }
                 }
             }
-            (Type::IntOrString, Token::String) => Some(Value::String(self.scanner.string()?.into_owned())),
+            (Type::IntOrString, Token::String) => {
+                Some(Value::String(self.scanner.string()?.into_owned()))
+            }
             (Type::IntOrString, Token::Number) => {
                 let literal = self.scanner.number()?;
                 let n = self.integer(literal, true, "int32");
@@ -221,12 +244,17 @@ impl<'m, 'b> Decoder<'m, 'b> {
             (Type::Quantity, _) => {
                 let raw = self.scanner.skip()?;
                 let text = String::from_utf8_lossy(raw);
-                let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(&text);
+                let text =
+                    text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(&text);
                 self.canonical(scalar::quantity(text))
             }
             (Type::Time | Type::MicroTime, Token::String) => {
                 let text = self.scanner.string()?;
-                self.canonical(if *ty == Type::Time { scalar::time(&text) } else { scalar::micro_time(&text) })
+                self.canonical(if *ty == Type::Time {
+                    scalar::time(&text)
+                } else {
+                    scalar::micro_time(&text)
+                })
             }
             (Type::Time | Type::MicroTime, _) => {
                 self.scanner.skip()?;
@@ -234,7 +262,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
                 None
             }
             (Type::Raw | Type::Any, _) => Some(self.scanner.any(&mut |_| {})?),
-            (Type::SchemaOr(alternative, id), _) => Some(self.schema_or(*alternative, *id, token)?),
+            (Type::SchemaOr(alternative, id), _) => {
+                Some(self.schema_or(*alternative, *id, token)?)
+            }
             (Type::Number, Token::String) | (_, _) => {
                 self.scanner.skip()?;
                 self.wrong_type(token.go_name(), go_type);
@@ -266,7 +296,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
             }
             self.path.push(Step::Key(key));
             let value = self.value(ty, go_type)?;
-            let Some(Step::Key(key)) = self.path.pop() else { unreachable!("the step that was pushed") };
+            let Some(Step::Key(key)) = self.path.pop() else {
+                unreachable!("the step that was pushed")
+            };
             let value = value.unwrap_or_else(|| match ty {
                 // A nil slice of bytes comes back from storage as an empty one.
                 Type::Bytes => Value::String(String::new()),
@@ -334,7 +366,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
 
     fn wrong_type(&mut self, value: &str, go_type: &str) {
         if let [Step::Field(_, field @ ("apiVersion" | "kind"))] = self.path.as_slice() {
-            let message = format!("json: cannot unmarshal {value} into Go struct field .{field} of type string");
+            let message = format!(
+                "json: cannot unmarshal {value} into Go struct field .{field} of type string"
+            );
             self.wrong_type_meta.get_or_insert(message);
         }
         if self.first_wrong_type.is_none() {
@@ -350,12 +384,12 @@ impl<'m, 'b> Decoder<'m, 'b> {
 
     /// Go names the innermost struct and the whole path, without indices and map keys.
     fn wrong_type_message(&self, value: &str, go_type: &str) -> String {
-        let fields = self.path.iter().filter_map(|step| match step {
+        let mut fields = self.path.iter().filter_map(|step| match step {
             Step::Field(definition, name) => Some((definition, *name)),
             _ => None,
         });
         let names: Vec<&str> = fields.clone().map(|(_, name)| name).collect();
-        match fields.last() {
+        match fields.next_back() {
             None => format!("json: cannot unmarshal {value} into Go value of type {go_type}"),
             Some((definition, _)) => format!(
                 "json: cannot unmarshal {value} into Go struct field {}.{} of type {go_type}",
@@ -417,12 +451,14 @@ fn is_zero(value: &Value, ty: &Type) -> bool {
 }
 
 fn is_empty(value: &Value) -> bool {
-    matches!(value, Value::Array(list) if list.is_empty()) || matches!(value, Value::Object(map) if map.is_empty())
+    matches!(value, Value::Array(list) if list.is_empty())
+        || matches!(value, Value::Object(map) if map.is_empty())
 }
 
 /// Kubernetes stores its own groups as protobuf, which knows no empty list: it comes back as null.
 fn stored_as_protobuf(definition: &Definition) -> bool {
-    definition.name.starts_with("io.k8s.api.") || definition.name.starts_with("io.k8s.apimachinery.")
+    definition.name.starts_with("io.k8s.api.")
+        || definition.name.starts_with("io.k8s.apimachinery.")
 }
 
 /// A double in the form in which Go prints it: whole numbers without a fraction.

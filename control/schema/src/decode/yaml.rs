@@ -7,14 +7,17 @@ use serde_json::Value;
 pub(crate) fn parse(body: &[u8], strict: &mut Vec<String>) -> Result<Value, String> {
     if body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
         let mut scanner = super::Scanner::new(body);
-        let value = scanner.any(&mut |key| strict.push(format!("key {} already set in map", super::quote(key))));
+        let value = scanner
+            .any(&mut |key| strict.push(format!("key {} already set in map", super::quote(key))));
         if let Ok(value) = value.and_then(|value| scanner.end().map(|()| value)) {
             return Ok(value);
         }
         // A flow mapping of YAML looks like broken JSON.
         strict.clear();
     }
-    let read = |duplicate_keys| serde_saphyr::from_slice_with_options::<Value>(body, options(duplicate_keys));
+    let read = |duplicate_keys| {
+        serde_saphyr::from_slice_with_options::<Value>(body, options(duplicate_keys))
+    };
     match read(serde_saphyr::DuplicateKeyPolicy::Error) {
         Ok(value) => Ok(value),
         Err(first) => match read(serde_saphyr::DuplicateKeyPolicy::LastWins) {

@@ -9,7 +9,7 @@ use super::record::{Entry, Manager, Operation, Record};
 use super::set::Set;
 use super::shape::Place;
 use super::validate::validate;
-use super::{UNMANAGED, Write, lose, put_managed_fields, take_managed_fields, updated};
+use super::{Changed, UNMANAGED, Write, lose, put_managed_fields, take_managed_fields, updated};
 use crate::decode;
 use crate::model::{DefId, Model, Type};
 
@@ -42,11 +42,13 @@ pub fn apply(
     let nothing = decode::zero(model, definition);
     let mut bare = live.cloned().unwrap_or_else(|| nothing.clone());
     let recorded = take_managed_fields(&mut bare);
-    let mut record = Record::decode(recorded.as_ref())
-        .map_err(|e| Status::new(500, Reason::Unknown, format!("failed to decode managed fields: {e}")))?;
+    let mut record = Record::decode(recorded.as_ref()).map_err(|e| {
+        Status::new(500, Reason::Unknown, format!("failed to decode managed fields: {e}"))
+    })?;
     if record.entries.is_empty() && live.is_some() {
         let before = Write { manager: BEFORE_FIRST_APPLY, ..*write };
-        record = updated(record, compare(place, Some(&nothing), Some(&bare)), &before);
+        let changed = Changed::of(compare(place, Some(&nothing), Some(&bare)), &before);
+        record = updated(record, changed, &before);
     }
     let act = Act { place, live: &bare, applied, write };
     let outcome = match act.apply(record.clone(), force) {
@@ -70,7 +72,12 @@ pub fn apply(
 }
 
 /// What must hold before anything is merged.
-fn check_identity(model: &Model, definition: DefId, applied: &Value, write: &Write<'_>) -> Result<(), Status> {
+fn check_identity(
+    model: &Model,
+    definition: DefId,
+    applied: &Value,
+    write: &Write<'_>,
+) -> Result<(), Status> {
     let text = |name| meta::str_at(applied, &[name]).unwrap_or_default();
     let kinds = &model.get(definition).kinds;
     let right_kind = kinds.is_empty() || kinds.iter().any(|k| k.kind == text("kind"));
@@ -85,7 +92,8 @@ fn check_identity(model: &Model, definition: DefId, applied: &Value, write: &Wri
 
 fn kind_shown(object: &Value) -> String {
     let text = |name| meta::str_at(object, &[name]).unwrap_or_default();
-    let (group, version) = GroupVersion::parse(text("apiVersion")).map_or_else(Default::default, |gv| (gv.group, gv.version));
+    let (group, version) = GroupVersion::parse(text("apiVersion"))
+        .map_or_else(Default::default, |gv| (gv.group, gv.version));
     format!("{group}/{version}, Kind={}", text("kind"))
 }
 
@@ -124,13 +132,13 @@ impl<'a> Act<'a, '_> {
             merged = self.prune(&merged, &last, &record);
         }
         let change = compare(self.place, Some(self.live), Some(&merged));
-        let removed = change.removed.children.recursive_difference(&ignored);
-        let changed = change.modified.children.union(change.added.children).recursive_difference(&ignored);
-        let conflicts = Conflicts::find(&record, &manager, &changed);
+        let changed = Changed::of(change, self.write);
+        let conflicts = Conflicts::find(&record, &manager, &changed.set);
         if !force && !conflicts.0.is_empty() {
             return Err(conflicts);
         }
-        let record = recorded(record, &manager, &changed, &removed, (merged != *self.live).then(|| self.write.time()));
+        let record =
+            recorded(record, &manager, &changed, (merged != *self.live).then(|| self.write.time()));
         Ok(Outcome { merged, record })
     }
 
@@ -143,9 +151,12 @@ impl<'a> Act<'a, '_> {
         let of_merged = said_by(merged);
         let pruned = remove(self.place, merged, &last);
         // What was removed with its parent but is owned by somebody comes back.
-        let owned = record.entries.iter().fold(Set::default(), |all, e| all.union(e.set.clone().into_owned()));
+        let owned = record
+            .entries
+            .iter()
+            .fold(Set::default(), |all, e| all.union(e.set.clone().into_owned()));
         let stays = said_by(&pruned).union(named(&owned));
-        let pruned = remove(self.place, merged, &of_merged.difference(&stays));
+        let pruned = remove(self.place, merged, &of_merged.clone().difference(&stays));
         // So does what this manager never owned.
         let gone = of_merged.difference(&said_by(&pruned)).intersection(&last);
         remove(self.place, merged, &gone)
@@ -155,11 +166,13 @@ impl<'a> Act<'a, '_> {
     /// --server-side` may take them over without force.
     fn allowed_by_last_applied(&self) -> Set<'static> {
         let annotation = meta::str_at(self.live, &["metadata", "annotations", LAST_APPLIED]);
-        let Some(last) = annotation.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        let Some(last) = annotation.and_then(|text| serde_json::from_str::<Value>(text).ok())
+        else {
             return Set::default();
         };
         let change = compare(self.place, Some(&last), Some(self.live));
-        let changed = change.modified.children.union(change.added.children).union(change.removed.children);
+        let changed =
+            change.modified.children.union(change.added.children).union(change.removed.children);
         said(self.place, &last).children.difference(&changed).into_owned()
     }
 }
@@ -168,14 +181,13 @@ impl<'a> Act<'a, '_> {
 fn recorded<'a>(
     mut record: Record<'a>,
     manager: &Manager,
-    changed: &Set<'_>,
-    removed: &Set<'_>,
+    changed: &Changed<'_>,
     changed_at: Option<String>,
 ) -> Record<'a> {
-    lose(&mut record, changed, removed, Some(manager));
+    lose(&mut record, changed, Some(manager));
     if let Some(at) = record.position(manager) {
         let entry = &mut record.entries[at];
-        entry.set = entry.set.difference(&Set::of_paths(&UNMANAGED));
+        entry.set = std::mem::take(&mut entry.set).difference(&UNMANAGED);
         if changed_at.is_some() {
             entry.time = changed_at;
         }
@@ -209,19 +221,25 @@ struct Conflict {
 
 impl Conflicts {
     fn find(record: &Record<'_>, manager: &Manager, changed: &Set<'_>) -> Self {
-        let mut entries: Vec<&Entry<'_>> = record.entries.iter().filter(|e| e.manager != *manager).collect();
+        let mut entries: Vec<&Entry<'_>> =
+            record.entries.iter().filter(|e| e.manager != *manager).collect();
         entries.sort_by(|a, b| a.manager.cmp(&b.manager));
         let mut found = Vec::new();
         for entry in entries {
             let manager = entry.manager.shown();
-            entry.set.intersection(changed).paths("", &mut |path| found.push(Conflict { manager: manager.clone(), path }));
+            entry
+                .set
+                .intersection(changed)
+                .paths("", &mut |path| found.push(Conflict { manager: manager.clone(), path }));
         }
         Self(found)
     }
 
     fn without(self, allowed: &Set<'_>) -> Self {
         let mut paths = std::collections::BTreeSet::new();
-        allowed.paths("", &mut |path| drop(paths.insert(path)));
+        allowed.paths("", &mut |path| {
+            paths.insert(path);
+        });
         Self(self.0.into_iter().filter(|c| !paths.contains(&c.path)).collect())
     }
 
@@ -236,7 +254,10 @@ impl Conflicts {
 
     fn message(&self) -> String {
         if let [one] = self.0.as_slice() {
-            return format!("Apply failed with 1 conflict: conflict with {}: {}", one.manager, one.path);
+            return format!(
+                "Apply failed with 1 conflict: conflict with {}: {}",
+                one.manager, one.path
+            );
         }
         let mut lines: Vec<String> = Vec::new();
         let mut last = None;

@@ -46,7 +46,11 @@ impl<'a> Change<'a> {
 }
 
 /// Compares two values; at least one is there.
-pub(crate) fn compare<'a>(place: Place<'_>, old: Option<&'a Value>, new: Option<&'a Value>) -> Change<'a> {
+pub(crate) fn compare<'a>(
+    place: Place<'_>,
+    old: Option<&'a Value>,
+    new: Option<&'a Value>,
+) -> Change<'a> {
     let shape = place.shape(new.or(old));
     let mut change = match &shape {
         Shape::Leaf => return Change::leaf(old, new),
@@ -122,12 +126,14 @@ fn compare_lists<'a>(
                 below
             }
             (2.., _) => {
-                let mut below = if new.is_some() { compare(place, None, new) } else { Change::default() };
+                let mut below =
+                    if new.is_some() { compare(place, None, new) } else { Change::default() };
                 below.removed.member = true;
                 below
             }
             _ => {
-                let mut below = if old.is_some() { compare(place, old, None) } else { Change::default() };
+                let mut below =
+                    if old.is_some() { compare(place, old, None) } else { Change::default() };
                 below.added.member = true;
                 below
             }
@@ -154,14 +160,20 @@ pub(crate) fn said<'a>(place: Place<'_>, value: &'a Value) -> Part<'a> {
             }
         }
         (Shape::List(item, kind), Value::Array(list)) => {
-            part.children = said_items(Place::new(place.model, item), list, &|value| place.item(item, kind, value));
+            part.children = said_items(Place::new(place.model, item), list, &|value| {
+                place.item(item, kind, value)
+            });
         }
         _ => {}
     }
     part
 }
 
-fn said_items<'a>(place: Place<'_>, list: &'a [Value], name: &dyn Fn(&'a Value) -> Option<Element<'a>>) -> Set<'a> {
+fn said_items<'a>(
+    place: Place<'_>,
+    list: &'a [Value],
+    name: &dyn Fn(&'a Value) -> Option<Element<'a>>,
+) -> Set<'a> {
     let mut found: BTreeMap<Element<'a>, Vec<&'a Value>> = BTreeMap::new();
     for item in list {
         if let Some(element) = name(item) {

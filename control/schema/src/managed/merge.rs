@@ -9,7 +9,11 @@ use super::shape::{Place, Shape, content, items};
 use crate::model::{ListKind, Type};
 
 /// Merges two values, the applied one winning. None when nothing is left.
-pub(crate) fn merge(place: Place<'_>, live: Option<&Value>, applied: Option<&Value>) -> Option<Value> {
+pub(crate) fn merge(
+    place: Place<'_>,
+    live: Option<&Value>,
+    applied: Option<&Value>,
+) -> Option<Value> {
     let shape = place.shape(applied.or(live));
     let leaf = || applied.or(live).cloned();
     match &shape {
@@ -31,7 +35,8 @@ pub(crate) fn merge(place: Place<'_>, live: Option<&Value>, applied: Option<&Val
         Shape::List(item, kind) => match (items(live), items(applied)) {
             (None, None) => leaf(),
             (live, applied) => {
-                let (live, applied) = (live.map_or(&[][..], Vec::as_slice), applied.map_or(&[][..], Vec::as_slice));
+                let (live, applied) =
+                    (live.map_or(&[][..], Vec::as_slice), applied.map_or(&[][..], Vec::as_slice));
                 let out = merge_lists(place, item, kind, live, applied);
                 (!out.is_empty()).then_some(Value::Array(out))
             }
@@ -40,7 +45,13 @@ pub(crate) fn merge(place: Place<'_>, live: Option<&Value>, applied: Option<&Val
 }
 
 /// The applied items in their order, the others kept where they stand between them.
-fn merge_lists(place: Place<'_>, item: &Type, kind: &ListKind, live: &[Value], applied: &[Value]) -> Vec<Value> {
+fn merge_lists(
+    place: Place<'_>,
+    item: &Type,
+    kind: &ListKind,
+    live: &[Value],
+    applied: &[Value],
+) -> Vec<Value> {
     let named = |list: &[Value]| -> Vec<Option<String>> {
         list.iter().map(|v| place.item(item, kind, v).map(|e| e.to_string())).collect()
     };
@@ -54,7 +65,8 @@ fn merge_lists(place: Place<'_>, item: &Type, kind: &ListKind, live: &[Value], a
     }
     let in_applied: BTreeMap<&str, &Value> =
         applied_names.iter().zip(applied).filter_map(|(n, v)| Some((n.as_deref()?, v))).collect();
-    let is_applied = |name: &Option<String>| name.as_deref().is_some_and(|n| in_applied.contains_key(n));
+    let is_applied =
+        |name: &Option<String>| name.as_deref().is_some_and(|n| in_applied.contains_key(n));
     let mut shared = applied_names.iter().flatten().filter(|n| in_live.contains_key(n.as_str()));
     let mut next_shared = shared.next();
     // A live item that is there several times is replaced, not merged.
@@ -75,7 +87,10 @@ fn merge_lists(place: Place<'_>, item: &Type, kind: &ListKind, live: &[Value], a
                 next_shared = shared.next();
                 continue;
             }
-            if is_applied(&live_names[l]) && next_shared.is_some() && next_shared != live_names[l].as_ref() {
+            if is_applied(&live_names[l])
+                && next_shared.is_some()
+                && next_shared != live_names[l].as_ref()
+            {
                 // Shared, but not the one whose turn it is.
                 l += 1;
                 continue;

@@ -44,7 +44,11 @@ impl Manager {
         Self {
             name: if name.is_empty() { "unknown".to_owned() } else { name.to_owned() },
             operation,
-            api_version: if operation == Operation::Apply { String::new() } else { api_version.to_owned() },
+            api_version: if operation == Operation::Apply {
+                String::new()
+            } else {
+                api_version.to_owned()
+            },
             subresource: subresource.to_owned(),
         }
     }
@@ -85,17 +89,20 @@ impl<'a> Record<'a> {
     /// Merges the oldest updaters of a version into one, until there are few enough.
     pub fn cap(&mut self) {
         let is_updater = |e: &Entry<'_>| e.manager.operation == Operation::Update;
-        let mut excess = self.entries.iter().filter(|e| is_updater(e)).count().saturating_sub(UPDATERS_MAX);
+        let mut excess =
+            self.entries.iter().filter(|e| is_updater(e)).count().saturating_sub(UPDATERS_MAX);
         if excess == 0 {
             return;
         }
         self.entries.sort_by(|a, b| a.time.cmp(&b.time).then_with(|| a.manager.cmp(&b.manager)));
         let mut kept: Vec<Entry<'a>> = Vec::with_capacity(self.entries.len());
         for entry in std::mem::take(&mut self.entries) {
-            let bucket = kept.iter_mut().find(|k| is_updater(k) && k.api_version == entry.api_version);
+            let bucket =
+                kept.iter_mut().find(|k| is_updater(k) && k.api_version == entry.api_version);
             match bucket {
                 Some(bucket) if excess > 0 && is_updater(&entry) => {
-                    bucket.manager = Manager::new(ANCIENT, Operation::Update, &entry.api_version, "");
+                    bucket.manager =
+                        Manager::new(ANCIENT, Operation::Update, &entry.api_version, "");
                     bucket.set = std::mem::take(&mut bucket.set).union(entry.set);
                     bucket.time = entry.time;
                     excess -= 1;
@@ -110,7 +117,9 @@ impl<'a> Record<'a> {
     pub fn encode(mut self) -> Option<Value> {
         let seconds = |e: &Entry<'_>| e.time.clone().unwrap_or_default();
         self.entries.sort_by(|a, b| {
-            let key = |e: &Entry<'_>| (e.manager.operation, seconds(e), e.manager.name.clone(), e.api_version.clone());
+            let key = |e: &Entry<'_>| {
+                (e.manager.operation, seconds(e), e.manager.name.clone(), e.api_version.clone())
+            };
             key(a).cmp(&key(b)).then_with(|| a.manager.subresource.cmp(&b.manager.subresource))
         });
         let list: Vec<Value> = self.entries.iter().map(Entry::encode).collect();
@@ -133,14 +142,22 @@ impl<'a> Entry<'a> {
         match text("fieldsType") {
             "FieldsV1" => {}
             "" => return Err(format!("missing fieldsType in managed fields entry {index}")),
-            other => return Err(format!("invalid fieldsType {other:?} in managed fields entry {index}")),
+            other => {
+                return Err(format!(
+                    "invalid fieldsType {other:?} in managed fields entry {index}"
+                ));
+            }
         }
         let set = Set::decode(entry.get("fieldsV1").unwrap_or(&Value::Null));
         Ok(Self {
-            manager: Manager { name: text("manager").to_owned(), ..Manager::new("", operation, api_version, text("subresource")) },
+            manager: Manager {
+                name: text("manager").to_owned(),
+                ..Manager::new("", operation, api_version, text("subresource"))
+            },
             api_version: api_version.to_owned(),
             time: entry.get("time").and_then(Value::as_str).map(str::to_owned),
-            set: set.ok_or_else(|| format!("error decoding set of managed fields entry {index}"))?,
+            set: set
+                .ok_or_else(|| format!("error decoding set of managed fields entry {index}"))?,
         })
     }
 

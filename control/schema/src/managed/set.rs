@@ -30,7 +30,8 @@ impl<'a> Element<'a> {
     /// Reads `f:name`; None for a kind of element that we do not know.
     fn parse(text: &'a str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
-        let canonical = || serde_json::from_str::<Value>(rest).ok().map(|v| v.to_string().into_boxed_str());
+        let canonical =
+            || serde_json::from_str::<Value>(rest).ok().map(|v| v.to_string().into_boxed_str());
         match kind {
             "f" => Some(Self::field(rest)),
             "k" => canonical().filter(|k| k.starts_with('{')).map(Self::Key),
@@ -42,7 +43,7 @@ impl<'a> Element<'a> {
 
     fn encode(&self) -> String {
         match self {
-            Self::Field(name) => format!("f:{name}"),
+            Self::Field(name) => ["f:", name].concat(),
             Self::Key(keys) => format!("k:{keys}"),
             Self::Value(value) => format!("v:{value}"),
             Self::Index(index) => format!("i:{index}"),
@@ -97,7 +98,8 @@ impl<'a> Set<'a> {
     }
 
     fn insert_path(&mut self, path: &'a str) {
-        let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
+        let (name, rest) =
+            path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
         let element = Element::field(name);
         let at = self.nodes.binary_search_by(|n| n.element.cmp(&element)).unwrap_or_else(|at| {
             self.nodes.insert(at, Node { element, member: false, children: Set::default() });
@@ -140,9 +142,14 @@ impl<'a> Set<'a> {
     }
 
     /// Joins two sets node by node; `join` answers None for a node that does not stay.
-    fn zip(self, other: Self, join: &impl Fn(Option<Node<'a>>, Option<Node<'a>>) -> Option<Node<'a>>) -> Self {
+    fn zip(
+        self,
+        other: Self,
+        join: &impl Fn(Option<Node<'a>>, Option<Node<'a>>) -> Option<Node<'a>>,
+    ) -> Self {
         let mut nodes = Vec::with_capacity(self.nodes.len().max(other.nodes.len()));
-        let (mut left, mut right) = (self.nodes.into_iter().peekable(), other.nodes.into_iter().peekable());
+        let (mut left, mut right) =
+            (self.nodes.into_iter().peekable(), other.nodes.into_iter().peekable());
         loop {
             let order = match (left.peek(), right.peek()) {
                 (None, None) => return Self { nodes },
@@ -157,6 +164,9 @@ impl<'a> Set<'a> {
     }
 
     pub fn union(self, other: Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return if self.is_empty() { other } else { self };
+        }
         self.zip(other, &|l, r| match (l, r) {
             (Some(l), Some(r)) => Some(Node {
                 element: l.element,
@@ -173,33 +183,41 @@ impl<'a> Set<'a> {
             let r = other.find(&l.element)?;
             let member = l.member && r.member;
             let children = l.children.intersection(&r.children);
-            (member || !children.is_empty()).then(|| Node { element: l.element.clone(), member, children })
+            (member || !children.is_empty()).then(|| Node {
+                element: l.element.clone(),
+                member,
+                children,
+            })
         });
         Self { nodes: both.collect() }
     }
 
     /// What is here and not there; a child stays when only its parent is there.
-    pub fn difference(&self, other: &Set<'_>) -> Self {
-        self.without(other, false)
+    pub fn difference(mut self, other: &Set<'_>) -> Self {
+        self.subtract(other, false);
+        self
     }
 
     /// As [`Set::difference`], but a parent there takes all its children away.
-    pub fn recursive_difference(&self, other: &Set<'_>) -> Self {
-        self.without(other, true)
+    pub fn recursive_difference(mut self, other: &Set<'_>) -> Self {
+        self.subtract(other, true);
+        self
     }
 
-    fn without(&self, other: &Set<'_>, recursive: bool) -> Self {
+    fn subtract(&mut self, other: &Set<'_>, recursive: bool) {
         if other.is_empty() {
-            return self.clone();
+            return;
         }
-        let rest = self.nodes.iter().filter_map(|l| {
-            let Some(r) = other.find(&l.element) else { return Some(l.clone()) };
-            let member = l.member && !r.member;
-            let children =
-                if recursive && r.member { Set::default() } else { l.children.without(&r.children, recursive) };
-            (member || !children.is_empty()).then(|| Node { element: l.element.clone(), member, children })
+        self.nodes.retain_mut(|node| {
+            let Some(taken) = other.find(&node.element) else { return true };
+            node.member &= !taken.member;
+            if recursive && taken.member {
+                node.children = Set::default();
+            } else {
+                node.children.subtract(&taken.children, recursive);
+            }
+            node.member || !node.children.is_empty()
         });
-        Self { nodes: rest.collect() }
     }
 
     /// Adds the fields of objects on the way to each member: `a.b.c` then owns `a` if that is a field,
@@ -262,7 +280,9 @@ impl<'a> Set<'a> {
         let mut part = Part { member: map.contains_key("."), children: Set::default() };
         for (key, below) in map.iter().filter(|(key, _)| *key != ".") {
             let Some(element) = Element::parse(key) else { continue };
-            let below = below.as_object().map_or(Part { member: true, ..Part::default() }, Self::decode_map);
+            let below = below
+                .as_object()
+                .map_or(Part { member: true, ..Part::default() }, Self::decode_map);
             part.children.push(element, below);
         }
         part.children.sort();
@@ -332,10 +352,14 @@ mod tests {
 
     #[test]
     fn paths() {
-        let fields = json!({"f:spec": {".": {}, "f:l": {"k:{\"p\":80,\"q\":\"T\"}": {}, "v:\"x\"": {}}}});
+        let fields =
+            json!({"f:spec": {".": {}, "f:l": {"k:{\"p\":80,\"q\":\"T\"}": {}, "v:\"x\"": {}}}});
         let mut told = Vec::new();
         Set::decode(&fields).expect("a set").paths("", &mut |path| told.push(path));
         assert_eq!(told, [".spec", r#".spec.l[p=80,q="T"]"#, r#".spec.l[="x"]"#]);
-        assert_eq!(Set::of_paths(&["a.b", "a", "c"]).encode(), json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}}));
+        assert_eq!(
+            Set::of_paths(&["a.b", "a", "c"]).encode(),
+            json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}})
+        );
     }
 }

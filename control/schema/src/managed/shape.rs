@@ -42,9 +42,13 @@ impl<'m> Place<'m> {
         match self.ty {
             Type::Object(id) if !self.model.get(*id).atomic => Shape::Object(self.model.get(*id)),
             Type::Map(map) if !map.atomic => Shape::Map(&map.value),
-            Type::List(list) if list.kind != ListKind::Atomic => Shape::List(&list.item, &list.kind),
+            Type::List(list) if list.kind != ListKind::Atomic => {
+                Shape::List(&list.item, &list.kind)
+            }
             // Values without a schema: objects by key, lists as a whole.
-            Type::Raw | Type::Any | Type::SchemaOr(..) if matches!(value, Some(Value::Object(_) | Value::Null)) => {
+            Type::Raw | Type::Any | Type::SchemaOr(..)
+                if matches!(value, Some(Value::Object(_) | Value::Null)) =>
+            {
                 Shape::Map(&Type::Any)
             }
             _ => Shape::Leaf,
@@ -64,7 +68,12 @@ impl<'m> Place<'m> {
     }
 
     /// How a list's item is called; None when it lacks every key, or is none.
-    pub fn item<'a>(&self, item_type: &Type, kind: &ListKind, item: &'a Value) -> Option<Element<'a>> {
+    pub fn item<'a>(
+        &self,
+        item_type: &Type,
+        kind: &ListKind,
+        item: &'a Value,
+    ) -> Option<Element<'a>> {
         let ListKind::Map(keys) = kind else {
             let scalar = !matches!(item, Value::Null | Value::Array(_) | Value::Object(_));
             return scalar.then(|| Element::Value(item.to_string().into()));

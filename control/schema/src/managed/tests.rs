@@ -25,26 +25,49 @@ impl Server {
     }
 
     fn create(&mut self, body: &Value) {
-        let decoded = decode::value(builtin(), &self.expected, body, FieldValidation::Strict).expect("a good object");
+        let decoded = decode::value(builtin(), &self.expected, body, FieldValidation::Strict)
+            .expect("a good object");
         let mut object = self.normal(decoded);
-        update(builtin(), self.expected.definition, None, &mut object, &write("creator", self.api_version));
+        update(
+            builtin(),
+            self.expected.definition,
+            None,
+            &mut object,
+            &write("creator", self.api_version),
+        );
         object["metadata"]["uid"] = json!("0-0");
         self.stored = object;
     }
 
-    fn step(&mut self, content_type: &str, manager: &str, force: bool, body: &[u8]) -> Result<(), rimward_api::Status> {
+    fn step(
+        &mut self,
+        content_type: &str,
+        manager: &str,
+        force: bool,
+        body: &[u8],
+    ) -> Result<(), rimward_api::Status> {
         let (model, id) = (builtin(), self.expected.definition);
         let patched = match content_type {
             "application/apply-patch+yaml" => {
                 let applied = decode::applied(body, FieldValidation::Strict)?.value;
-                apply(model, id, Some(&self.stored), &applied, &write(manager, self.api_version), force)?
+                apply(
+                    model,
+                    id,
+                    Some(&self.stored),
+                    &applied,
+                    &write(manager, self.api_version),
+                    force,
+                )?
             }
-            "application/strategic-merge-patch+json" => patch::strategic_merge_patch(model, id, &self.stored, body)?,
+            "application/strategic-merge-patch+json" => {
+                patch::strategic_merge_patch(model, id, &self.stored, body)?
+            }
             "application/merge-patch+json" => patch::merge_patch(&self.stored, body)?,
             "application/json-patch+json" => patch::json_patch(&self.stored, body)?,
             other => panic!("{other}"),
         };
-        let decoded = patch::decode_patched(model, &self.expected, &patched, FieldValidation::Strict)?;
+        let decoded =
+            patch::decode_patched(model, &self.expected, &patched, FieldValidation::Strict)?;
         let mut object = self.normal(decoded);
         if content_type != "application/apply-patch+yaml" {
             update(model, id, Some(&self.stored), &mut object, &write(manager, self.api_version));
@@ -65,26 +88,42 @@ fn set_defaults(object: &mut Value) {
     match object["kind"].as_str() {
         Some("Deployment") => {
             let spec = &mut object["spec"];
-            fill(spec, json!({"revisionHistoryLimit": 10, "progressDeadlineSeconds": 600, "replicas": 1}));
+            fill(
+                spec,
+                json!({"revisionHistoryLimit": 10, "progressDeadlineSeconds": 600, "replicas": 1}),
+            );
             fill(&mut spec["strategy"], json!({"type": "RollingUpdate"}));
             if spec["strategy"]["type"] == "RollingUpdate" {
-                fill(&mut spec["strategy"], json!({"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+                fill(
+                    &mut spec["strategy"],
+                    json!({"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}),
+                );
             }
             let pod = &mut spec["template"]["spec"];
-            fill(pod, json!({"restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
-                "securityContext": {}, "schedulerName": "default-scheduler"}));
-            for volume in pod.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
+            fill(
+                pod,
+                json!({"restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
+                "securityContext": {}, "schedulerName": "default-scheduler"}),
+            );
+            for volume in pod.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten()
+            {
                 if let Some(config_map) = volume.get_mut("configMap") {
                     fill(config_map, json!({"defaultMode": 420}));
                 }
             }
             for container in pod["containers"].as_array_mut().expect("containers") {
-                fill(container, json!({"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
-                    "imagePullPolicy": "IfNotPresent"}));
+                fill(
+                    container,
+                    json!({"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                    "imagePullPolicy": "IfNotPresent"}),
+                );
             }
         }
         Some("Service") => {
-            fill(&mut object["spec"], json!({"sessionAffinity": "None", "type": "ClusterIP", "internalTrafficPolicy": "Cluster"}));
+            fill(
+                &mut object["spec"],
+                json!({"sessionAffinity": "None", "type": "ClusterIP", "internalTrafficPolicy": "Cluster"}),
+            );
             for port in object["spec"]["ports"].as_array_mut().expect("ports") {
                 if port["targetPort"] == 0 {
                     port["targetPort"] = port["port"].clone();
@@ -107,14 +146,16 @@ fn timeless(object: &Value) -> Value {
 /// Each recorded patch, step by step: the resulting object and who owns what.
 #[test]
 fn recorded_patching() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../testdata/patching.json")).expect("testdata");
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../testdata/patching.json")).expect("testdata");
     let (mut patched, mut refused) = (0, 0);
     for case in &cases {
-        let (kind, group, api_version) = match case["path"].as_str().and_then(|p| p.rsplit('/').next()) {
-            Some("deployments") => ("Deployment", "apps", "apps/v1"),
-            Some("services") => ("Service", "", "v1"),
-            _ => ("ConfigMap", "", "v1"),
-        };
+        let (kind, group, api_version) =
+            match case["path"].as_str().and_then(|p| p.rsplit('/').next()) {
+                Some("deployments") => ("Deployment", "apps", "apps/v1"),
+                Some("services") => ("Service", "", "v1"),
+                _ => ("ConfigMap", "", "v1"),
+            };
         let definition = builtin().of_kind(group, "v1", kind).expect("a built-in kind");
         let expected = Expected { group, version: "v1", kind, definition };
         let mut server = Server { expected, api_version, stored: Value::Null };
@@ -122,13 +163,21 @@ fn recorded_patching() {
         for (i, step) in case["steps"].as_array().expect("steps").iter().enumerate() {
             let about = format!("{} step {i}: {}", case["case"], step["send"]);
             let query = step["query"].as_str().expect("a query");
-            let manager = query.split(['?', '&']).find_map(|p| p.strip_prefix("fieldManager=")).unwrap_or("curl");
+            let manager = query
+                .split(['?', '&'])
+                .find_map(|p| p.strip_prefix("fieldManager="))
+                .unwrap_or("curl");
             let body = match &step["send"] {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
             let before = server.stored.clone();
-            let result = server.step(step["contentType"].as_str().expect("a type"), manager, query.contains("force=true"), body.as_bytes());
+            let result = server.step(
+                step["contentType"].as_str().expect("a type"),
+                manager,
+                query.contains("force=true"),
+                body.as_bytes(),
+            );
             let answer = &step["answer"];
             if step["code"] == 200 {
                 result.expect(&about);
@@ -137,7 +186,9 @@ fn recorded_patching() {
                     let allocated = ["clusterIPs", "ipFamilies", "ipFamilyPolicy"];
                     let strip = |object: &Value| {
                         let mut part = object.get(part).cloned().unwrap_or_default();
-                        part.as_object_mut().map(|m: &mut Map<_, _>| m.retain(|key, _| !allocated.contains(&key.as_str())));
+                        if let Some(map) = part.as_object_mut() {
+                            map.retain(|key, _| !allocated.contains(&key.as_str()));
+                        }
                         part
                     };
                     assert_eq!(strip(&server.stored), strip(answer), "{about}");
@@ -146,7 +197,10 @@ fn recorded_patching() {
             } else {
                 // What is wrong with the name, the revision or a key is the API server's to find.
                 let message = answer["message"].as_str().expect("a message");
-                if !(message.contains("the name of the object") || message.contains("the object has been modified") || message.contains("config key")) {
+                if !(message.contains("the name of the object")
+                    || message.contains("the object has been modified")
+                    || message.contains("config key"))
+                {
                     let status = result.expect_err(&about);
                     assert_eq!(status.to_value(), *answer, "{about}");
                     refused += 1;
@@ -165,10 +219,12 @@ fn records_of_the_client() {
     update(builtin(), id, None, &mut old, &write("one", "v1"));
     old["metadata"]["uid"] = json!("u");
     let check = |sent: Value, data: Value, managers: &[&str]| {
-        let mut new = json!({"metadata": {"name": "x", "uid": "u", "managedFields": sent}, "data": data});
+        let mut new =
+            json!({"metadata": {"name": "x", "uid": "u", "managedFields": sent}, "data": data});
         update(builtin(), id, Some(&old), &mut new, &write("two", "v1"));
         let entries = new["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
-        let names: Vec<&str> = entries.iter().map(|e| e["manager"].as_str().expect("a name")).collect();
+        let names: Vec<&str> =
+            entries.iter().map(|e| e["manager"].as_str().expect("a name")).collect();
         assert_eq!(names, managers, "{sent}");
     };
     let entry = |fields: Value| json!({"manager": "three", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields});
@@ -191,11 +247,15 @@ fn subresources_are_recorded_apart() {
     update(builtin(), id, None, &mut old, &write("one", "apps/v1"));
     let mut new = object(3);
     new["spec"]["replicas"] = json!(9);
-    let status = Write { subresource: "status", ignored: &["spec"], ..write("controller", "apps/v1") };
+    let status =
+        Write { subresource: "status", ignored: &["spec"], ..write("controller", "apps/v1") };
     update(builtin(), id, Some(&old), &mut new, &status);
     let entries = &new["metadata"]["managedFields"];
     assert_eq!(entries.as_array().map(Vec::len), Some(2), "{entries}");
-    assert_eq!((&entries[0]["manager"], &entries[0]["subresource"]), (&json!("controller"), &json!("status")));
+    assert_eq!(
+        (&entries[0]["manager"], &entries[0]["subresource"]),
+        (&json!("controller"), &json!("status"))
+    );
     assert_eq!(entries[0]["fieldsV1"], json!({"f:status": {"f:replicas": {}}}));
     assert_eq!(entries[1]["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
 }
@@ -225,18 +285,33 @@ fn what_cannot_be_applied() {
     #[track_caller]
     fn check(id: DefId, spec: Value, wrong: &str) {
         let applied = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "n"}, "spec": spec});
-        let status = apply(builtin(), id, None, &applied, &write("m", "v1"), false).expect_err(wrong);
+        let status =
+            apply(builtin(), id, None, &applied, &write("m", "v1"), false).expect_err(wrong);
         let message = format!("failed to create typed patch object (n/x; /v1, Kind=Pod): {wrong}");
         assert_eq!((status.code, status.message), (500, message));
     }
     check(id, json!({"foo": 1}), ".spec.foo: field not declared in schema");
-    check(id, json!({"containers": [{"name": "a"}, {"name": "a"}]}), r#".spec.containers: duplicate entries for key [name="a"]"#);
-    check(id, json!({"containers": [{}]}),
-        r#".spec.containers: element 0: associative list with keys has an element that omits all key fields ["name"] (and doesn't have default values for any key fields)"#);
-    check(id, json!({"containers": [{"name": "a", "image": 1}]}),
-        r#".spec.containers[name="a"].image: expected string, got &value.valueUnstructured{Value:1}"#);
+    check(
+        id,
+        json!({"containers": [{"name": "a"}, {"name": "a"}]}),
+        r#".spec.containers: duplicate entries for key [name="a"]"#,
+    );
+    check(
+        id,
+        json!({"containers": [{}]}),
+        r#".spec.containers: element 0: associative list with keys has an element that omits all key fields ["name"] (and doesn't have default values for any key fields)"#,
+    );
+    check(
+        id,
+        json!({"containers": [{"name": "a", "image": 1}]}),
+        r#".spec.containers[name="a"].image: expected string, got &value.valueUnstructured{Value:1}"#,
+    );
     check(id, json!({"hostNetwork": "x"}), ".spec.hostNetwork: expected boolean, got &{x}");
-    check(id, json!({"priority": "x", "nodeSelector": []}), "errors:\n  .spec.nodeSelector: expected map, got &{[]}\n  .spec.priority: expected numeric (int or float), got string");
+    check(
+        id,
+        json!({"priority": "x", "nodeSelector": []}),
+        "errors:\n  .spec.nodeSelector: expected map, got &{[]}\n  .spec.priority: expected numeric (int or float), got string",
+    );
 }
 
 #[test]
@@ -250,10 +325,13 @@ fn kubectl_takes_over_what_client_side_apply_set() {
     live["metadata"]["uid"] = json!("u");
     let mut next = last.clone();
     next["data"]["a"] = json!("2");
-    let apply_by = |manager: &str| apply(builtin(), id, Some(&live), &next, &write(manager, "v1"), false);
+    let apply_by =
+        |manager: &str| apply(builtin(), id, Some(&live), &next, &write(manager, "v1"), false);
     assert_eq!(apply_by("helm").expect_err("a conflict").code, 409);
     let merged = apply_by("kubectl").expect("no conflict");
     assert_eq!(merged["data"], json!({"a": "2", "b": "1"}));
-    let annotated: Value = serde_json::from_str(merged["metadata"]["annotations"][annotation].as_str().expect("text")).expect("JSON");
+    let annotated: Value =
+        serde_json::from_str(merged["metadata"]["annotations"][annotation].as_str().expect("text"))
+            .expect("JSON");
     assert_eq!(annotated, next);
 }

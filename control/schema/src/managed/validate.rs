@@ -58,7 +58,12 @@ fn check(place: Place<'_>, value: &Value, path: &str, errors: &mut Vec<String>) 
                 } else {
                     match place.item(&list.item, &list.kind, item) {
                         Some(element) => element.to_string(),
-                        None => return errors.push(complaint(format!("element {i}: {}", unnamed(&list.kind, item)))),
+                        None => {
+                            return errors.push(complaint(format!(
+                                "element {i}: {}",
+                                unnamed(&list.kind, item)
+                            )));
+                        }
                     }
                 };
                 if list.kind != ListKind::Atomic && !seen.insert(name.clone()) {
@@ -68,12 +73,17 @@ fn check(place: Place<'_>, value: &Value, path: &str, errors: &mut Vec<String>) 
             }
         }
         Type::String | Type::Bytes | Type::Time | Type::MicroTime if !value.is_string() => {
-            complain(format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)));
+            complain(format!(
+                "expected string, got &value.valueUnstructured{{Value:{}}}",
+                go_syntax(value)
+            ));
         }
         Type::Int32 | Type::Int64 | Type::Number if !value.is_number() => {
             complain(format!("expected numeric (int or float), got {}", go_type(value)));
         }
-        Type::Bool if !value.is_boolean() => complain(format!("expected boolean, got &{{{}}}", go_print(value))),
+        Type::Bool if !value.is_boolean() => {
+            complain(format!("expected boolean, got &{{{}}}", go_print(value)))
+        }
         Type::Quantity | Type::IntOrString if value.is_array() || value.is_object() => {
             complain(format!("expected any scalar, got &{{{}}}", go_print(value)));
         }
@@ -84,7 +94,9 @@ fn check(place: Place<'_>, value: &Value, path: &str, errors: &mut Vec<String>) 
 /// Why an item of a list has no name.
 fn unnamed(kind: &ListKind, item: &Value) -> String {
     match (kind, item) {
-        (ListKind::Map(_), Value::Null) => "associative list with keys may not have a null element".to_owned(),
+        (ListKind::Map(_), Value::Null) => {
+            "associative list with keys may not have a null element".to_owned()
+        }
         (ListKind::Map(keys), Value::Object(_)) => {
             let keys: Vec<String> = keys.iter().map(|k| quote(k)).collect();
             format!(
@@ -92,8 +104,12 @@ fn unnamed(kind: &ListKind, item: &Value) -> String {
                 keys.join(" ")
             )
         }
-        (ListKind::Map(_), _) => "associative list with keys may not have non-map elements".to_owned(),
-        (_, Value::Object(_)) => "associative list without keys has an element that's a map type".to_owned(),
+        (ListKind::Map(_), _) => {
+            "associative list with keys may not have non-map elements".to_owned()
+        }
+        (_, Value::Object(_)) => {
+            "associative list without keys has an element that's a map type".to_owned()
+        }
         (_, Value::Array(_)) => "not supported: associative list with lists as elements".to_owned(),
         _ => "associative list without keys has an element that's an explicit null".to_owned(),
     }
@@ -116,9 +132,12 @@ fn go_print(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(list) => format!("[{}]", list.iter().map(go_print).collect::<Vec<_>>().join(" ")),
+        Value::Array(list) => {
+            format!("[{}]", list.iter().map(go_print).collect::<Vec<_>>().join(" "))
+        }
         Value::Object(map) => {
-            let shown: Vec<String> = map.iter().map(|(k, v)| format!("{k}:{}", go_print(v))).collect();
+            let shown: Vec<String> =
+                map.iter().map(|(k, v)| format!("{k}:{}", go_print(v))).collect();
             format!("map[{}]", shown.join(" "))
         }
         scalar => scalar.to_string(),
@@ -130,10 +149,14 @@ fn go_syntax(value: &Value) -> String {
     match value {
         Value::Null => "interface {}(nil)".to_owned(),
         Value::Array(list) => {
-            format!("[]interface {{}}{{{}}}", list.iter().map(go_syntax).collect::<Vec<_>>().join(", "))
+            format!(
+                "[]interface {{}}{{{}}}",
+                list.iter().map(go_syntax).collect::<Vec<_>>().join(", ")
+            )
         }
         Value::Object(map) => {
-            let shown: Vec<String> = map.iter().map(|(k, v)| format!("{}:{}", quote(k), go_syntax(v))).collect();
+            let shown: Vec<String> =
+                map.iter().map(|(k, v)| format!("{}:{}", quote(k), go_syntax(v))).collect();
             format!("map[string]interface {{}}{{{}}}", shown.join(", "))
         }
         scalar => scalar.to_string(),

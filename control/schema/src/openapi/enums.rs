@@ -6,12 +6,29 @@ const ENUMS: &[(&str, &str, &[&str])] = &[
     ("core.v1", "AzureDataDiskCachingMode", &["None", "ReadOnly", "ReadWrite"]),
     ("core.v1", "AzureDataDiskKind", &["Dedicated", "Managed", "Shared"]),
     ("core.v1", "DNSPolicy", &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]),
-    ("core.v1", "HostPathType", &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"]),
+    (
+        "core.v1",
+        "HostPathType",
+        &[
+            "",
+            "BlockDevice",
+            "CharDevice",
+            "Directory",
+            "DirectoryOrCreate",
+            "File",
+            "FileOrCreate",
+            "Socket",
+        ],
+    ),
     ("core.v1", "NamespacePhase", &["Active", "Terminating"]),
     ("core.v1", "NodeInclusionPolicy", &["Honor", "Ignore"]),
     ("core.v1", "NodePhase", &["Pending", "Running", "Terminated"]),
     ("core.v1", "NodeSelectorOperator", &["DoesNotExist", "Exists", "Gt", "In", "Lt", "NotIn"]),
-    ("core.v1", "PersistentVolumeAccessMode", &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]),
+    (
+        "core.v1",
+        "PersistentVolumeAccessMode",
+        &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"],
+    ),
     ("core.v1", "PersistentVolumeClaimPhase", &["Bound", "Lost", "Pending"]),
     ("core.v1", "PersistentVolumeMode", &["Block", "Filesystem"]),
     ("core.v1", "PersistentVolumePhase", &["Available", "Bound", "Failed", "Pending", "Released"]),
@@ -55,12 +72,22 @@ const ENUMS: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Groups whose fields use the core group's types under the same bare package name.
-const USE_CORE: &[&str] = &["apps.v1", "batch.v1", "networking.v1", "discovery.v1", "storage.v1", "node.v1", "scheduling.v1"];
+const USE_CORE: &[&str] = &[
+    "apps.v1",
+    "batch.v1",
+    "networking.v1",
+    "discovery.v1",
+    "storage.v1",
+    "node.v1",
+    "scheduling.v1",
+];
 
 /// The values of a Go type as a field of a definition names it (`v1.PullPolicy`), if it is an enumeration.
 pub(super) fn values(definition: &str, go_type: &str) -> Option<&'static [&'static str]> {
     let bare = go_type.trim_start_matches("[]").strip_prefix("v1.")?;
     let package = definition.rsplit_once('.')?.0.strip_prefix("io.k8s.api.")?;
-    let found = |package: &str| ENUMS.iter().find(|(p, name, _)| *p == package && *name == bare).map(|(.., v)| *v);
+    let found = |package: &str| {
+        ENUMS.iter().find(|(p, name, _)| *p == package && *name == bare).map(|(.., v)| *v)
+    };
     found(package).or_else(|| if USE_CORE.contains(&package) { found("core.v1") } else { None })
 }

@@ -14,7 +14,9 @@ const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const PATCH_TYPES: [&str; 4] = [
-    "application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json",
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
     "application/strategic-merge-patch+json",
 ];
 
@@ -22,10 +24,15 @@ const PATCH_TYPES: [&str; 4] = [
 type Parameter = (&'static str, &'static str, &'static str);
 
 const PRETTY: Parameter = ("pretty", "string", "If 'true', the answer is printed for people.");
-const DRY_RUN: Parameter = ("dryRun", "string", "With 'All', everything is done except that nothing is stored.");
-const FIELD_MANAGER: Parameter = ("fieldManager", "string", "The name under which changes are recorded; required for apply.");
-const FIELD_VALIDATION: Parameter =
-    ("fieldValidation", "string", "What to do about unknown and duplicate fields: Ignore, Warn or Strict.");
+const DRY_RUN: Parameter =
+    ("dryRun", "string", "With 'All', everything is done except that nothing is stored.");
+const FIELD_MANAGER: Parameter =
+    ("fieldManager", "string", "The name under which changes are recorded; required for apply.");
+const FIELD_VALIDATION: Parameter = (
+    "fieldValidation",
+    "string",
+    "What to do about unknown and duplicate fields: Ignore, Warn or Strict.",
+);
 const FORCE: Parameter = ("force", "boolean", "An apply takes fields over from their managers.");
 const LIST: [Parameter; 9] = [
     ("allowWatchBookmarks", "boolean", "Asks for BOOKMARK events in a watch."),
@@ -42,7 +49,11 @@ const DELETE: [Parameter; 4] = [
     DRY_RUN,
     ("gracePeriodSeconds", "integer", "How long the object may take to go; 0 is at once."),
     ("orphanDependents", "boolean", "Deprecated: use propagationPolicy."),
-    ("propagationPolicy", "string", "What happens to dependents: Orphan, Background or Foreground."),
+    (
+        "propagationPolicy",
+        "string",
+        "What happens to dependents: Orphan, Background or Foreground.",
+    ),
 ];
 
 /// One operation of a path.
@@ -80,7 +91,11 @@ pub(super) fn add(
     used: &mut BTreeSet<DefId>,
 ) {
     let ResourceInfo { group, version, kind, resource: plural, .. } = resource;
-    let prefix = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let prefix = if group.is_empty() {
+        format!("/api/{version}")
+    } else {
+        format!("/apis/{group}/{version}")
+    };
     let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
     let own = &*model.get(resource.definition).name;
     let list_name = format!("{own}List");
@@ -116,14 +131,21 @@ pub(super) fn add(
         let query = [&LIST[..], &DELETE[..]].concat();
         let (method, summary) = ("delete", format!("delete collection of {kind}"));
         operations.push(Operation {
-            method, action: "deletecollection", id_verb: "deleteCollection", summary, query,
-            body: Some(DELETE_OPTIONS), answer: STATUS, created: false,
+            method,
+            action: "deletecollection",
+            id_verb: "deleteCollection",
+            summary,
+            query,
+            body: Some(DELETE_OPTIONS),
+            answer: STATUS,
+            created: false,
         });
     }
     add(&collection, operations);
 
     if resource.namespaced && can("list") {
-        let mut everywhere = place(format!("{prefix}/{plural}"), format!("{kind}ForAllNamespaces"), false);
+        let mut everywhere =
+            place(format!("{prefix}/{plural}"), format!("{kind}ForAllNamespaces"), false);
         everywhere.id_noun = format!("{kind}ForAllNamespaces");
         everywhere.namespaced = false;
         add(&everywhere, vec![list_operation(kind, list)]);
@@ -144,15 +166,27 @@ pub(super) fn add(
 
 fn list_operation<'a>(kind: &str, list: &'a str) -> Operation<'a> {
     Operation {
-        method: "get", action: "list", id_verb: "list", summary: format!("list or watch objects of kind {kind}"),
-        query: LIST.to_vec(), body: None, answer: list, created: false,
+        method: "get",
+        action: "list",
+        id_verb: "list",
+        summary: format!("list or watch objects of kind {kind}"),
+        query: LIST.to_vec(),
+        body: None,
+        answer: list,
+        created: false,
     }
 }
 
 fn create_operation<'a>(kind: &str, body: &'a str) -> Operation<'a> {
     Operation {
-        method: "post", action: "post", id_verb: "create", summary: format!("create a {kind}"),
-        query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION], body: Some(body), answer: body, created: true,
+        method: "post",
+        action: "post",
+        id_verb: "create",
+        summary: format!("create a {kind}"),
+        query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION],
+        body: Some(body),
+        answer: body,
+        created: true,
     }
 }
 
@@ -161,33 +195,60 @@ fn item_operations<'a>(verbs: &[String], kind: &str, own: &'a str) -> Vec<Operat
     let mut operations = Vec::new();
     if can("get") {
         operations.push(Operation {
-            method: "get", action: "get", id_verb: "read", summary: format!("read the specified {kind}"),
-            query: vec![], body: None, answer: own, created: false,
+            method: "get",
+            action: "get",
+            id_verb: "read",
+            summary: format!("read the specified {kind}"),
+            query: vec![],
+            body: None,
+            answer: own,
+            created: false,
         });
     }
     if can("update") {
         operations.push(Operation {
-            method: "put", action: "put", id_verb: "replace", summary: format!("replace the specified {kind}"),
-            query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION], body: Some(own), answer: own, created: true,
+            method: "put",
+            action: "put",
+            id_verb: "replace",
+            summary: format!("replace the specified {kind}"),
+            query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION],
+            body: Some(own),
+            answer: own,
+            created: true,
         });
     }
     if can("delete") {
         operations.push(Operation {
-            method: "delete", action: "delete", id_verb: "delete", summary: format!("delete a {kind}"),
-            query: DELETE.to_vec(), body: Some(DELETE_OPTIONS), answer: STATUS, created: false,
+            method: "delete",
+            action: "delete",
+            id_verb: "delete",
+            summary: format!("delete a {kind}"),
+            query: DELETE.to_vec(),
+            body: Some(DELETE_OPTIONS),
+            answer: STATUS,
+            created: false,
         });
     }
     if can("patch") {
         operations.push(Operation {
-            method: "patch", action: "patch", id_verb: "patch",
+            method: "patch",
+            action: "patch",
+            id_verb: "patch",
             summary: format!("partially update the specified {kind}"),
-            query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION, FORCE], body: Some(PATCH), answer: own, created: true,
+            query: vec![DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION, FORCE],
+            body: Some(PATCH),
+            answer: own,
+            created: true,
         });
     }
     operations
 }
 
-fn subresource_operations<'a>(sub: &SubresourceInfo, kind: &str, body: &'a str) -> Vec<Operation<'a>> {
+fn subresource_operations<'a>(
+    sub: &SubresourceInfo,
+    kind: &str,
+    body: &'a str,
+) -> Vec<Operation<'a>> {
     let about = format!("{} of the specified {kind}", sub.name);
     let mut operations = item_operations(&sub.verbs, kind, body);
     // Connecting subresources are spoken to by GET and POST, and have no body of their own.
@@ -207,10 +268,18 @@ fn path_item(place: &Place<'_>, operations: Vec<Operation<'_>>, dialect: Dialect
     }
     let mut parameters = Vec::new();
     if place.named {
-        parameters.push(path_parameter("name", &format!("name of the {}", place.speaks.2), dialect));
+        parameters.push(path_parameter(
+            "name",
+            &format!("name of the {}", place.speaks.2),
+            dialect,
+        ));
     }
     if place.namespaced {
-        parameters.push(path_parameter("namespace", "object name and auth scope, such as for teams and projects", dialect));
+        parameters.push(path_parameter(
+            "namespace",
+            "object name and auth scope, such as for teams and projects",
+            dialect,
+        ));
     }
     parameters.push(query_parameter(PRETTY, dialect));
     item.insert("parameters".into(), Value::Array(parameters));
@@ -218,10 +287,16 @@ fn path_item(place: &Place<'_>, operations: Vec<Operation<'_>>, dialect: Dialect
 }
 
 fn operation_schema(place: &Place<'_>, operation: &Operation<'_>, dialect: Dialect) -> Value {
-    let tag = if place.group.is_empty() { "core" } else { place.group.split('.').next().unwrap_or_default() };
+    let tag = if place.group.is_empty() {
+        "core"
+    } else {
+        place.group.split('.').next().unwrap_or_default()
+    };
     let (group, version, kind) = place.speaks;
-    let id = format!("{}{}{}{}", operation.id_verb, capital(tag), capital(place.version), place.id_noun);
-    let mut parameters: Vec<Value> = operation.query.iter().map(|p| query_parameter(*p, dialect)).collect();
+    let id =
+        format!("{}{}{}{}", operation.id_verb, capital(tag), capital(place.version), place.id_noun);
+    let mut parameters: Vec<Value> =
+        operation.query.iter().map(|p| query_parameter(*p, dialect)).collect();
     let mut schema = json!({
         "description": operation.summary,
         "tags": [format!("{tag}_{}", place.version)],
@@ -239,7 +314,8 @@ fn operation_schema(place: &Place<'_>, operation: &Operation<'_>, dialect: Diale
                 schema["consumes"] = json!(consumes);
             }
             Dialect::V3 => {
-                schema["requestBody"] = json!({ "content": content(consumes, body, dialect), "required": required });
+                schema["requestBody"] =
+                    json!({ "content": content(consumes, body, dialect), "required": required });
             }
         }
     }
@@ -254,8 +330,12 @@ fn operation_schema(place: &Place<'_>, operation: &Operation<'_>, dialect: Diale
 
 fn responses(operation: &Operation<'_>, dialect: Dialect) -> Value {
     let answer = |text: &str| match dialect {
-        Dialect::V2 => json!({ "description": text, "schema": dialect.reference(operation.answer) }),
-        Dialect::V3 => json!({ "description": text, "content": content(&[JSON, YAML], operation.answer, dialect) }),
+        Dialect::V2 => {
+            json!({ "description": text, "schema": dialect.reference(operation.answer) })
+        }
+        Dialect::V3 => {
+            json!({ "description": text, "content": content(&[JSON, YAML], operation.answer, dialect) })
+        }
     };
     let mut responses = json!({ "200": answer("OK"), "401": { "description": "Unauthorized" } });
     if operation.created {
@@ -268,7 +348,8 @@ fn responses(operation: &Operation<'_>, dialect: Dialect) -> Value {
 }
 
 fn content(types: &[&str], name: &str, dialect: Dialect) -> Value {
-    let media = types.iter().map(|t| ((*t).to_owned(), json!({ "schema": dialect.reference(name) })));
+    let media =
+        types.iter().map(|t| ((*t).to_owned(), json!({ "schema": dialect.reference(name) })));
     Value::Object(media.collect())
 }
 

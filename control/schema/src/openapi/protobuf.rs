@@ -97,7 +97,15 @@ fn entries(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn path_item(m: &mut Message, item: &Value) {
-    for (method, field) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("options", 6), ("head", 7), ("patch", 8)] {
+    for (method, field) in [
+        ("get", 2),
+        ("put", 3),
+        ("post", 4),
+        ("delete", 5),
+        ("options", 6),
+        ("head", 7),
+        ("patch", 8),
+    ] {
         if let Some(operation) = item.get(method) {
             m.message(field, |m| self::operation(m, operation));
         }

@@ -30,7 +30,19 @@ pub(super) fn definitions(
     while let Some(id) = open.pop() {
         let definition = model.get(id);
         for field in &definition.fields {
-            refer(&field.ty, &mut |id| if seen.insert(id) { open.push(id) }, &mut special);
+            if is_field_set(field) {
+                special.insert(FIELDS_V1);
+                continue;
+            }
+            refer(
+                &field.ty,
+                &mut |id| {
+                    if seen.insert(id) {
+                        open.push(id)
+                    }
+                },
+                &mut special,
+            );
         }
         schemas.insert((*definition.name).to_owned(), object(model, definition, texts, dialect));
     }
@@ -42,6 +54,11 @@ pub(super) fn definitions(
         schemas.insert(name.to_owned(), schema);
     }
     schemas
+}
+
+/// `FieldsV1` is a raw object to the model, and has a name of its own only here.
+fn is_field_set(field: &Field) -> bool {
+    &*field.go_type == "v1.FieldsV1"
 }
 
 fn refer(ty: &Type, object: &mut impl FnMut(DefId), special: &mut BTreeSet<&'static str>) {
@@ -89,12 +106,14 @@ fn object(model: &Model, definition: &Definition, texts: &Descriptions, dialect:
     let mut properties = Map::new();
     for field in &definition.fields {
         let text = of_fields.get(&*field.name).map(String::as_str);
-        properties.insert((*field.name).to_owned(), property(model, definition, field, text, dialect));
+        properties
+            .insert((*field.name).to_owned(), property(model, definition, field, text, dialect));
     }
     if !properties.is_empty() {
         schema["properties"] = Value::Object(properties);
     }
-    let required: Vec<&str> = definition.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
+    let required: Vec<&str> =
+        definition.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
     if !required.is_empty() {
         schema["required"] = json!(required);
     }
@@ -102,17 +121,30 @@ fn object(model: &Model, definition: &Definition, texts: &Descriptions, dialect:
         schema["x-kubernetes-map-type"] = json!("atomic");
     }
     if !definition.kinds.is_empty() {
-        let kinds = definition.kinds.iter().map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }));
+        let kinds = definition
+            .kinds
+            .iter()
+            .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }));
         schema["x-kubernetes-group-version-kind"] = kinds.collect();
     }
     schema
 }
 
-fn property(model: &Model, definition: &Definition, field: &Field, text: Option<&str>, dialect: Dialect) -> Value {
-    let mut schema = value(model, &field.ty, dialect);
+fn property(
+    model: &Model,
+    definition: &Definition,
+    field: &Field,
+    text: Option<&str>,
+    dialect: Dialect,
+) -> Value {
+    let mut schema = match is_field_set(field) {
+        true => dialect.reference(FIELDS_V1),
+        false => value(model, &field.ty, dialect),
+    };
     let values = enums::values(&definition.name, &field.go_type);
     if let Some(values) = values {
-        let place = if matches!(field.ty, Type::List(_)) { &mut schema["items"] } else { &mut schema };
+        let place =
+            if matches!(field.ty, Type::List(_)) { &mut schema["items"] } else { &mut schema };
         place["enum"] = json!(values);
     }
     let text = match (text, values) {
@@ -146,8 +178,13 @@ fn property(model: &Model, definition: &Definition, field: &Field, text: Option<
     if let Some(key) = &field.merge_key {
         beside.insert("x-kubernetes-patch-merge-key".into(), json!(key));
     }
-    let strategies = [(field.patch.merge, "merge"), (field.patch.replace, "replace"), (field.patch.retain_keys, "retainKeys")];
-    let strategies: Vec<&str> = strategies.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+    let strategies = [
+        (field.patch.merge, "merge"),
+        (field.patch.replace, "replace"),
+        (field.patch.retain_keys, "retainKeys"),
+    ];
+    let strategies: Vec<&str> =
+        strategies.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
     if !strategies.is_empty() {
         beside.insert("x-kubernetes-patch-strategy".into(), strategies.join(",").into());
     }
@@ -170,7 +207,9 @@ fn value(model: &Model, ty: &Type, dialect: Dialect) -> Value {
         Type::Int64 => json!({ "type": "integer", "format": "int64" }),
         Type::Number => json!({ "type": "number", "format": "double" }),
         Type::List(list) => json!({ "type": "array", "items": value(model, &list.item, dialect) }),
-        Type::Map(map) => json!({ "type": "object", "additionalProperties": value(model, &map.value, dialect) }),
+        Type::Map(map) => {
+            json!({ "type": "object", "additionalProperties": value(model, &map.value, dialect) })
+        }
         Type::Object(id) => dialect.reference(&model.get(*id).name),
         // Unions have no type in either version; their schema is known to be self-describing.
         Type::SchemaOr(..) => json!({}),

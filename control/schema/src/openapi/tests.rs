@@ -13,11 +13,30 @@ fn deployments() -> ResourceInfo {
         kind: "Deployment".into(),
         resource: "deployments".into(),
         namespaced: true,
-        verbs: verbs(&["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]),
+        verbs: verbs(&[
+            "create",
+            "delete",
+            "deletecollection",
+            "get",
+            "list",
+            "patch",
+            "update",
+            "watch",
+        ]),
         definition: id("io.k8s.api.apps.v1.Deployment"),
         subresources: vec![
-            SubresourceInfo { name: "status".into(), verbs: verbs(&["get", "patch", "update"]), speaks: own, definition: Some(id("io.k8s.api.apps.v1.Deployment")) },
-            SubresourceInfo { name: "scale".into(), verbs: verbs(&["get", "patch", "update"]), speaks: scale, definition: Some(id("io.k8s.api.autoscaling.v1.Scale")) },
+            SubresourceInfo {
+                name: "status".into(),
+                verbs: verbs(&["get", "patch", "update"]),
+                speaks: own,
+                definition: Some(id("io.k8s.api.apps.v1.Deployment")),
+            },
+            SubresourceInfo {
+                name: "scale".into(),
+                verbs: verbs(&["get", "patch", "update"]),
+                speaks: scale,
+                definition: Some(id("io.k8s.api.autoscaling.v1.Scale")),
+            },
         ],
     }
 }
@@ -43,31 +62,55 @@ fn v3() {
     check_references(&document, &document);
     let paths = document["paths"].as_object().expect("paths");
     let names: Vec<&String> = paths.keys().collect();
-    assert_eq!(names, [
-        "/apis/apps/v1/deployments", "/apis/apps/v1/namespaces/{namespace}/deployments",
-        "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
-        "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale",
-        "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status",
-    ]);
+    assert_eq!(
+        names,
+        [
+            "/apis/apps/v1/deployments",
+            "/apis/apps/v1/namespaces/{namespace}/deployments",
+            "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
+            "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale",
+            "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status",
+        ]
+    );
     let patch = &paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     // kubectl reads these to know that the server validates fields, and how to patch.
-    assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
-    let parameters: Vec<&Value> = patch["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
+    assert_eq!(
+        patch["x-kubernetes-group-version-kind"],
+        json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+    );
+    let parameters: Vec<&Value> =
+        patch["parameters"].as_array().expect("parameters").iter().map(|p| &p["name"]).collect();
     assert_eq!(parameters, ["dryRun", "fieldManager", "fieldValidation", "force"]);
-    assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_some());
+    assert!(
+        patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_some()
+    );
     let scale = &paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]["get"];
     assert_eq!(scale["x-kubernetes-group-version-kind"]["kind"], "Scale");
     let schemas = &document["components"]["schemas"];
     let spec = &schemas["io.k8s.api.core.v1.PodSpec"];
     assert_eq!(spec["required"], json!(["containers"]));
     let containers = &spec["properties"]["containers"];
-    assert_eq!((&containers["x-kubernetes-patch-merge-key"], &containers["x-kubernetes-list-map-keys"]), (&json!("name"), &json!(["name"])));
-    assert!(containers["description"].as_str().is_some_and(|t| t.starts_with("List of containers")));
+    assert_eq!(
+        (&containers["x-kubernetes-patch-merge-key"], &containers["x-kubernetes-list-map-keys"]),
+        (&json!("name"), &json!(["name"]))
+    );
+    assert!(
+        containers["description"].as_str().is_some_and(|t| t.starts_with("List of containers"))
+    );
     let container = &schemas["io.k8s.api.core.v1.Container"]["properties"];
     assert_eq!(container["imagePullPolicy"]["enum"], json!(["Always", "IfNotPresent", "Never"]));
+    assert!(schemas["io.k8s.api.core.v1.Pod"].is_null());
+    assert_eq!(schemas["io.k8s.api.apps.v1.Deployment"].get("required"), None);
+    assert!(schemas["io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"]["description"].is_string());
     let port = &schemas["io.k8s.api.core.v1.ContainerPort"]["properties"];
-    assert_eq!((&port["protocol"]["default"], &port["containerPort"]["format"]), (&json!("TCP"), &json!("int32")));
-    assert_eq!(schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"]["allOf"], json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}]));
+    assert_eq!(
+        (&port["protocol"]["default"], &port["containerPort"]["format"]),
+        (&json!("TCP"), &json!("int32"))
+    );
+    assert_eq!(
+        schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"]["allOf"],
+        json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}])
+    );
     assert!(schemas["io.k8s.api.apps.v1.DeploymentList"]["properties"]["items"].is_object());
 }
 
@@ -76,7 +119,10 @@ fn v2() {
     let document = v2_document(builtin(), &[deployments()]);
     check_references(&document, &document);
     let definition = &document["definitions"]["io.k8s.api.apps.v1.Deployment"];
-    assert_eq!(definition["x-kubernetes-group-version-kind"], json!([{"group": "apps", "version": "v1", "kind": "Deployment"}]));
+    assert_eq!(
+        definition["x-kubernetes-group-version-kind"],
+        json!([{"group": "apps", "version": "v1", "kind": "Deployment"}])
+    );
     let bytes = v2_protobuf(&document);
     let names = field_lengths(&bytes);
     // swagger, info, paths, definitions, in the order of their numbers.
@@ -87,7 +133,7 @@ fn v2() {
 /// The fields of a message: number and length; panics when it is not one.
 fn field_lengths(bytes: &[u8]) -> Vec<(u64, u64)> {
     let mut at = 0;
-    let mut varint = |at: &mut usize| {
+    let varint = |at: &mut usize| {
         let (mut n, mut shift) = (0u64, 0);
         loop {
             let byte = bytes[*at];

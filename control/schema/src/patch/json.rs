@@ -15,7 +15,9 @@ pub fn json_patch(object: &Value, patch: &[u8]) -> Result<Value, Status> {
         Value::Array(operations) => operations,
         other => {
             let what = crate::decode::type_name(&other);
-            return Err(Status::bad_request(format!("json: cannot unmarshal {what} into Go value of type jsonpatch.Patch")));
+            return Err(Status::bad_request(format!(
+                "json: cannot unmarshal {what} into Go value of type jsonpatch.Patch"
+            )));
         }
     };
     if operations.len() > OPERATIONS_MAX {
@@ -30,7 +32,9 @@ pub fn json_patch(object: &Value, patch: &[u8]) -> Result<Value, Status> {
     for operation in &operations {
         let Value::Object(operation) = operation else {
             let what = crate::decode::type_name(operation);
-            return Err(Status::bad_request(format!("json: cannot unmarshal {what} into Go value of type jsonpatch.Operation")));
+            return Err(Status::bad_request(format!(
+                "json: cannot unmarshal {what} into Go value of type jsonpatch.Operation"
+            )));
         };
         perform(&mut patched, operation, &mut copied).ok_or_else(does_not_apply)?;
     }
@@ -75,7 +79,9 @@ fn perform(object: &mut Value, operation: &Map<String, Value>, copied: &mut usiz
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
         }

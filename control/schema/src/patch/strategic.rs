@@ -22,7 +22,9 @@ pub fn strategic_merge_patch(
     object: &Value,
     patch: &[u8],
 ) -> Result<Value, Status> {
-    let Value::Object(patch) = parse(patch)? else { return Err(Status::bad_request("invalid JSON document")) };
+    let Value::Object(patch) = parse(patch)? else {
+        return Err(Status::bad_request("invalid JSON document"));
+    };
     let object = object.as_object().cloned().unwrap_or_default();
     merge_map(Place { model, ty: &Type::Object(definition) }, object, patch).map(Value::Object)
 }
@@ -68,7 +70,10 @@ fn merge_map(place: Place<'_>, mut original: Object, mut patch: Object) -> Resul
         return match directive.as_str() {
             Some("replace") => Ok(patch),
             Some("delete") => Ok(Object::new()),
-            _ => Err(Status::bad_request(format!("unknown patch type [{}] in map", shown(&directive)))),
+            _ => Err(Status::bad_request(format!(
+                "unknown patch type [{}] in map",
+                shown(&directive)
+            ))),
         };
     }
     retain_keys(&mut original, &mut patch)?;
@@ -121,13 +126,21 @@ fn plain(value: Value) -> Option<Value> {
                 return None;
             }
             let plain_map = map.into_iter().filter(|(key, value)| {
-                !value.is_null() && key != RETAIN_KEYS && !key.starts_with(SET_ORDER) && !key.starts_with(DELETE_FROM)
+                !value.is_null()
+                    && key != RETAIN_KEYS
+                    && !key.starts_with(SET_ORDER)
+                    && !key.starts_with(DELETE_FROM)
             });
-            Some(Value::Object(plain_map.filter_map(|(key, value)| Some((key, plain(value)?))).collect()))
+            Some(Value::Object(
+                plain_map.filter_map(|(key, value)| Some((key, plain(value)?))).collect(),
+            ))
         }
         Value::Array(list) => {
-            let only_directive = |v: &Value| v.as_object().is_some_and(|m| m.len() == 1 && m.contains_key(PATCH));
-            Some(Value::Array(list.into_iter().filter(|v| !only_directive(v)).filter_map(plain).collect()))
+            let only_directive =
+                |v: &Value| v.as_object().is_some_and(|m| m.len() == 1 && m.contains_key(PATCH));
+            Some(Value::Array(
+                list.into_iter().filter(|v| !only_directive(v)).filter_map(plain).collect(),
+            ))
         }
         scalar => Some(scalar),
     }
@@ -137,7 +150,8 @@ fn plain(value: Value) -> Option<Value> {
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Status> {
     let Some(directive) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let wrong = || Status::bad_request("invalid patch format of retainKeys");
-    let keys: Vec<&str> = directive.as_array().ok_or_else(wrong)?.iter().filter_map(Value::as_str).collect();
+    let keys: Vec<&str> =
+        directive.as_array().ok_or_else(wrong)?.iter().filter_map(Value::as_str).collect();
     let is_set = |(key, value): &(&String, &Value)| {
         !value.is_null() && !key.starts_with(SET_ORDER) && !key.starts_with(DELETE_FROM)
     };
@@ -150,7 +164,8 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Status> 
 
 /// `$setElementOrder/LIST`: merges the list of that name and brings it into the order given.
 fn set_orders(place: Place<'_>, original: &mut Object, patch: &mut Object) -> Result<(), Status> {
-    let directives: Vec<String> = patch.keys().filter(|key| key.starts_with(SET_ORDER)).cloned().collect();
+    let directives: Vec<String> =
+        patch.keys().filter(|key| key.starts_with(SET_ORDER)).cloned().collect();
     for directive in directives {
         let wrong = || Status::bad_request("invalid patch format of setElementOrder list");
         let Some(Value::Array(order)) = patch.remove(&directive) else { return Err(wrong()) };
@@ -175,7 +190,8 @@ fn set_orders(place: Place<'_>, original: &mut Object, patch: &mut Object) -> Re
                 (Vec::new(), new)
             }
             (Some(old), Some(new)) => {
-                let merged = if below.strategy.merge { merge_list(below, old.clone(), new)? } else { new };
+                let merged =
+                    if below.strategy.merge { merge_list(below, old.clone(), new)? } else { new };
                 (old, merged)
             }
             (None, None) => continue,
@@ -202,14 +218,19 @@ fn same_item(merge_key: Option<&str>, a: &Value, b: &Value) -> bool {
     }
 }
 
-fn merge_list(below: Below<'_>, original: Vec<Value>, patch: Vec<Value>) -> Result<Vec<Value>, Status> {
+fn merge_list(
+    below: Below<'_>,
+    original: Vec<Value>,
+    patch: Vec<Value>,
+) -> Result<Vec<Value>, Status> {
     let Some(first) = original.iter().chain(&patch).next() else { return Ok(original) };
     let kind = type_name(first);
     if kind == "array" {
         return Err(does_not_apply());
     }
     if let Some(other) = original.iter().chain(&patch).find(|v| type_name(v) != kind) {
-        let message = format!("list element types are not identical: [{kind} {}]", type_name(other));
+        let message =
+            format!("list element types are not identical: [{kind} {}]", type_name(other));
         return Err(Status::bad_request(message));
     }
     if kind != "object" {
@@ -229,7 +250,10 @@ fn merge_list(below: Below<'_>, original: Vec<Value>, patch: Vec<Value>) -> Resu
     for item in &patch {
         let Value::Object(new) = item.clone() else { continue };
         if !new.contains_key(merge_key) {
-            let message = format!("map: {} does not contain declared merge key: {merge_key}", Value::Object(new));
+            let message = format!(
+                "map: {} does not contain declared merge key: {merge_key}",
+                Value::Object(new)
+            );
             return Err(Status::bad_request(message));
         }
         match merged.iter_mut().find(|old| same_item(Some(merge_key), old, item)) {
@@ -245,7 +269,11 @@ fn merge_list(below: Below<'_>, original: Vec<Value>, patch: Vec<Value>) -> Resu
 
 /// Carries out the items that are directives: the original without what they delete (or without
 /// anything), and the patch without them.
-fn special_items(merge_key: &str, mut original: Vec<Value>, patch: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Status> {
+fn special_items(
+    merge_key: &str,
+    mut original: Vec<Value>,
+    patch: Vec<Value>,
+) -> Result<(Vec<Value>, Vec<Value>), Status> {
     let mut rest = Vec::with_capacity(patch.len());
     let mut replace = false;
     for item in patch {
@@ -253,14 +281,18 @@ fn special_items(merge_key: &str, mut original: Vec<Value>, patch: Vec<Value>) -
             None => rest.push(item),
             Some(Value::String(directive)) if directive == "delete" => {
                 if item.get(merge_key).is_none() {
-                    let message = format!("map: {item} does not contain declared merge key: {merge_key}");
+                    let message =
+                        format!("map: {item} does not contain declared merge key: {merge_key}");
                     return Err(Status::bad_request(message));
                 }
                 original.retain(|old| !same_item(Some(merge_key), old, &item));
             }
             Some(Value::String(directive)) if directive == "replace" => replace = true,
             Some(other) => {
-                return Err(Status::bad_request(format!("unknown patch type [{}] in map", shown(other))));
+                return Err(Status::bad_request(format!(
+                    "unknown patch type [{}] in map",
+                    shown(other)
+                )));
             }
         }
     }
@@ -270,8 +302,14 @@ fn special_items(merge_key: &str, mut original: Vec<Value>, patch: Vec<Value>) -
 
 /// The items that the patch names in its order, the others in theirs, woven by the order that the
 /// server had.
-fn in_order(merge_key: Option<&str>, merged: Vec<Value>, patch: &[Value], server: &[Value]) -> Vec<Value> {
-    let place = |order: &[Value], item: &Value| order.iter().position(|o| same_item(merge_key, o, item));
+fn in_order(
+    merge_key: Option<&str>,
+    merged: Vec<Value>,
+    patch: &[Value],
+    server: &[Value],
+) -> Vec<Value> {
+    let place =
+        |order: &[Value], item: &Value| order.iter().position(|o| same_item(merge_key, o, item));
     let (mut named, mut others): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|item| place(patch, item).is_some());
     named.sort_by_key(|item| place(patch, item));
