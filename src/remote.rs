@@ -84,7 +84,7 @@ impl Transport for Remote {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, TransportError> {
         let response = self.request(request).await.map_err(|e| TransportError(format!("{e:#}")))?;
         Ok(response.map(|body| -> Body {
-            let frames = BodyStream::new(body).map_err(|e| TransportError(e.to_string()));
+            let frames = TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
             Box::pin(frames.try_filter_map(|frame| std::future::ready(Ok(frame.into_data().ok()))))
         }))
     }

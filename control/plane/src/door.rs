@@ -4,13 +4,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Full};
 use rimward_api::UserInfo;
 use rimward_client::{Body, TransportError};
 use rimward_control_apiserver::serve::Extra;
 use rimward_control_apiserver::{ApiServer, BoxBody, BoxError};
 use rimward_control_hub::RegistryFetch;
-use rimward_control_registry::Registry;
+use rimward_control_registry::{Registry, ResponseBody};
 
 /// Lets users at `/v2/` whom RBAC allows: `images` of group `rimward.dev`, named by repository, with the
 /// verbs get, create (push) and delete.
@@ -56,6 +57,14 @@ fn refusal(status: StatusCode, code: &str, message: &str) -> Response<BoxBody> {
     response
 }
 
+fn inward(body: BoxBody) -> UnsyncBoxBody<Bytes, std::io::Error> {
+    body.map_err(std::io::Error::other).boxed_unsync()
+}
+
+fn outward(body: ResponseBody) -> BoxBody {
+    body.map_err(|e| -> BoxError { Box::new(e) }).boxed_unsync()
+}
+
 #[async_trait]
 impl Extra for Door {
     async fn handle(&self, user: &UserInfo, request: Request<BoxBody>) -> Option<Response<BoxBody>> {
@@ -66,8 +75,9 @@ impl Extra for Door {
         if let Err(refused) = self.allowed(user, request.method(), path) {
             return Some(refused);
         }
-        let response = self.registry.handle(request).await;
-        Some(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+        // A boxed error type would make this future not Send to the compiler's eyes.
+        let response = self.registry.handle(request.map(inward)).await;
+        Some(response.map(outward))
     }
 }
 
@@ -79,7 +89,7 @@ impl RegistryFetch for Door {
         }
         let response = self.registry.handle(request.map(Full::new)).await;
         Ok(response.map(|body| -> Body {
-            let chunks = BodyStream::new(body).map_err(|e| TransportError(e.to_string()));
+            let chunks = TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
             Box::pin(chunks.try_filter_map(|frame| std::future::ready(Ok(frame.into_data().ok()))))
         }))
     }

@@ -157,11 +157,25 @@ fn start_deciders(
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
-    let scheduler = api.client(
-        UserInfo::authenticated("system:kube-scheduler", &[]),
-        "rimward-scheduler",
+    let scheduler = rimward_control_scheduler::Scheduler::start(
+        api.client(UserInfo::authenticated("system:kube-scheduler", &[]), "rimward-scheduler"),
+        informers,
+        rimward_control_scheduler::Config::default(),
+        shutdown.clone(),
     );
-    let _ = (scheduler, informers, pki, config, tasks, shutdown);
+    tasks.spawn(scheduler.join());
+    let acting = api.clone();
+    let controllers = rimward_control_controllers::start(
+        move |name| acting.client(UserInfo::service_account("kube-system", name), name),
+        informers.clone(),
+        rimward_control_controllers::Config {
+            root_ca_pem: pki.ca_pem.clone(),
+            node_monitor_grace: config.node_grace,
+            ..Default::default()
+        },
+        shutdown.clone(),
+    );
+    tasks.spawn(controllers.join());
 }
 
 async fn bind(config: &Config) -> Result<(TcpListener, UdpSocket), Error> {

@@ -15,9 +15,11 @@ pub mod build;
 pub mod desired;
 pub mod ledger;
 pub mod machine;
+pub mod node;
 
 mod link;
 mod objects;
+mod reach;
 mod reports;
 mod serving;
 
@@ -79,9 +81,13 @@ pub enum Error {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
-    #[error("this machine holds the certificate of node {held:?}, not {asked:?}; name it so, or remove {path} to join under the new name")]
+    #[error(
+        "this machine holds the certificate of node {held:?}, not {asked:?}; name it so, or remove {path} to join under the new name"
+    )]
     OtherName { held: String, asked: String, path: PathBuf },
-    #[error("this node has not joined a cluster yet; give it a token (`rimward token create` prints one)")]
+    #[error(
+        "this node has not joined a cluster yet; give it a token (`rimward token create` prints one)"
+    )]
     NotJoined,
     #[error("cannot open a UDP socket: {0}")]
     Socket(std::io::Error),
@@ -95,7 +101,11 @@ pub trait PodHandler: Send + Sync + 'static {
     /// Every desired pod was given once.
     fn synced(&self);
     async fn logs(
-        &self, namespace: &str, name: &str, uid: &str, request: LogRequest,
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError>;
 }
 
@@ -114,7 +124,11 @@ impl PodHandler for rimward_node_pod::Pods {
     }
 
     async fn logs(
-        &self, namespace: &str, name: &str, uid: &str, request: LogRequest,
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
         Self::logs(self, namespace, name, uid, request).await
     }
@@ -255,7 +269,12 @@ impl Agent {
     ///
     /// # Errors
     /// [`CallError::Refused`] carries the registry's status code.
-    pub async fn registry(&self, method: &str, path: &str, accept: &str) -> Result<(Reply, Body), CallError> {
+    pub async fn registry(
+        &self,
+        method: &str,
+        path: &str,
+        accept: &str,
+    ) -> Result<(Reply, Body), CallError> {
         let headers = match accept {
             "" => Vec::new(),
             accept => vec![("accept".to_owned(), accept.to_owned())],
@@ -270,7 +289,11 @@ impl Agent {
     /// # Errors
     /// When there is no connection, no such pod, or the pod refuses.
     pub async fn dial_pod(&self, pod: SocketAddr) -> Result<Duplex, CallError> {
-        let request = DialRequest { target: DialTarget::Pod as u8, ip: pod.ip().to_string(), port: pod.port() };
+        let request = DialRequest {
+            target: DialTarget::Pod as u8,
+            ip: pod.ip().to_string(),
+            port: pod.port(),
+        };
         Ok(call(&self.core.connection()?, &request).await?.1)
     }
 
@@ -302,7 +325,8 @@ impl Agent {
                     Err(cause) => {
                         failures += 1;
                         tracing::warn!(%cause, "no link for pod packets");
-                        tokio::time::sleep(rimward_tunnel::backoff::wait(failures, rand::random())).await;
+                        tokio::time::sleep(rimward_tunnel::backoff::wait(failures, rand::random()))
+                            .await;
                     }
                 }
             }

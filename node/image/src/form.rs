@@ -70,8 +70,6 @@ pub(crate) struct RunConfig {
     pub env: Vec<String>,
     #[serde(default)]
     pub working_dir: String,
-    #[serde(default)]
-    pub user: String,
 }
 
 fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {

@@ -1,0 +1,303 @@
+//! A whole node: the agent with everything that it assembles.
+//!
+//! One list, in the order in which the parts need each other: ledger and tunnel → what the cluster told
+//! this node → network → images and runtimes → pods → names, Services, Ingress.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rimward_node_dns as dns;
+pub use rimward_node_image::RemoteConfig;
+use rimward_node_image::ImageStore;
+use rimward_node_ingress as ingress;
+use rimward_node_network::dial::{loopback_of, unprivileged_port};
+use rimward_node_network::root::{self, RootNetwork};
+use rimward_node_network::services::Protocol;
+use rimward_node_network::user::{self, UserNetwork};
+use rimward_node_network::{Backends, Block, Dial};
+use rimward_node_pod::Pods;
+use rimward_node_pod::outside::Network;
+use rimward_node_wasm::{AddressMap, WasmRuntime};
+use rimward_tunnel::BootstrapToken;
+use rimward_tunnel::wire::Welcome;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::build::{Parts, run_pods};
+use crate::reach::{NodeDial, TunnelPackets, TunnelRegistry};
+use crate::{Agent, machine};
+
+/// What an operator may choose.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `DIR/node`.
+    pub data_dir: PathBuf,
+    pub name: String,
+    /// HOST:PORT of the control plane's tunnel.
+    pub server: String,
+    pub token: Option<BootstrapToken>,
+    pub labels: BTreeMap<String, String>,
+    pub node_ip: Option<IpAddr>,
+    pub pods_max: u32,
+    /// Addresses on loopback and proxies instead of namespaces and kernel rules.
+    pub user_mode: bool,
+    /// Where the HTTP Ingress listens; port 0 picks a free one.
+    pub ingress_http: SocketAddr,
+    /// `host:port` names that mean the cluster's own image registry.
+    pub registry_hosts: Vec<String>,
+    pub remote_registries: RemoteConfig,
+    /// This program, which the Wasm runtime starts again for its hosts.
+    pub exe: PathBuf,
+    pub version: String,
+}
+
+/// A running node.
+pub struct Node {
+    pub agent: Agent,
+    pub pods: Pods,
+    /// Where the Ingress really listens.
+    pub ingress_addr: SocketAddr,
+    tasks: TaskTracker,
+}
+
+/// The network in one of its two forms.
+enum Net {
+    Root(Arc<RootNetwork>),
+    User(Arc<UserNetwork>),
+}
+
+impl Node {
+    /// Starts the node; when it answers, pods run. None when the shutdown came first.
+    ///
+    /// # Errors
+    /// Names the path, the port or the part that is in the way.
+    pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Option<Self>> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|e| anyhow::anyhow!("{}: {e}; choose another directory with --data-dir", config.data_dir.display()))?;
+        let agent = Agent::start(agent_config(&config), shutdown.clone())?;
+        let Some(welcome) = agent.welcome().await else {
+            agent.ended().await.map_err(|e| anyhow::anyhow!("{e}"))?;
+            return Ok(None);
+        };
+        let tasks = TaskTracker::new();
+        let net = open_network(&config, &welcome).await?;
+        let network: Arc<dyn Network> = match &net {
+            Net::Root(net) => net.clone(),
+            Net::User(net) => net.clone(),
+        };
+        let backends = Backends::new();
+        tasks.spawn(until(shutdown.clone(), backends.clone().follow(agent.desired().endpoint_slices.clone())));
+        let dial: Arc<dyn Dial> = Arc::new(NodeDial {
+            agent: agent.clone(),
+            network: network.clone(),
+            own: block(&welcome.pod_cidr)?,
+            cluster: block(&welcome.pod_network)?,
+            packets: matches!(net, Net::Root(_)),
+        });
+        // Sockets before work: a taken port is an error now, not in an hour.
+        let ingress = ingress::Server::bind(config.ingress_http, ingress::Config {
+            ingresses: agent.desired().ingresses.clone(),
+            services: agent.desired().services.clone(),
+            backends: backends.clone(),
+            dial: dial.clone(),
+        })
+        .await?;
+        let ingress_addr = ingress.local_addr()?;
+        let dns = bind_dns(&config, &agent, &welcome, &network).await?;
+
+        let pods = start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
+        route_services(&config, &agent, &welcome, &net, backends, dial, dns.local_addr()?, &tasks, &shutdown).await?;
+        tracing::info!("dns listening on {}", dns.local_addr()?);
+        tracing::info!("ingress listening on {ingress_addr}");
+        tasks.spawn(dns.run(shutdown.clone()));
+        tasks.spawn(ingress.run(shutdown));
+        Ok(Some(Self { agent, pods, ingress_addr, tasks }))
+    }
+
+    /// Waits until the node has ended: after the shutdown, or because something is wrong that only a person
+    /// can put right. Containers run on.
+    ///
+    /// # Errors
+    /// What that is.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        let outcome = self.agent.ended().await;
+        self.tasks.close();
+        if outcome.is_ok() {
+            self.tasks.wait().await;
+        }
+        outcome.map_err(|e| anyhow::anyhow!("{e}"))
+    }
+}
+
+async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
+    shutdown.run_until_cancelled(work).await;
+}
+
+fn block(text: &str) -> anyhow::Result<Block> {
+    text.parse().map_err(|e| anyhow::anyhow!("what the control plane says of the network: {e}"))
+}
+
+fn agent_config(config: &Config) -> crate::Config {
+    crate::Config {
+        data_dir: config.data_dir.clone(),
+        name: config.name.clone(),
+        server: config.server.clone(),
+        token: config.token.clone(),
+        labels: config.labels.clone(),
+        node_ip: config.node_ip,
+        pods_max: config.pods_max,
+        version: config.version.clone(),
+        kubelet_version: format!("v1.36.2+rimward{}", config.version),
+        runtime_version: format!("rimward-wasm://{}", config.version),
+    }
+}
+
+async fn open_network(config: &Config, welcome: &Welcome) -> anyhow::Result<Net> {
+    let dir = config.data_dir.join("network");
+    let pod_block = block(&welcome.pod_cidr)?;
+    let host_ip = config.node_ip.unwrap_or_else(|| machine::node_ip(&config.server));
+    let dns_ip: Ipv4Addr = welcome.cluster_dns.parse()?;
+    if config.user_mode {
+        let opened = UserNetwork::open(user::Config { dir, pod_block, host_ip, dns_ip });
+        return Ok(Net::User(Arc::new(opened.map_err(anyhow::Error::msg)?)));
+    }
+    let opened = RootNetwork::open(root::Config {
+        dir,
+        node_key: config.data_dir.display().to_string(),
+        pod_block,
+        cluster_block: block(&welcome.pod_network)?,
+        host_ip,
+        dns_ip,
+    });
+    Ok(Net::Root(Arc::new(opened.await.map_err(anyhow::Error::msg)?)))
+}
+
+/// In root mode the server stands on the host's end of the veth and rules lead to it; in user mode it is
+/// the address that the cluster's one maps to.
+async fn bind_dns(
+    config: &Config,
+    agent: &Agent,
+    welcome: &Welcome,
+    network: &Arc<dyn Network>,
+) -> anyhow::Result<dns::Server> {
+    let cluster_ip: IpAddr = welcome.cluster_dns.parse()?;
+    let address = match config.user_mode {
+        true => network.dns_server(),
+        false => SocketAddr::new(root::HOST_END.into(), 0),
+    };
+    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let server = dns::Server::bind(address, dns::Config {
+        domain: welcome.cluster_domain.clone(),
+        services: agent.desired().services.clone(),
+        slices: agent.desired().endpoint_slices.clone(),
+        upstream: dns::resolv_conf_servers(&resolv_conf, &[cluster_ip, address.ip()]),
+    });
+    Ok(server.await?)
+}
+
+async fn start_pods(
+    config: &Config,
+    agent: &Agent,
+    welcome: &Welcome,
+    net: &Net,
+    network: Arc<dyn Network>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Pods> {
+    let mut images = rimward_node_image::Config::new(config.data_dir.join("images"));
+    images.remote = config.remote_registries.clone();
+    let registry = TunnelRegistry { agent: agent.clone(), hosts: config.registry_hosts.clone() };
+    let images = ImageStore::open(images, Arc::new(registry)).map_err(anyhow::Error::msg)?;
+
+    let mut wasm = rimward_node_wasm::Config::new(config.data_dir.clone(), config.exe.clone());
+    wasm.user_mode = config.user_mode;
+    match net {
+        Net::Root(net) => wasm.netns = Some(net.namespace()),
+        Net::User(_) => wasm.address_map = vec![on_loopback(&welcome.pod_network)?, on_loopback(&welcome.service_network)?],
+    }
+    let wasm = WasmRuntime::new(wasm)
+        .map_err(|e| anyhow::anyhow!("the Wasm runtime in {}: {e}", config.data_dir.display()))?;
+    let parts = Parts { runtimes: vec![Arc::new(wasm)], images: Arc::new(images), network };
+    Ok(run_pods(agent, parts, &welcome.cluster_domain, shutdown.clone()).await?)
+}
+
+/// `10.42.0.0/16` at `127.42.0.0/16`.
+fn on_loopback(network: &str) -> anyhow::Result<AddressMap> {
+    let (base, prefix) = network.split_once('/').unwrap_or((network, "32"));
+    let from: Ipv4Addr = base.parse()?;
+    let IpAddr::V4(to) = loopback_of(from.into()) else { unreachable!("IPv4 maps to IPv4") };
+    Ok(AddressMap { from, to, prefix: prefix.parse()? })
+}
+
+#[allow(clippy::too_many_arguments, reason = "the one place where all parts meet")]
+async fn route_services(
+    config: &Config,
+    agent: &Agent,
+    welcome: &Welcome,
+    net: &Net,
+    backends: Backends,
+    dial: Arc<dyn Dial>,
+    dns_addr: SocketAddr,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let services = agent.desired().services.clone();
+    let api: SocketAddr = welcome.api_service.parse()?;
+    let net = match net {
+        Net::User(_) => {
+            let proxies = user::Proxies::new(services, backends, dial, config.name.clone());
+            tasks.spawn(proxies.run(shutdown.clone()));
+            tracing::info!(
+                "user mode: what the API shows as {api} answers at {}:{}",
+                loopback_of(api.ip()),
+                unprivileged_port(api.port())
+            );
+            return Ok(());
+        }
+        Net::Root(net) => net.clone(),
+    };
+    let api_door = TcpListener::bind((root::HOST_END, 0)).await?;
+    let fixed = |address: IpAddr, protocol, port, to| match address {
+        IpAddr::V4(address) => Some(root::Fixed { address, protocol, port, to }),
+        IpAddr::V6(_) => None,
+    };
+    let dns_ip: IpAddr = welcome.cluster_dns.parse()?;
+    let fixed = [
+        fixed(dns_ip, Protocol::Udp, 53, dns_addr),
+        fixed(dns_ip, Protocol::Tcp, 53, dns_addr),
+        fixed(api.ip(), Protocol::Tcp, api.port(), api_door.local_addr()?),
+    ];
+    tasks.spawn(until(shutdown.clone(), serve_api(api_door, agent.clone())));
+    let (routing, name, stop) = (net.clone(), config.name.clone(), shutdown.clone());
+    let fixed = fixed.into_iter().flatten().collect();
+    tasks.spawn(async move { routing.run_services(services, backends, name, fixed, stop).await });
+    let overlay = net.overlay().await.map_err(anyhow::Error::msg)?;
+    let (agent, stop) = (agent.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        while let Some(link) = agent.packets().await {
+            overlay.run(&TunnelPackets(link), &stop).await;
+            if stop.is_cancelled() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Connections of this node's pods to the API server, through the tunnel; TLS is theirs, end to end.
+async fn serve_api(listener: TcpListener, agent: Agent) {
+    loop {
+        let Ok((mut client, _)) = listener.accept().await else { continue };
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            match agent.dial_api().await {
+                Ok(mut api) => {
+                    let _either_side_may_hang_up = tokio::io::copy_bidirectional(&mut client, &mut api).await;
+                }
+                Err(error) => tracing::debug!(%error, "a pod could not reach the API"),
+            }
+        });
+    }
+}

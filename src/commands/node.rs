@@ -1,0 +1,68 @@
+//! `rimward node`
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::Context;
+use rimward_node_agent::node::{Config, Node};
+use rimward_node_agent::node::RemoteConfig;
+
+use crate::cli::{self, NodeOptions};
+use crate::shutdown;
+
+pub async fn run(args: cli::Node) -> anyhow::Result<()> {
+    let shutdown = shutdown::on_signals()?;
+    let token = args.token.map(|t| t.parse().map_err(|e| anyhow::anyhow!("--token: {e}"))).transpose()?;
+    let mut config = config(&args.data_dir.path()?, &args.node, args.server.clone())?;
+    config.token = token;
+    // The control plane's API has the same host; people push images there.
+    if let Some((host, _)) = args.server.rsplit_once(':') {
+        config.registry_hosts.push(format!("{host}:6443"));
+    }
+    match Node::start(config, shutdown.clone()).await? {
+        Some(node) => node.ended().await,
+        None => Ok(()),
+    }
+}
+
+/// A node's configuration from its options.
+pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow::Result<Config> {
+    let mut labels = BTreeMap::new();
+    for label in &options.labels {
+        let (key, value) = label.split_once('=').with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let user_mode = options.user_mode || !cli::is_root();
+    let port = options.ingress_http_port.unwrap_or(if user_mode { 8080 } else { 80 });
+    Ok(Config {
+        data_dir: data_dir.join("node"),
+        name: node_name(options)?,
+        server,
+        token: None,
+        labels,
+        node_ip: None,
+        pods_max: options.max_pods,
+        user_mode,
+        ingress_http: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+        registry_hosts: Vec::new(),
+        remote_registries: RemoteConfig {
+            ca_files: options.registry_ca.clone(),
+            plain_http: options.plain_http_registry.clone(),
+        },
+        exe: std::env::current_exe().context("cannot find this program's own file")?,
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+}
+
+fn node_name(options: &NodeOptions) -> anyhow::Result<String> {
+    let name = match &options.node_name {
+        Some(name) => name.clone(),
+        None => {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").context("the host name")?;
+            host.trim().to_lowercase().replace('_', "-")
+        }
+    };
+    anyhow::ensure!(!name.is_empty(), "this machine has no host name: name the node with --node-name");
+    Ok(name)
+}
