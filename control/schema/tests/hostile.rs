@@ -153,3 +153,35 @@ fn speed() {
         managed::update(builtin(), pod().definition, Some(&old), &mut new, &write);
     });
 }
+
+/// As deep as a body may be, in the recursive definition: every walk fits a thread's stack.
+#[test]
+fn deep_bodies() {
+    let crd = ("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let definition = builtin().of_kind(crd.0, crd.1, crd.2).expect("a built-in kind");
+    let expected = Expected { group: crd.0, version: crd.1, kind: crd.2, definition };
+    let nested = |levels: usize| {
+        let mut schema = json!({"type": "object"});
+        for _ in 0..levels {
+            schema = json!({"properties": {"p": schema}});
+        }
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": crd.2, "metadata": {"name": "x"},
+            "spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}})
+    };
+    let decode =
+        |object: &Value| decode::value(builtin(), &expected, object, FieldValidation::Strict);
+    let wrong = decode(&nested(130)).expect_err("too deep");
+    assert!(wrong.message.contains("exceeded max depth"), "{wrong}");
+    let live = decode(&nested(120)).expect("deep enough").value;
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let api_version = "apiextensions.k8s.io/v1";
+    let write = Write { manager: "m", api_version, subresource: "", now, ignored: &[] };
+    let mut recorded = live.clone();
+    managed::update(builtin(), definition, None, &mut recorded, &write);
+    recorded["metadata"]["uid"] = json!("u");
+    let merged = managed::apply(builtin(), definition, Some(&recorded), &nested(119), &write, true);
+    let patch = nested(118).to_string();
+    let merged = merged.expect("an apply");
+    patch::strategic_merge_patch(builtin(), definition, &merged, patch.as_bytes())
+        .expect("a patch");
+}
