@@ -13,8 +13,8 @@ use crate::driver::Keys;
 use crate::indexes::{self, BY_LABEL, BY_SELECTOR};
 use crate::pods::{is_deleting, is_ready, is_terminal, node_name};
 
-/// Ready pods arrive in swarms during a rollout; after a write the next one waits this long, so that
-/// a swarm costs a few writes. The first change is written at once.
+/// Ready pods arrive in swarms during a rollout: a swarm is to cost a few writes. The first change is
+/// written at once, the next not sooner than this.
 pub const BATCH: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// A port as a pod serves it.
@@ -152,28 +152,4 @@ fn shown(pod: &Pod) -> impl PartialEq + use<> {
         node_name(pod).to_owned(),
         pod.metadata.uid.clone(),
     )
-}
-
-/// When a key was last written, to spread its writes.
-#[derive(Default)]
-pub struct Pace(parking_lot::Mutex<std::collections::HashMap<ObjectKey, tokio::time::Instant>>);
-
-impl Pace {
-    /// How long the key must wait; zero when it may be written now.
-    pub fn wait(&self, key: &ObjectKey) -> std::time::Duration {
-        let mut last = self.0.lock();
-        let left = last.get(key).map(|at| BATCH.saturating_sub(at.elapsed())).unwrap_or_default();
-        if left.is_zero() {
-            last.remove(key);
-        }
-        left
-    }
-
-    pub fn wrote(&self, key: &ObjectKey) {
-        let mut last = self.0.lock();
-        if last.len() > 4096 {
-            last.retain(|_, at| at.elapsed() < BATCH);
-        }
-        last.insert(key.clone(), tokio::time::Instant::now());
-    }
 }

@@ -12,11 +12,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error};
 
-use crate::backends::{self, Pace, Port, addresses, is_headless, publishes_not_ready};
+use crate::backends::{self, BATCH, Port, addresses, is_headless, publishes_not_ready};
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::indexes;
 use crate::pods::{is_deleting, is_ready, node_name};
-use crate::staleness::OwnWrites;
+use crate::staleness::{OwnWrites, Pace};
 
 pub const NAME: &str = "endpoint-controller";
 const WORKERS: usize = 4;
@@ -149,7 +149,7 @@ impl Controller for EndpointsOfServices {
         if backends::selector(&service).is_none() || is_deleting(&service.metadata) {
             return Ok(Next::Change);
         }
-        let wait = self.pace.wait(key);
+        let wait = self.pace.wait(key, BATCH);
         if !wait.is_zero() {
             return Ok(Next::After(wait));
         }
@@ -159,7 +159,7 @@ impl Controller for EndpointsOfServices {
             Some(_) => self.client.update(&wanted).await,
             None => self.client.create(&wanted).await,
         };
-        self.pace.wrote(key);
+        self.pace.mark(key);
         match written {
             Ok(written) => self.own_writes.note(key, &written),
             Err(e) if e.is_namespace_terminating() => {}

@@ -11,12 +11,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error};
 
-use crate::backends::{self, Pace, Port, addresses, is_headless, publishes_not_ready};
+use crate::backends::{self, BATCH, Port, addresses, is_headless, publishes_not_ready};
 use crate::claim::controller_reference;
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::indexes;
 use crate::pods::{is_deleting, is_ready, name, node_name, uid};
-use crate::staleness::OwnWrites;
+use crate::staleness::{OwnWrites, Pace};
 
 pub const NAME: &str = "endpointslice-controller";
 const WORKERS: usize = 4;
@@ -277,7 +277,7 @@ impl Controller for Slices {
         if !self.own_writes.seen(key, &self.slices) {
             return Ok(Next::Change);
         }
-        let wait = self.pace.wait(key);
+        let wait = self.pace.wait(key, BATCH);
         if !wait.is_zero() {
             return Ok(Next::After(wait));
         }
@@ -293,7 +293,7 @@ impl Controller for Slices {
         if plan == Plan::default() {
             return Ok(Next::Change);
         }
-        self.pace.wrote(key);
+        self.pace.mark(key);
         for slice in &plan.create {
             match self.client.create(slice).await {
                 Ok(written) => self.own_writes.note(key, &written),

@@ -34,6 +34,31 @@ impl OwnWrites {
     }
 }
 
+/// When a key was last worked on, to spread its work: what comes in swarms is done in batches, what
+/// comes alone is done at once.
+#[derive(Default)]
+pub struct Pace(Mutex<HashMap<ObjectKey, Instant>>);
+
+/// No pace is slower, so older entries say nothing.
+const PACE_MAX: Duration = Duration::from_secs(1);
+
+impl Pace {
+    /// How long the key must wait to be worked on no more often than `every`; zero when it may be now.
+    pub fn wait(&self, key: &ObjectKey, every: Duration) -> Duration {
+        let last = self.0.lock().get(key).copied();
+        last.map(|at| every.min(PACE_MAX).saturating_sub(at.elapsed())).unwrap_or_default()
+    }
+
+    /// The key was worked on.
+    pub fn mark(&self, key: &ObjectKey) {
+        let mut last = self.0.lock();
+        if last.len() >= 4096 {
+            last.retain(|_, at| at.elapsed() < PACE_MAX);
+        }
+        last.insert(key.clone(), Instant::now());
+    }
+}
+
 /// Children that were created or deleted and are not, or still, in the cache; by owner uid.
 #[derive(Default)]
 pub struct Unseen(Mutex<HashMap<String, Children>>);

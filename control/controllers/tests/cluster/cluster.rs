@@ -34,18 +34,32 @@ impl Cluster {
 
     pub async fn start_with(config: Config) -> Self {
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        let api = ApiConfig::new(MemoryStore::new(), key, "a CA".into(), "10.9.8.7:6443".parse().unwrap());
+        let api = ApiConfig::new(
+            MemoryStore::new(),
+            key,
+            "a CA".into(),
+            "10.9.8.7:6443".parse().unwrap(),
+        );
         let server = ApiServer::start(api).await.unwrap();
         let transport = |user| server.client(user, "test");
         let shutdown = CancellationToken::new();
         let reader = transport(UserInfo::authenticated("system:kube-controller-manager", &[]));
         let informers = Informers::new(Client::new(reader), shutdown.clone());
-        let admin = Client::new(transport(UserInfo::authenticated("kubernetes-admin", &["system:masters"])));
+        let admin = Client::new(transport(UserInfo::authenticated(
+            "kubernetes-admin",
+            &["system:masters"],
+        )));
         let config = Config { root_ca_pem: "a CA".into(), ..config };
         let clients = |name: &str| transport(UserInfo::service_account("kube-system", name));
-        let controllers = rimward_control_controllers::start(clients, informers.clone(), config, shutdown.clone());
+        let controllers = rimward_control_controllers::start(
+            clients,
+            informers.clone(),
+            config,
+            shutdown.clone(),
+        );
         let identity = transport(UserInfo::authenticated("system:kube-scheduler", &[]));
-        let scheduler = Scheduler::start(identity, &informers, Default::default(), shutdown.clone());
+        let scheduler =
+            Scheduler::start(identity, &informers, Default::default(), shutdown.clone());
         let cluster = Self {
             admin,
             informers,
@@ -70,11 +84,13 @@ impl Cluster {
     }
 
     pub async fn add_node(&self, name: &str, cpu: &str) {
-        let node: Node = from(json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}));
+        let node: Node =
+            from(json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}));
         let mut node = self.admin.create(&node).await.unwrap();
         let amounts = json!({"cpu": cpu, "memory": "64Gi", "pods": "5000"});
         let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady"});
-        node.status = from(json!({"capacity": amounts, "allocatable": amounts, "conditions": [ready]}));
+        node.status =
+            from(json!({"capacity": amounts, "allocatable": amounts, "conditions": [ready]}));
         self.admin.update_status(&node).await.unwrap();
     }
 
@@ -87,9 +103,11 @@ impl Cluster {
     }
 
     pub async fn patch<K: Object>(&self, name: &str, patch: Value) -> K {
-        let written: K = self.admin.patch("default", name, "", &Patch::strategic(patch)).await.unwrap();
+        let written: K =
+            self.admin.patch("default", name, "", &Patch::strategic(patch)).await.unwrap();
         // What is waited for next must not be what was before.
-        let revision = |o: &K| o.metadata().resource_version.as_ref().unwrap().parse::<u64>().unwrap();
+        let revision =
+            |o: &K| o.metadata().resource_version.as_ref().unwrap().parse::<u64>().unwrap();
         self.until::<K>("the patch shows", |cache| cache.revision() >= revision(&written)).await;
         written
     }
@@ -124,13 +142,19 @@ impl Cluster {
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            let state: Vec<Value> = cache.list().iter().map(|(_, o)| serde_json::to_value(&**o).unwrap()).collect();
+            let state: Vec<Value> =
+                cache.list().iter().map(|(_, o)| serde_json::to_value(&**o).unwrap()).collect();
             panic!("it did not come to be: {what}; there is {}", Value::from(state));
         }
     }
 
     /// Waits until one object of the default namespace is as wanted.
-    pub async fn until_one<K: Object>(&self, name: &str, what: &str, is: impl Fn(&K) -> bool) -> Arc<K> {
+    pub async fn until_one<K: Object>(
+        &self,
+        name: &str,
+        what: &str,
+        is: impl Fn(&K) -> bool,
+    ) -> Arc<K> {
         let namespace = if std::any::type_name::<K>().ends_with("::Node") { "" } else { "default" };
         self.until::<K>(what, |cache| cache.get(namespace, name).is_some_and(|o| is(&o))).await;
         self.informers.of::<K>().get(namespace, name).unwrap()
@@ -154,7 +178,12 @@ impl Cluster {
         let sets = self.informers.of::<ReplicaSet>().list_in("default");
         let of = |set: &ReplicaSet| {
             let owner = set.metadata.owner_references.as_ref()?.first()?;
-            let revision = set.metadata.annotations.as_ref()?.get("deployment.kubernetes.io/revision")?.clone();
+            let revision = set
+                .metadata
+                .annotations
+                .as_ref()?
+                .get("deployment.kubernetes.io/revision")?
+                .clone();
             let spec = set.spec.as_ref()?;
             let image = spec.template.as_ref()?.spec.as_ref()?.containers[0].image.clone()?;
             (owner.name == name).then(|| (revision, spec.replicas.unwrap_or(0), image))
@@ -175,7 +204,9 @@ async fn play_pod(client: &Client, pod: &Pod, key: &ObjectKey) {
         return;
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        let _gone_is_fine = client.delete::<Pod>(&key.namespace, &key.name, &DeleteOptions::default().grace(0)).await;
+        let _gone_is_fine = client
+            .delete::<Pod>(&key.namespace, &key.name, &DeleteOptions::default().grace(0))
+            .await;
         return;
     }
     if pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()).is_some() {
@@ -184,10 +215,19 @@ async fn play_pod(client: &Client, pod: &Pod, key: &ObjectKey) {
     let ready = spec.containers[0].image.as_deref() != Some(NEVER_READY);
     let number: u32 = pod.metadata.resource_version.as_ref().unwrap().parse().unwrap();
     let ip = format!("10.42.{}.{}", (number >> 8) & 255, number & 255);
-    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now());
+    let now =
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now());
     let condition = json!({"type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": now});
-    let status = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [condition]});
-    let _gone_is_fine = client.patch::<Pod>(&key.namespace, &key.name, "status", &Patch::strategic(json!({"status": status}))).await;
+    let status =
+        json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [condition]});
+    let _gone_is_fine = client
+        .patch::<Pod>(
+            &key.namespace,
+            &key.name,
+            "status",
+            &Patch::strategic(json!({"status": status})),
+        )
+        .await;
 }
 
 pub fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {

@@ -13,8 +13,11 @@ fn row(revision: &str, replicas: i32, image: &str) -> (String, i32, String) {
 }
 
 fn reason(d: &Deployment, kind: &str) -> String {
-    let condition = d.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind);
-    condition.map(|c| format!("{} {}", c.status, c.reason.clone().unwrap_or_default())).unwrap_or_default()
+    let condition =
+        d.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind);
+    condition
+        .map(|c| format!("{} {}", c.status, c.reason.clone().unwrap_or_default()))
+        .unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +27,11 @@ async fn rolls_and_undoes() {
     cluster.apply::<Deployment>(deployment("web", 4, "v1")).await;
     let first = cluster.rolled_out("web").await;
     assert_eq!(cluster.history("web"), [row("1", 4, "v1")]);
-    cluster.until_one::<Deployment>("web", "complete", |d| reason(d, "Progressing") == "True NewReplicaSetAvailable").await;
+    cluster
+        .until_one::<Deployment>("web", "complete", |d| {
+            reason(d, "Progressing") == "True NewReplicaSetAvailable"
+        })
+        .await;
     assert_eq!(reason(&first, "Available"), "True MinimumReplicasAvailable");
 
     cluster.patch::<Deployment>("web", image("v2")).await;
@@ -42,13 +49,19 @@ async fn rolls_and_undoes() {
     cluster.rolled_out("web").await;
     assert_eq!(cluster.history("web"), [row("2", 0, "v2"), row("3", 1, "v1")]);
 
-    cluster.until::<Event>("events tell of it", |events| {
-        let told = |reason: &str, text: &str| {
-            events.list().iter().any(|(_, e)| e.reason.as_deref() == Some(reason) && e.message.as_deref().is_some_and(|m| m.contains(text)))
-        };
-        told("ScalingReplicaSet", "Scaled up replica set web-") && told("SuccessfulCreate", "Created pod: web-") && told("Scheduled", "to n1")
-    })
-    .await;
+    cluster
+        .until::<Event>("events tell of it", |events| {
+            let told = |reason: &str, text: &str| {
+                events.list().iter().any(|(_, e)| {
+                    e.reason.as_deref() == Some(reason)
+                        && e.message.as_deref().is_some_and(|m| m.contains(text))
+                })
+            };
+            told("ScalingReplicaSet", "Scaled up replica set web-")
+                && told("SuccessfulCreate", "Created pod: web-")
+                && told("Scheduled", "to n1")
+        })
+        .await;
     cluster.stop().await;
 }
 
@@ -62,9 +75,16 @@ async fn a_broken_rollout_keeps_what_works_and_times_out() {
     cluster.apply::<Deployment>(object).await;
     cluster.rolled_out("web").await;
     cluster.patch::<Deployment>("web", image(NEVER_READY)).await;
-    let stuck = cluster.until_one::<Deployment>("web", "stuck", |d| reason(d, "Progressing") == "False ProgressDeadlineExceeded").await;
+    let stuck = cluster
+        .until_one::<Deployment>("web", "stuck", |d| {
+            reason(d, "Progressing") == "False ProgressDeadlineExceeded"
+        })
+        .await;
     let status = stuck.status.clone().unwrap();
-    assert_eq!((status.available_replicas, status.updated_replicas, status.replicas), (Some(3), Some(2), Some(5)));
+    assert_eq!(
+        (status.available_replicas, status.updated_replicas, status.replicas),
+        (Some(3), Some(2), Some(5))
+    );
     assert_eq!(cluster.history("web"), [row("1", 3, "v1"), row("2", 2, NEVER_READY)]);
     cluster.patch::<Deployment>("web", image("v1")).await;
     cluster.rolled_out("web").await;
@@ -88,10 +108,18 @@ async fn recreate_pause_and_history_limit() {
     assert_eq!(cluster.history("web"), [row("2", 0, "v2"), row("3", 2, "v3")]);
 
     cluster.patch::<Deployment>("web", json!({"spec": {"paused": true}})).await;
-    cluster.until_one::<Deployment>("web", "paused", |d| reason(d, "Progressing") == "Unknown DeploymentPaused").await;
+    cluster
+        .until_one::<Deployment>("web", "paused", |d| {
+            reason(d, "Progressing") == "Unknown DeploymentPaused"
+        })
+        .await;
     cluster.patch::<Deployment>("web", image("v4")).await;
     cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 3}})).await;
-    cluster.until::<ReplicaSet>("scaled though paused", |_| cluster.history("web").contains(&row("3", 3, "v3"))).await;
+    cluster
+        .until::<ReplicaSet>("scaled though paused", |_| {
+            cluster.history("web").contains(&row("3", 3, "v3"))
+        })
+        .await;
     assert!(!cluster.history("web").iter().any(|(_, _, image)| image == "v4"));
     cluster.patch::<Deployment>("web", json!({"spec": {"paused": false}})).await;
     cluster.rolled_out("web").await;
@@ -121,11 +149,22 @@ async fn a_thousand_replicas_are_a_thousand_pods() {
         .await;
     let bound = started.elapsed();
     cluster.rolled_out("big").await;
-    eprintln!("1,000 replicas: created in {made:?}, bound in {bound:?}, rolled out in {:?}", started.elapsed());
-    assert_eq!(created.load(Ordering::Relaxed), 1000, "never more than asked for, not for a moment");
+    eprintln!(
+        "1,000 replicas: created in {made:?}, bound in {bound:?}, rolled out in {:?}",
+        started.elapsed()
+    );
+    assert_eq!(
+        created.load(Ordering::Relaxed),
+        1000,
+        "never more than asked for, not for a moment"
+    );
     for i in 0..4 {
         let node = format!("n{i}");
-        let here = cluster.pods().iter().filter(|p| p.spec.as_ref().unwrap().node_name.as_deref() == Some(&node)).count();
+        let here = cluster
+            .pods()
+            .iter()
+            .filter(|p| p.spec.as_ref().unwrap().node_name.as_deref() == Some(&node))
+            .count();
         assert!((200..=300).contains(&here), "{node} has {here} of 1,000");
     }
     cluster.patch::<Deployment>("big", json!({"spec": {"replicas": 10}})).await;
@@ -148,15 +187,21 @@ async fn replica_sets_adopt_release_and_replace() {
         "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}, "template": template("a", "i")},
     });
     cluster.apply::<ReplicaSet>(set).await;
-    let ready = |n: i32| move |s: &ReplicaSet| s.status.as_ref().is_some_and(|s| s.ready_replicas == Some(n) && s.replicas == n);
+    let ready = |n: i32| {
+        move |s: &ReplicaSet| {
+            s.status.as_ref().is_some_and(|s| s.ready_replicas == Some(n) && s.replicas == n)
+        }
+    };
     cluster.until_one::<ReplicaSet>("set", "two ready", ready(2)).await;
     assert_eq!(cluster.pods().len(), 2, "the bare one counts");
     cluster.patch::<Pod>("bare", json!({"metadata": {"labels": {"app": "other"}}})).await;
-    cluster.until::<Pod>("released and replaced", |pods| {
-        let free = pods.get("default", "bare").is_some_and(|p| p.metadata.owner_references.is_none());
-        free && pods.len() == 3
-    })
-    .await;
+    cluster
+        .until::<Pod>("released and replaced", |pods| {
+            let free =
+                pods.get("default", "bare").is_some_and(|p| p.metadata.owner_references.is_none());
+            free && pods.len() == 3
+        })
+        .await;
     cluster.until_one::<ReplicaSet>("set", "two ready again", ready(2)).await;
     let events = cluster.admin.list::<Event>("default", &ListOptions::default()).await.unwrap();
     assert!(!events.items.iter().any(|e| e.reason.as_deref() == Some("SuccessfulDelete")));

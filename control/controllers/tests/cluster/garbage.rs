@@ -28,19 +28,26 @@ async fn background_and_foreground_take_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn orphan_leaves_what_was_owned() {
     let cluster = with_deployment().await;
-    cluster.delete::<Deployment>("web", DeleteOptions::default().propagation(Propagation::Orphan)).await;
+    cluster
+        .delete::<Deployment>("web", DeleteOptions::default().propagation(Propagation::Orphan))
+        .await;
     cluster.until::<Deployment>("no deployment", |d| d.is_empty()).await;
-    cluster.until::<ReplicaSet>("a free set", |sets| {
-        sets.list().iter().all(|(_, s)| s.metadata.owner_references.is_none() && s.metadata.deletion_timestamp.is_none())
-    })
-    .await;
+    cluster
+        .until::<ReplicaSet>("a free set", |sets| {
+            sets.list().iter().all(|(_, s)| {
+                s.metadata.owner_references.is_none() && s.metadata.deletion_timestamp.is_none()
+            })
+        })
+        .await;
     assert_eq!(cluster.pods().len(), 3);
     // A new Deployment of the same kind takes them over.
     cluster.apply::<Deployment>(deployment("web", 3, "v1")).await;
-    cluster.until::<ReplicaSet>("adopted", |sets| {
-        sets.len() == 1 && sets.list().iter().all(|(_, s)| s.metadata.owner_references.is_some())
-    })
-    .await;
+    cluster
+        .until::<ReplicaSet>("adopted", |sets| {
+            sets.len() == 1
+                && sets.list().iter().all(|(_, s)| s.metadata.owner_references.is_some())
+        })
+        .await;
     cluster.rolled_out("web").await;
     assert_eq!(cluster.pods().len(), 3);
     cluster.stop().await;
@@ -56,11 +63,17 @@ async fn absent_owners_and_owners_that_live() {
     let absent = reference("owner", "00000000-0000-0000-0000-000000000000");
     cluster.apply::<ConfigMap>(map("kept", json!([real, absent]))).await;
     cluster.apply::<ConfigMap>(map("lost", json!([absent]))).await;
-    cluster.until::<ConfigMap>("the lost one goes, the kept one forgets", |maps| {
-        let owners = |name: &str| maps.get("default", name).map(|m| m.metadata.owner_references.as_ref().map_or(0, Vec::len));
-        maps.get("default", "owner").is_some() && owners("lost").is_none() && owners("kept") == Some(1)
-    })
-    .await;
+    cluster
+        .until::<ConfigMap>("the lost one goes, the kept one forgets", |maps| {
+            let owners = |name: &str| {
+                maps.get("default", name)
+                    .map(|m| m.metadata.owner_references.as_ref().map_or(0, Vec::len))
+            };
+            maps.get("default", "owner").is_some()
+                && owners("lost").is_none()
+                && owners("kept") == Some(1)
+        })
+        .await;
     cluster.delete::<ConfigMap>("owner", DeleteOptions::default()).await;
     cluster.until::<ConfigMap>("now it goes", |maps| maps.get("default", "kept").is_none()).await;
     cluster.stop().await;

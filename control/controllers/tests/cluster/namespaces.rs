@@ -10,34 +10,47 @@ async fn life_and_death() {
     let cluster = Cluster::start().await;
     cluster.add_node("n1", "64").await;
     cluster.apply::<Namespace>(json!({"metadata": {"name": "ns"}})).await;
-    cluster.until::<ServiceAccount>("its default account", |all| all.get("ns", "default").is_some()).await;
-    cluster.until::<ConfigMap>("its CA", |maps| {
-        let data = maps.get("ns", "kube-root-ca.crt").and_then(|m| m.data.clone());
-        data.is_some_and(|d| d.get("ca.crt").is_some_and(|ca| ca == "a CA"))
-    })
-    .await;
+    cluster
+        .until::<ServiceAccount>("its default account", |all| all.get("ns", "default").is_some())
+        .await;
+    cluster
+        .until::<ConfigMap>("its CA", |maps| {
+            let data = maps.get("ns", "kube-root-ca.crt").and_then(|m| m.data.clone());
+            data.is_some_and(|d| d.get("ca.crt").is_some_and(|ca| ca == "a CA"))
+        })
+        .await;
     // Both come back.
-    cluster.admin.delete::<ConfigMap>("ns", "kube-root-ca.crt", &DeleteOptions::default()).await.unwrap();
-    cluster.until::<ConfigMap>("its CA again", |maps| maps.get("ns", "kube-root-ca.crt").is_some()).await;
+    cluster
+        .admin
+        .delete::<ConfigMap>("ns", "kube-root-ca.crt", &DeleteOptions::default())
+        .await
+        .unwrap();
+    cluster
+        .until::<ConfigMap>("its CA again", |maps| maps.get("ns", "kube-root-ca.crt").is_some())
+        .await;
 
     let mut object = deployment("web", 3, "v1");
     object["metadata"]["namespace"] = json!("ns");
     cluster.apply::<Deployment>(object).await;
-    cluster.until::<Pod>("running", |pods| {
-        let running = |p: &Pod| p.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
-        pods.list_in("ns").iter().filter(|(_, p)| running(p)).count() == 3
-    })
-    .await;
+    cluster
+        .until::<Pod>("running", |pods| {
+            let running = |p: &Pod| p.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+            pods.list_in("ns").iter().filter(|(_, p)| running(p)).count() == 3
+        })
+        .await;
     let held = json!({"metadata": {"name": "held", "namespace": "ns", "finalizers": ["example.com/hold"]}});
     cluster.apply::<ConfigMap>(held).await;
     cluster.admin.delete::<Namespace>("", "ns", &DeleteOptions::default()).await.unwrap();
-    cluster.until::<Namespace>("it says what holds it", |all| {
-        let conditions = all.get("", "ns").and_then(|n| n.status.clone()?.conditions);
-        conditions.into_iter().flatten().any(|c| {
-            c.type_ == "NamespaceFinalizersRemaining" && c.status == "True" && c.message.is_some_and(|m| m.contains("example.com/hold in 1"))
+    cluster
+        .until::<Namespace>("it says what holds it", |all| {
+            let conditions = all.get("", "ns").and_then(|n| n.status.clone()?.conditions);
+            conditions.into_iter().flatten().any(|c| {
+                c.type_ == "NamespaceFinalizersRemaining"
+                    && c.status == "True"
+                    && c.message.is_some_and(|m| m.contains("example.com/hold in 1"))
+            })
         })
-    })
-    .await;
+        .await;
     let release = rimward_client::Patch::merge(json!({"metadata": {"finalizers": null}}));
     cluster.admin.patch::<ConfigMap>("ns", "held", "", &release).await.unwrap();
     cluster.until::<Namespace>("it goes", |all| all.get("", "ns").is_none()).await;

@@ -45,28 +45,58 @@ async fn pods_of_a_lost_node_move() {
     assert_eq!(there.len(), 2, "spread over both");
     for pod in &there {
         // Nobody ends these any more.
-        cluster.patch::<Pod>(pod.metadata.name.as_deref().unwrap(), json!({"metadata": {"annotations": {"node-is-lost": "yes"}}})).await;
+        cluster
+            .patch::<Pod>(
+                pod.metadata.name.as_deref().unwrap(),
+                json!({"metadata": {"annotations": {"node-is-lost": "yes"}}}),
+            )
+            .await;
     }
     let past = json!({"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}});
-    cluster.admin.patch::<k8s_openapi::api::coordination::v1::Lease>("kube-node-lease", "n1", "", &Patch::merge(past)).await.unwrap();
+    cluster
+        .admin
+        .patch::<k8s_openapi::api::coordination::v1::Lease>(
+            "kube-node-lease",
+            "n1",
+            "",
+            &Patch::merge(past),
+        )
+        .await
+        .unwrap();
     // The hub wrote the condition anew when the node connected again; then it went for good.
-    let again = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Again"}]}});
+    let again =
+        json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Again"}]}});
     cluster.admin.patch::<Node>("", "n1", "status", &Patch::strategic(again)).await.unwrap();
-    cluster.until_one::<Node>("n1", "unknown and tainted", |n| {
-        let taints = n.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
-        let mut shown: Vec<String> = taints.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect();
-        shown.sort();
-        ready_status(n) == Some("Unknown")
-            && shown == ["node.kubernetes.io/unreachable:NoExecute", "node.kubernetes.io/unreachable:NoSchedule"]
-    })
-    .await;
-    cluster.until::<Pod>("four ready ones on the other node, two ending on the lost one", |pods| {
-        let all = pods.list_in("default");
-        let here = all.iter().filter(|(_, p)| on(p) == Some("n2") && rimward_control_controllers::pods::is_ready(p)).count();
-        let ending = all.iter().filter(|(_, p)| on(p) == Some("n1") && p.metadata.deletion_timestamp.is_some()).count();
-        here == 4 && ending == 2
-    })
-    .await;
+    cluster
+        .until_one::<Node>("n1", "unknown and tainted", |n| {
+            let taints = n.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+            let mut shown: Vec<String> =
+                taints.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect();
+            shown.sort();
+            ready_status(n) == Some("Unknown")
+                && shown
+                    == [
+                        "node.kubernetes.io/unreachable:NoExecute",
+                        "node.kubernetes.io/unreachable:NoSchedule",
+                    ]
+        })
+        .await;
+    cluster
+        .until::<Pod>("four ready ones on the other node, two ending on the lost one", |pods| {
+            let all = pods.list_in("default");
+            let here = all
+                .iter()
+                .filter(|(_, p)| {
+                    on(p) == Some("n2") && rimward_control_controllers::pods::is_ready(p)
+                })
+                .count();
+            let ending = all
+                .iter()
+                .filter(|(_, p)| on(p) == Some("n1") && p.metadata.deletion_timestamp.is_some())
+                .count();
+            here == 4 && ending == 2
+        })
+        .await;
     assert_eq!(ready_status(&cluster.informers.of::<Node>().get("", "n2").unwrap()), Some("True"));
 
     // Its object goes: so do the pods that nobody else will end.
@@ -82,22 +112,36 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_once_it_fits() {
     cluster.add_node("tainted", "64").await;
     let taint = json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}});
     cluster.admin.patch::<Node>("", "tainted", "", &Patch::merge(taint)).await.unwrap();
-    cluster.until_one::<Node>("tainted", "tainted", |n| n.spec.as_ref().is_some_and(|s| s.taints.is_some())).await;
+    cluster
+        .until_one::<Node>("tainted", "tainted", |n| {
+            n.spec.as_ref().is_some_and(|s| s.taints.is_some())
+        })
+        .await;
     let pod = json!({
         "metadata": {"name": "p", "namespace": "default"},
         "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}}}]},
     });
     cluster.apply::<Pod>(pod).await;
-    let text = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}.";
-    cluster.until_one::<Pod>("p", "it says why", |p| {
-        let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        conditions.into_iter().any(|c| c.type_ == "PodScheduled" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(text))
-    })
-    .await;
-    cluster.until::<Event>("so does an event", |events| {
-        events.list().iter().any(|(_, e)| e.reason.as_deref() == Some("FailedScheduling") && e.message.as_deref() == Some(text))
-    })
-    .await;
+    let text =
+        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}.";
+    cluster
+        .until_one::<Pod>("p", "it says why", |p| {
+            let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+            conditions.into_iter().any(|c| {
+                c.type_ == "PodScheduled"
+                    && c.reason.as_deref() == Some("Unschedulable")
+                    && c.message.as_deref() == Some(text)
+            })
+        })
+        .await;
+    cluster
+        .until::<Event>("so does an event", |events| {
+            events.list().iter().any(|(_, e)| {
+                e.reason.as_deref() == Some("FailedScheduling")
+                    && e.message.as_deref() == Some(text)
+            })
+        })
+        .await;
     let started = std::time::Instant::now();
     cluster.add_node("large", "64").await;
     cluster.until_one::<Pod>("p", "bound", |p| on(p) == Some("large")).await;

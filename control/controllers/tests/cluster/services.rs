@@ -31,32 +31,47 @@ async fn endpoints_follow_pods() {
         "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "web"}]},
     });
     cluster.apply::<Service>(service).await;
-    cluster.until::<EndpointSlice>("an empty slice", |s| s.list_in("default").iter().any(|(k, _)| k.name.starts_with("web-"))).await;
+    cluster
+        .until::<EndpointSlice>("an empty slice", |s| {
+            s.list_in("default").iter().any(|(k, _)| k.name.starts_with("web-"))
+        })
+        .await;
     let mut object = deployment("web", 150, "v1");
-    object["spec"]["template"]["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+    object["spec"]["template"]["spec"]["containers"][0]["ports"] =
+        json!([{"name": "web", "containerPort": 8080}]);
     cluster.apply::<Deployment>(object).await;
     cluster.rolled_out("web").await;
-    cluster.until::<EndpointSlice>("all ready, a hundred a slice", |slices| {
-        let sizes_fit = slices.list_in("default").iter().all(|(_, s)| s.endpoints.as_ref().is_none_or(|e| e.len() <= 100));
-        counts(slices, "web") == (150, 150) && sizes_fit
-    })
-    .await;
-    cluster.until_one::<Endpoints>("web", "the older form says the same", |e| {
-        let subsets = e.subsets.clone().unwrap_or_default();
-        subsets.len() == 1 && subsets[0].addresses.as_ref().map(Vec::len) == Some(150) && subsets[0].ports.as_ref().unwrap()[0].port == 8080
-    })
-    .await;
+    cluster
+        .until::<EndpointSlice>("all ready, a hundred a slice", |slices| {
+            let sizes_fit = slices
+                .list_in("default")
+                .iter()
+                .all(|(_, s)| s.endpoints.as_ref().is_none_or(|e| e.len() <= 100));
+            counts(slices, "web") == (150, 150) && sizes_fit
+        })
+        .await;
+    cluster
+        .until_one::<Endpoints>("web", "the older form says the same", |e| {
+            let subsets = e.subsets.clone().unwrap_or_default();
+            subsets.len() == 1
+                && subsets[0].addresses.as_ref().map(Vec::len) == Some(150)
+                && subsets[0].ports.as_ref().unwrap()[0].port == 8080
+        })
+        .await;
     let name = cluster.pods()[0].metadata.name.clone().unwrap();
     let sick = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
     cluster.admin.patch::<Pod>("default", &name, "status", &Patch::strategic(sick)).await.unwrap();
-    cluster.until::<EndpointSlice>("one is not ready", |slices| counts(slices, "web") == (149, 150)).await;
+    cluster
+        .until::<EndpointSlice>("one is not ready", |slices| counts(slices, "web") == (149, 150))
+        .await;
     cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 3}})).await;
     cluster.until::<EndpointSlice>("few are left", |slices| counts(slices, "web").1 == 3).await;
     cluster.delete::<Service>("web", DeleteOptions::default()).await;
-    cluster.until::<EndpointSlice>("slices go with their Service", |s| {
-        s.list_in("default").iter().all(|(k, _)| !k.name.starts_with("web-"))
-    })
-    .await;
+    cluster
+        .until::<EndpointSlice>("slices go with their Service", |s| {
+            s.list_in("default").iter().all(|(k, _)| !k.name.starts_with("web-"))
+        })
+        .await;
     cluster.until::<Endpoints>("so do Endpoints", |e| e.get("default", "web").is_none()).await;
     cluster.stop().await;
 }

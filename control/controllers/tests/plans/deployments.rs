@@ -48,16 +48,27 @@ fn sets(text: &str, desired: i32) -> Vec<Arc<ReplicaSet>> {
 }
 
 fn decide(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> Plan {
-    plan(&World { deployment, sets, running: &|_| false, now: "2026-02-01T00:00:00Z".parse().expect("a time") })
+    plan(&World {
+        deployment,
+        sets,
+        running: &|_| false,
+        now: "2026-02-01T00:00:00Z".parse().expect("a time"),
+    })
 }
 
 fn shown(plan: &Plan) -> String {
     let size = |s: &ReplicaSet| s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
     let mut parts: Vec<String> = plan.create.iter().map(|s| format!("new={}", size(s))).collect();
-    let mut changed: Vec<String> = plan.update.iter().map(|s| format!("{}={}", s.metadata.name.clone().unwrap_or_default(), size(s))).collect();
+    let mut changed: Vec<String> = plan
+        .update
+        .iter()
+        .map(|s| format!("{}={}", s.metadata.name.clone().unwrap_or_default(), size(s)))
+        .collect();
     changed.sort();
     parts.extend(changed);
-    parts.extend(plan.delete.iter().map(|s| format!("-{}", s.metadata.name.clone().unwrap_or_default())));
+    parts.extend(
+        plan.delete.iter().map(|s| format!("-{}", s.metadata.name.clone().unwrap_or_default())),
+    );
     parts.join(" ")
 }
 
@@ -70,7 +81,8 @@ fn rolling_update() {
         assert_eq!(shown(&plan), expected);
     }
     let quarter = || json!({"maxSurge": "25%", "maxUnavailable": "25%"});
-    let counts = |surge: i32, unavailable: i32| json!({"maxSurge": surge, "maxUnavailable": unavailable});
+    let counts =
+        |surge: i32, unavailable: i32| json!({"maxSurge": surge, "maxUnavailable": unavailable});
     check(quarter(), 4, "", "new=4");
     check(quarter(), 4, "old:4/4/5@v1", "new=1 old=3");
     check(quarter(), 10, "old:10/10/13@v1", "new=3 old=8");
@@ -95,7 +107,10 @@ fn scaling_in_the_middle_of_a_rollout() {
     #[track_caller]
     fn check(replicas: i32, before: &str, desired: i32, expected: &str) {
         let surge = json!({"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 3, "maxUnavailable": 2}}});
-        assert_eq!(shown(&decide(&deployment(replicas, "v2", surge), &sets(before, desired))), expected);
+        assert_eq!(
+            shown(&decide(&deployment(replicas, "v2", surge), &sets(before, desired))),
+            expected
+        );
     }
     // Kubernetes' own example: 10 replicas, 8 old and 5 new; scaled to 15 that is 11 and 7.
     check(15, "old:8/8/13@v1 new:5/0/13@v2", 10, "new=7 old=11");
@@ -112,7 +127,8 @@ fn strategy_pause_and_history() {
     assert_eq!(shown(&decide(&deployment(3, "v2", recreate()), &sets("old:0/0/3@v1", 3))), "new=3");
     let world = deployment(3, "v2", recreate());
     let old = sets("old:0/0/3@v1", 3);
-    let waits = plan(&World { deployment: &world, sets: &old, running: &|_| true, now: Timestamp::now() });
+    let waits =
+        plan(&World { deployment: &world, sets: &old, running: &|_| true, now: Timestamp::now() });
     assert_eq!(shown(&waits), "", "an old pod still runs");
 
     let paused = || json!({"paused": true});
@@ -148,7 +164,9 @@ fn what_the_status_says() {
         let plan = decide(&world, &sets(before, 4));
         let status = plan.deployment.and_then(|d| d.status).expect("a status");
         let conditions = status.conditions.iter().flatten();
-        let mut shown: Vec<String> = conditions.map(|c| format!("{} {} {}", c.type_, c.status, c.reason.as_deref().unwrap_or("-"))).collect();
+        let mut shown: Vec<String> = conditions
+            .map(|c| format!("{} {} {}", c.type_, c.status, c.reason.as_deref().unwrap_or("-")))
+            .collect();
         shown.sort();
         assert_eq!(shown.join(", "), expected);
     }
@@ -158,8 +176,24 @@ fn what_the_status_says() {
         json!({"type": "Progressing", "status": "True", "reason": reason, "lastUpdateTime": at, "lastTransitionTime": at})
     };
     let unavailable = "Available False MinimumReplicasUnavailable";
-    check("new:4/4/5@v2", since(9, "ReplicaSetUpdated"), "Available True MinimumReplicasAvailable, Progressing True NewReplicaSetAvailable");
-    check("new:4/2/5@v2", since(9, "ReplicaSetUpdated"), &format!("{unavailable}, Progressing True ReplicaSetUpdated"));
-    check("new:4/2/5@v2", since(601, "ReplicaSetUpdated"), &format!("{unavailable}, Progressing False ProgressDeadlineExceeded"));
-    check("new:4/2/5@v2", since(9999, "NewReplicaSetAvailable"), &format!("{unavailable}, Progressing True NewReplicaSetAvailable"));
+    check(
+        "new:4/4/5@v2",
+        since(9, "ReplicaSetUpdated"),
+        "Available True MinimumReplicasAvailable, Progressing True NewReplicaSetAvailable",
+    );
+    check(
+        "new:4/2/5@v2",
+        since(9, "ReplicaSetUpdated"),
+        &format!("{unavailable}, Progressing True ReplicaSetUpdated"),
+    );
+    check(
+        "new:4/2/5@v2",
+        since(601, "ReplicaSetUpdated"),
+        &format!("{unavailable}, Progressing False ProgressDeadlineExceeded"),
+    );
+    check(
+        "new:4/2/5@v2",
+        since(9999, "NewReplicaSetAvailable"),
+        &format!("{unavailable}, Progressing True NewReplicaSetAvailable"),
+    );
 }

@@ -50,11 +50,19 @@ fn slices_are_filled_and_left_alone() {
     let first = decide(&service, &pods, &[]);
     assert_eq!(sizes(&first.create), [100, 100, 50]);
     let slices = stored(first.create);
-    assert_eq!(decide(&service, &pods, &slices), Plan::default(), "nothing changed, nothing is written");
+    assert_eq!(
+        decide(&service, &pods, &slices),
+        Plan::default(),
+        "nothing changed, nothing is written"
+    );
 
     pods[120] = pod(120, 8080, "");
     let one = decide(&service, &pods, &slices);
-    assert_eq!((one.create.len(), sizes(&one.update), one.delete.len()), (0, vec![100], 0), "one pod, one slice");
+    assert_eq!(
+        (one.create.len(), sizes(&one.update), one.delete.len()),
+        (0, vec![100], 0),
+        "one pod, one slice"
+    );
 
     pods.push(pod(250, 8080, "ready"));
     let added = decide(&service, &pods[..], &slices);
@@ -65,7 +73,11 @@ fn slices_are_filled_and_left_alone() {
     assert_eq!((sizes(&fewer.update), fewer.delete.len()), (vec![50], 1));
 
     let none = decide(&service, &[], &slices);
-    assert_eq!((sizes(&none.update), none.create.len(), none.delete.len()), (vec![0], 0, 2), "one empty slice stays");
+    assert_eq!(
+        (sizes(&none.update), none.create.len(), none.delete.len()),
+        (vec![0], 0, 2),
+        "one empty slice stays"
+    );
 }
 
 #[test]
@@ -76,7 +88,10 @@ fn what_an_endpoint_says() {
         let endpoint = plan.create[0].endpoints.as_ref().expect("endpoints")[0].clone();
         let c = endpoint.conditions.expect("conditions");
         assert_eq!([c.ready, c.serving, c.terminating], conditions.map(Some));
-        assert_eq!((endpoint.zone.as_deref(), endpoint.hostname.as_deref()), (Some("z"), Some("h1")));
+        assert_eq!(
+            (endpoint.zone.as_deref(), endpoint.hostname.as_deref()),
+            (Some("z"), Some("h1"))
+        );
     }
     check(json!({}), "ready", [true, true, false]);
     check(json!({}), "", [false, false, false]);
@@ -88,14 +103,27 @@ fn what_an_endpoint_says() {
 fn named_ports_differ_from_pod_to_pod() {
     let service = service(json!({"clusterIP": "None"}));
     let plan = decide(&service, &[pod(1, 8080, "ready"), pod(2, 9090, "ready")], &[]);
-    let ports: Vec<_> = plan.create.iter().map(|s| s.ports.as_ref().expect("ports")[0].port).collect();
+    let ports: Vec<_> =
+        plan.create.iter().map(|s| s.ports.as_ref().expect("ports")[0].port).collect();
     assert_eq!(ports, [Some(8080), Some(9090)]);
     let labels = plan.create[0].metadata.labels.clone().unwrap_or_default();
     assert_eq!(labels["kubernetes.io/service-name"], "s");
     assert!(labels.contains_key("service.kubernetes.io/headless") && labels.contains_key("l"));
 
-    let older = endpoints::plan(&service, &[pod(1, 8080, "ready"), pod(2, 9090, ""), pod(3, 9090, "leaving")], None);
+    let older = endpoints::plan(
+        &service,
+        &[pod(1, 8080, "ready"), pod(2, 9090, ""), pod(3, 9090, "leaving")],
+        None,
+    );
     let subsets = older.subsets.expect("subsets");
-    let shown: Vec<_> = subsets.iter().map(|s| (s.addresses.as_ref().map_or(0, Vec::len), s.not_ready_addresses.as_ref().map_or(0, Vec::len))).collect();
+    let shown: Vec<_> = subsets
+        .iter()
+        .map(|s| {
+            (
+                s.addresses.as_ref().map_or(0, Vec::len),
+                s.not_ready_addresses.as_ref().map_or(0, Vec::len),
+            )
+        })
+        .collect();
     assert_eq!(shown, [(1, 0), (0, 1)]);
 }
