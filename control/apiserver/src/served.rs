@@ -29,8 +29,6 @@ pub struct Served {
 /// How kinds differ in what a write may do; the strategies of Kubernetes' registries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteRules {
-    /// A PUT without resourceVersion replaces whatever is there.
-    pub unconditional_update: bool,
     /// A PUT of something that is not there creates it.
     pub create_on_update: bool,
     /// A delete answers with the object rather than with a Status.
@@ -43,18 +41,6 @@ pub struct WriteRules {
 
 impl WriteRules {
     fn of(group: &str, resource: &str) -> Self {
-        let conditional = matches!(
-            (group, resource),
-            ("coordination.k8s.io", _)
-                | ("policy", _)
-                | ("node.k8s.io", _)
-                | ("discovery.k8s.io", _)
-                | ("admissionregistration.k8s.io", _)
-                | ("apiextensions.k8s.io", _)
-                | ("apiregistration.k8s.io", _)
-                | ("flowcontrol.apiserver.k8s.io", _)
-                | ("storage.k8s.io", "csidrivers" | "csinodes" | "volumeattachments")
-        );
         let create_on_update = matches!(
             (group, resource),
             ("", "endpoints" | "events" | "limitranges" | "services")
@@ -75,7 +61,6 @@ impl WriteRules {
                     | "resourcequotas"
             );
         Self {
-            unconditional_update: !conditional,
             create_on_update,
             returns_deleted,
             orphans_by_default: matches!(

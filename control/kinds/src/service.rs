@@ -125,9 +125,13 @@ fn families(spec: &mut Value) {
     if !needs_cluster_ip(spec) {
         return;
     }
-    fill(spec, "ipFamilyPolicy", SINGLE_STACK);
+    // To a headless Service without a selector nobody routes: it may speak both, wherever it is.
+    let selects = spec.entries("selector").is_some_and(|s| !s.is_empty());
+    let both = is_headless(spec) && !selects;
+    fill(spec, "ipFamilyPolicy", if both { "RequireDualStack" } else { SINGLE_STACK });
     if spec.list("ipFamilies").is_empty() {
-        spec["ipFamilies"] = json!(["IPv4"]);
+        let single = !both || spec.text("ipFamilyPolicy") == SINGLE_STACK;
+        spec["ipFamilies"] = if single { json!(["IPv4"]) } else { json!(["IPv4", "IPv6"]) };
     }
 }
 

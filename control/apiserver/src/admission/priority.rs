@@ -104,3 +104,15 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
     spec["preemptionPolicy"] = preemption.into();
     Ok(())
 }
+
+/// A client that replaces a pod need not repeat what its class gave it.
+pub fn keep(review: &mut Review<'_>) {
+    let Some(old) = review.old else { return };
+    for field in ["priority", "preemptionPolicy"] {
+        if review.object["spec"].get(field).is_none()
+            && let Some(value) = old["spec"].get(field)
+        {
+            review.object["spec"][field] = value.clone();
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Cluster IPs and node ports of Services, and the fields that follow from them.
+//! Cluster IPs and node ports of Services. What follows from them, and what an update keeps, is the
+//! kind's own rule.
 //! <https://kubernetes.io/docs/concepts/services-networking/service/>
 
 use std::net::Ipv4Addr;
@@ -14,25 +15,15 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
     let mut errors = Vec::new();
     let mut reservations = Vec::new();
     let held = review.old.map(Held::of).unwrap_or_default();
-    let old = review.old;
     let service = &mut *review.object;
     if !service["spec"].is_object() {
         return Ok(reservations);
     }
-    let kind =
-        service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
-    if let Some(old) = old {
-        keep_allocated(service, &old["spec"], &kind);
-    }
+    let kind = service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
     let spec = &mut service["spec"];
     let mut hold = |taken: Result<Reservation, Refusal>| taken.map(|r| reservations.push(r));
-    if kind == "ExternalName" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            remove(spec, field);
-        }
-    } else {
+    if kind != "ExternalName" {
         addresses(&server.pools, spec, &held, &mut hold, &mut errors);
-        families(spec);
     }
     node_ports(&server.pools, spec, &kind, &held, &mut hold, &mut errors);
     if errors.is_empty() {
@@ -44,57 +35,8 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
 
 type Hold<'a> = dyn FnMut(Result<Reservation, Refusal>) -> Result<(), Refusal> + 'a;
 
-fn remove(spec: &mut Value, field: &str) {
-    if let Some(spec) = spec.as_object_mut() {
-        spec.remove(field);
-    }
-}
-
 fn text<'a>(spec: &'a Value, field: &str) -> &'a str {
     spec.get(field).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// A client that replaces a Service need not repeat what was allocated to it.
-fn keep_allocated(service: &mut Value, old: &Value, kind: &str) {
-    let new = &mut service["spec"];
-    let old_kind = old.get("type").and_then(Value::as_str).unwrap_or("ClusterIP");
-    if kind != "ExternalName" && old_kind != "ExternalName" {
-        let unset = text(new, "clusterIP").is_empty()
-            && new.get("clusterIPs").and_then(Value::as_array).is_none_or(Vec::is_empty);
-        if unset {
-            for field in ["clusterIP", "clusterIPs"] {
-                if let Some(value) = old.get(field) {
-                    new[field] = value.clone();
-                }
-            }
-        }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if let Some(value) = old.get(field)
-                && new.get(field).is_none()
-            {
-                new[field] = value.clone();
-            }
-        }
-    }
-    let ported = |k: &str| matches!(k, "NodePort" | "LoadBalancer");
-    if ported(kind) && ported(old_kind) {
-        let before = old.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
-        let identity = |p: &Value| (p.get("protocol").cloned(), p.get("port").cloned());
-        for port in new.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-            if port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) == 0
-                && let Some(same) = before.iter().find(|b| identity(b) == identity(port))
-                && let Some(node_port) = same.get("nodePort")
-            {
-                port["nodePort"] = node_port.clone();
-            }
-        }
-    }
-    if health_checked(new, kind)
-        && let Some(port) = old.get("healthCheckNodePort")
-        && new.get("healthCheckNodePort").is_none()
-    {
-        new["healthCheckNodePort"] = port.clone();
-    }
 }
 
 fn health_checked(spec: &Value, kind: &str) -> bool {
@@ -171,30 +113,6 @@ fn listed_differs(spec: &Value, ip: &str) -> bool {
     first != Some(ip) && first.is_none_or(str::is_empty)
 }
 
-fn families(spec: &mut Value) {
-    let headless = text(spec, "clusterIP") == "None";
-    let selects = spec.get("selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
-    if headless && !selects {
-        // Nobody routes to it, so it may speak both families wherever it is.
-        if text(spec, "ipFamilyPolicy").is_empty() {
-            spec["ipFamilyPolicy"] = "RequireDualStack".into();
-        }
-        if spec.get("ipFamilies").is_none() {
-            spec["ipFamilies"] = match text(spec, "ipFamilyPolicy") {
-                "SingleStack" => json!(["IPv4"]),
-                _ => json!(["IPv4", "IPv6"]),
-            };
-        }
-        return;
-    }
-    if text(spec, "ipFamilyPolicy").is_empty() {
-        spec["ipFamilyPolicy"] = "SingleStack".into();
-    }
-    if spec.get("ipFamilies").is_none() {
-        spec["ipFamilies"] = json!(["IPv4"]);
-    }
-}
-
 fn node_ports(
     pools: &Pools,
     spec: &mut Value,
@@ -242,10 +160,8 @@ fn node_ports(
             }
             mine.push((outer, node_port, protocol));
         } else if allocates {
-            let shared = mine
-                .iter()
-                .find(|(o, n, p)| *o == outer && *p != protocol && *n != 0)
-                .map(|(_, n, _)| *n);
+            // Ports of the same number share a node port, whatever their protocols.
+            let shared = mine.iter().find(|(o, n, _)| *o == outer && *n != 0).map(|(_, n, _)| *n);
             let given = match shared {
                 Some(n) => n,
                 None => match pools.any_port() {

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use rimward_api::meta::str_at;
 use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_kinds::Write;
+use rimward_control_kinds::check::meta as rules;
 use rimward_control_schema as schema;
 use rimward_control_store::{CommitError, Expect, Op, Revision, Txn};
 use serde_json::Value;
@@ -107,15 +108,15 @@ impl Inner {
             old: None,
         };
         let mut admitted = admission::admit(self, &mut review).await?;
-        // What was just set may call for defaults in its turn, as decoding from storage would give.
-        kind.hooks.default(&mut object);
-        let mut errors = meta::validate_create(&object, kind);
+        let mut errors = rules::validate_create(kind, &object);
         errors.extend(kind.hooks.validate_create(&object));
         if !errors.is_empty() {
             let name = str_at(&object, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));
         }
         warnings.extend(kind.hooks.warnings(&object));
+        // What was just set may call for defaults in its turn, as decoding from storage would give.
+        kind.hooks.default(&mut object);
 
         for attempt in 0.. {
             let key = served.key(&ObjectKey::of(&object));
@@ -356,7 +357,7 @@ impl Inner {
             "" | "0" => None,
             text => Some(parse_revision(text)?),
         };
-        if replaces && asked.is_none() && !served.rules.unconditional_update {
+        if replaces && asked.is_none() && !served.stored.hooks.allows_unconditional_update() {
             let error = rimward_api::FieldError::invalid(
                 "metadata.resourceVersion",
                 &Value::from(0),
@@ -427,7 +428,7 @@ impl Inner {
                 meta::metadata(&mut new).insert("generation".into(), generation.into());
             }
         }
-        let mut errors = meta::validate_update(&new, &old);
+        let mut errors = rules::validate_update(&new, &old);
         errors.extend(kind.hooks.validate_update(write, &new, &old));
         if !errors.is_empty() {
             let name = str_at(&new, &["metadata", "name"]).unwrap_or_default();

@@ -10,6 +10,8 @@ mod deletion;
 mod discovery;
 mod kubectl;
 mod lists;
+mod patching;
 mod refusals;
+mod replay;
 mod watches;
 mod writes;

@@ -1,4 +1,4 @@
-//! Every bad request of `testdata/refusals.json` gets the very Status that Kubernetes v1.36 gave.
+//! Every bad request of `refusals.json` gets the very Status that Kubernetes v1.36 gave.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ fn normal(mut answer: Value) -> Value {
 
 #[tokio::test]
 async fn every_refusal() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../testdata/refusals.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../kinds/testdata/refusals.json")).unwrap();
     let cluster = Cluster::start().await;
     let mut wrong = Vec::new();
     for (i, case) in cases.iter().enumerate() {
