@@ -132,7 +132,7 @@ pub fn conditions(
             ),
         ),
     ];
-    let ours = rows.iter().map(|(kind, _, ..)| *kind).collect::<Vec<_>>();
+    let ours = rows.iter().map(|(kind, ..)| *kind).collect::<Vec<_>>();
     let kept = old.iter().filter(|c| !ours.contains(&c.type_.as_str())).cloned();
     let new = rows.iter().map(|(kind, bad, reasons, good_text, bad_text)| {
         let known = old.iter().find(|c| c.type_ == *kind);

@@ -85,8 +85,7 @@ impl NodeTerm {
 
     pub fn matches(&self, node: &Node) -> bool {
         let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
-        let field =
-            |key: &str| (key == "metadata.name").then(|| node.metadata.name.as_deref()).flatten();
+        let field = |key: &str| node.metadata.name.as_deref().filter(|_| key == "metadata.name");
         self.labels.as_ref().is_some_and(|s| s.matches_by(label))
             && self.fields.as_ref().is_some_and(|s| s.matches_by(field))
     }

@@ -137,7 +137,8 @@ impl Cluster {
         let cache = self.informers.of::<K>();
         let mut changes = cache.subscribe();
         let wait = async {
-            while !(cache.is_synced() && is(&cache)) {
+            cache.synced().await;
+            while !is(&cache) {
                 changes.next().await;
             }
         };

@@ -148,3 +148,29 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_once_it_fits() {
     assert!(started.elapsed() < Duration::from_secs(5), "it is woken, not polled");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_bound_at_once() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n1", "640").await;
+    cluster.until::<Node>("seen", |nodes| nodes.len() == 1).await;
+    let mut times = Vec::new();
+    for i in 0..20 {
+        let name = format!("p{i}");
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        cluster.apply::<Pod>(pod).await;
+        let created = std::time::Instant::now();
+        cluster.until_one::<Pod>(&name, "bound", |p| on(p).is_some()).await;
+        times.push(created.elapsed());
+    }
+    times.sort();
+    eprintln!(
+        "created to bound, as a watcher sees it: median {:?}, worst {:?}",
+        times[10], times[19]
+    );
+    assert!(times[10] < Duration::from_millis(500), "nothing waits for a timer: {times:?}");
+    cluster.stop().await;
+}
