@@ -83,7 +83,10 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, 
         priority::admit(server, review)?;
         runtime_class::admit(server, review).await?;
     }
-    if review.operation == Operation::Update && review.subresource.is_empty() && review.served.is("", "pods") {
+    if review.operation == Operation::Update
+        && review.subresource.is_empty()
+        && review.served.is("", "pods")
+    {
         tolerations::admit(review.object);
         priority::keep(review);
     }

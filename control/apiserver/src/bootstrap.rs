@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_kinds::bootstrap;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::options::WriteOptions;
 use crate::rest::find;
@@ -14,21 +15,44 @@ use crate::server::{Inner, StartError};
 
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
+/// Objects that are made at a time: the store commits concurrent writes as one.
+const WIDTH: usize = 64;
+
 pub async fn run(server: &Arc<Inner>) -> Result<(), StartError> {
     let mut objects = bootstrap::objects();
     objects.extend(kubernetes_service(server));
-    for object in objects {
-        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let (name, namespace) = (text("name"), text("namespace"));
-        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        let fail =
-            |status| StartError::Bootstrap { kind: kind.clone(), name: name.clone(), status };
-        let served = served_of(server, &object)
-            .ok_or_else(|| fail(Status::internal("its kind is not served")))?;
-        let key = ObjectKey::new(namespace, name.clone());
-        ensure(server, &served, &key, &object).await.map_err(fail)?;
+    // What stands in a namespace needs it to be there.
+    let (namespaces, others): (Vec<Value>, Vec<Value>) =
+        objects.into_iter().partition(|o| o["kind"] == "Namespace");
+    for group in [namespaces, others] {
+        let mut rest = group.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < WIDTH
+                && let Some(object) = rest.next()
+            {
+                let server = server.clone();
+                running.spawn(async move { one(&server, &object).await });
+            }
+            match running.join_next().await {
+                None => break,
+                Some(Ok(made)) => made?,
+                Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+            }
+        }
     }
     Ok(())
+}
+
+async fn one(server: &Arc<Inner>, object: &Value) -> Result<(), StartError> {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    let (name, namespace) = (text("name"), text("namespace"));
+    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    let fail = |status| StartError::Bootstrap { kind: kind.clone(), name: name.clone(), status };
+    let served = served_of(server, object)
+        .ok_or_else(|| fail(Status::internal("its kind is not served")))?;
+    let key = ObjectKey::new(namespace, name.clone());
+    ensure(server, &served, &key, object).await.map_err(fail)
 }
 
 fn served_of(server: &Inner, object: &Value) -> Option<Arc<Served>> {

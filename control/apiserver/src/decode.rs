@@ -75,7 +75,8 @@ pub fn options(registry: &Registry, call: &Call, body: &Bytes) -> Result<Bytes, 
         Sent::Json => Ok(body.clone()),
         Sent::Yaml => Ok(schema::decode::any(body, Format::Yaml)?.to_string().into()),
         Sent::Protobuf => {
-            let definition = registry.model.id("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+            let definition =
+                registry.model.id("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
             let definition = definition.ok_or_else(crate::error::unsupported_media)?;
             let value = protobuf::decode(registry.model, definition, &protobuf::envelope(body)?)?;
             Ok(value.to_string().into())

@@ -23,12 +23,12 @@ mod request;
 
 mod admission;
 mod decode;
-mod protobuf;
 mod error;
 mod meta;
 mod negotiate;
 mod options;
 mod pools;
+mod protobuf;
 mod record;
 mod rest;
 mod views;

@@ -98,7 +98,8 @@ pub enum Sent {
 
 /// The encoding of a request's body, by its Content-Type. None is JSON, as kubectl's raw requests are.
 pub fn sent(headers: &HeaderMap) -> Result<Sent, Status> {
-    let sent = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let sent =
+        headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     match sent.split(';').next().unwrap_or_default().trim() {
         "" | "application/json" => Ok(Sent::Json),
         "application/yaml" => Ok(Sent::Yaml),
@@ -106,7 +107,9 @@ pub fn sent(headers: &HeaderMap) -> Result<Sent, Status> {
         _ => Err(Status::new(
             415,
             Reason::UnsupportedMediaType,
-            format!("the body of the request was in an unknown format - accepted media types include: {AVAILABLE}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {AVAILABLE}"
+            ),
         )),
     }
 }

@@ -231,13 +231,14 @@ fn decode_continue(token: &str) -> Result<(Option<Revision>, String), Status> {
     let lenient = GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)
         .with_decode_padding_mode(DecodePaddingMode::RequireNone);
-    let bytes = GeneralPurpose::new(&base64::alphabet::URL_SAFE, lenient)
-        .decode(token).map_err(|e| match e {
+    let bytes = GeneralPurpose::new(&base64::alphabet::URL_SAFE, lenient).decode(token).map_err(
+        |e| match e {
             base64::DecodeError::InvalidByte(at, _) => {
                 wrong(format!("illegal base64 data at input byte {at}"))
             }
             _ => wrong("illegal base64 data".into()),
-        })?;
+        },
+    )?;
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|e| wrong(go_json_error(&bytes, &e)))?;
     if value["v"] != "meta.k8s.io/v1" {

@@ -30,7 +30,9 @@ pub struct Envelope<'a> {
 /// Opens a body.
 pub fn envelope(body: &[u8]) -> Result<Envelope<'_>, Status> {
     let open = || {
-        let rest = body.strip_prefix(MAGIC).ok_or(Malformed("it does not start with the bytes of Kubernetes' protobuf"))?;
+        let rest = body
+            .strip_prefix(MAGIC)
+            .ok_or(Malformed("it does not start with the bytes of Kubernetes' protobuf"))?;
         let mut envelope = Envelope { api_version: "", kind: "", raw: b"" };
         for part in Parts(rest) {
             match part? {
@@ -98,14 +100,17 @@ impl<'a> Iterator for Parts<'a> {
 impl<'a> Parts<'a> {
     fn part(&mut self) -> Result<(u32, Wire<'a>), Malformed> {
         let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).map_err(|_| Malformed("a field number is too large"))?;
+        let number =
+            u32::try_from(tag >> 3).map_err(|_| Malformed("a field number is too large"))?;
         let wire = match tag & 7 {
             0 => Wire::Varint(self.varint()?),
             1 => Wire::Fixed64(u64::from_le_bytes(self.array()?)),
             5 => Wire::Fixed32(u32::from_le_bytes(self.array()?)),
             2 => {
-                let len = usize::try_from(self.varint()?).map_err(|_| Malformed("a length is too large"))?;
-                let (bytes, rest) = self.0.split_at_checked(len).ok_or(Malformed("it is cut short"))?;
+                let len = usize::try_from(self.varint()?)
+                    .map_err(|_| Malformed("a length is too large"))?;
+                let (bytes, rest) =
+                    self.0.split_at_checked(len).ok_or(Malformed("it is cut short"))?;
                 self.0 = rest;
                 Wire::Bytes(bytes)
             }
@@ -178,7 +183,13 @@ impl Decoder<'_> {
     }
 
     /// Sets a field, or adds to it when it is repeated.
-    fn field(&self, ty: &Type, wire: Wire<'_>, depth: usize, out: &mut Value) -> Result<(), Malformed> {
+    fn field(
+        &self,
+        ty: &Type,
+        wire: Wire<'_>,
+        depth: usize,
+        out: &mut Value,
+    ) -> Result<(), Malformed> {
         match (ty, wire) {
             (Type::List(list), Wire::Bytes(packed)) if is_number(&list.item) => {
                 let mut rest = Parts(packed);
@@ -220,7 +231,9 @@ impl Decoder<'_> {
             (Type::Number, Wire::Fixed64(bits)) => f64::from_bits(bits).into(),
             (Type::Number, Wire::Fixed32(bits)) => f64::from(f32::from_bits(bits)).into(),
             (Type::String, Wire::Bytes(b)) => text(b)?.into(),
-            (Type::Bytes, Wire::Bytes(b)) => base64::engine::general_purpose::STANDARD.encode(b).into(),
+            (Type::Bytes, Wire::Bytes(b)) => {
+                base64::engine::general_purpose::STANDARD.encode(b).into()
+            }
             (Type::Quantity, Wire::Bytes(b)) => match first_bytes(b)? {
                 Some(quantity) => text(quantity)?.into(),
                 None => "0".into(),
@@ -229,7 +242,8 @@ impl Decoder<'_> {
             (Type::Time, Wire::Bytes(b)) => time(b, "%Y-%m-%dT%H:%M:%SZ")?,
             (Type::MicroTime, Wire::Bytes(b)) => time(b, "%Y-%m-%dT%H:%M:%S.%6fZ")?,
             (Type::Raw | Type::Any, Wire::Bytes(b)) => match first_bytes(b)? {
-                Some(json) => serde_json::from_slice(json).map_err(|_| Malformed("an embedded object is not JSON"))?,
+                Some(json) => serde_json::from_slice(json)
+                    .map_err(|_| Malformed("an embedded object is not JSON"))?,
                 None => Value::Null,
             },
             (Type::Object(definition), Wire::Bytes(b)) => {
@@ -246,12 +260,20 @@ impl Decoder<'_> {
                 }
                 items
             }
-            (Type::SchemaOr(alternative, definition), Wire::Bytes(b)) => self.schema_or(*alternative, *definition, b, depth + 1)?,
+            (Type::SchemaOr(alternative, definition), Wire::Bytes(b)) => {
+                self.schema_or(*alternative, *definition, b, depth + 1)?
+            }
             _ => return Err(wrong),
         })
     }
 
-    fn schema_or(&self, alternative: Alternative, definition: DefId, bytes: &[u8], depth: usize) -> Result<Value, Malformed> {
+    fn schema_or(
+        &self,
+        alternative: Alternative,
+        definition: DefId,
+        bytes: &[u8],
+        depth: usize,
+    ) -> Result<Value, Malformed> {
         let schema = |b: &[u8]| self.value(&Type::Object(definition), Wire::Bytes(b), depth);
         let mut out = match alternative {
             Alternative::Bool => Value::Bool(false),
@@ -259,7 +281,9 @@ impl Decoder<'_> {
         };
         for part in Parts(bytes) {
             match (alternative, part?) {
-                (Alternative::Bool, (1, Wire::Varint(n))) if !out.is_object() => out = (n != 0).into(),
+                (Alternative::Bool, (1, Wire::Varint(n))) if !out.is_object() => {
+                    out = (n != 0).into()
+                }
                 (Alternative::Bool, (2, Wire::Bytes(b))) => out = schema(b)?,
                 (Alternative::List | Alternative::Strings, (1, Wire::Bytes(b))) => out = schema(b)?,
                 (Alternative::List, (2, Wire::Bytes(b))) => push(&mut out, schema(b)?),
@@ -367,7 +391,8 @@ mod tests {
         let spec = bytes(2, &[volume, container, int(4, -1)].concat());
         let body = body("v1", "Pod", &[meta, spec].concat());
         let envelope = envelope(&body).expect("opens");
-        let pod = decode(model, model.expect("io.k8s.api.core.v1.Pod"), &envelope).expect("decodes");
+        let pod =
+            decode(model, model.expect("io.k8s.api.core.v1.Pod"), &envelope).expect("decodes");
         assert_eq!(
             pod,
             json!({

@@ -44,7 +44,13 @@ pub async fn watch(
     if form.encoding != Encoding::Json {
         return Err(Status::bad_request("a watch is served as application/json only"));
     }
-    let options = ListOptions::parse(&call.query, &served.kind, true)?;
+    let mut options = ListOptions::parse(&call.query, &served.kind, true)?;
+    // A watch of one object by its path is a watch of its name.
+    if let Some(target) = call.attributes.resource.as_ref().filter(|r| !r.name.is_empty())
+        && options.fields.required("metadata.name").is_none()
+    {
+        options.fields.terms.push(("metadata.name".into(), target.name.clone(), true));
+    }
     let from_state = match (options.since, options.send_initial_events) {
         (_, Some(initial)) => initial,
         (None | Some(0), None) => true,

@@ -19,7 +19,8 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
     if !service["spec"].is_object() {
         return Ok(reservations);
     }
-    let kind = service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
+    let kind =
+        service["spec"].get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
     let spec = &mut service["spec"];
     let mut hold = |taken: Result<Reservation, Refusal>| taken.map(|r| reservations.push(r));
     if kind != "ExternalName" {

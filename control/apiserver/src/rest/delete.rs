@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::admission;
-use crate::decode;
 use crate::body::Response;
+use crate::decode;
 use crate::error;
 use crate::meta;
 use crate::negotiate;
@@ -251,7 +251,8 @@ pub async fn one(
     body: &Bytes,
 ) -> Result<Response, Status> {
     negotiate::accepted(&call.headers)?;
-    let options = DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
+    let options =
+        DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
     let defaulted = served.rules.orphans_by_default && options.propagation.is_none();
     if defaulted && served.is("batch", "jobs") {
         call.warnings.push(
@@ -280,7 +281,8 @@ pub async fn collection(
     namespace: &str,
     body: &Bytes,
 ) -> Result<Response, Status> {
-    let options = DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
+    let options =
+        DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
     let list = ListOptions::parse(&call.query, &served.kind, false)?;
     let (items, list_meta) = Reader::start(server, served, namespace, list)?.gather().await?;
     let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));

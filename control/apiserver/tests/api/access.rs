@@ -70,18 +70,28 @@ async fn tokens_live_with_what_they_are_bound_to() {
     let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
         "expirationSeconds": 3607, "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": made["metadata"]["uid"] } } });
     let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
-    let token = c.post(path, &request).await.expect(201)["status"]["token"].as_str().unwrap().to_owned();
+    let token =
+        c.post(path, &request).await.expect(201)["status"]["token"].as_str().unwrap().to_owned();
     let review = |token: &str, audiences: Value| json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token, "audiences": audiences } });
     let reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
     let good = c.post(reviews, &review(&token, json!([]))).await.expect(201);
     assert_eq!(good["status"]["user"]["username"], "system:serviceaccount:default:default");
-    assert_eq!(good["status"]["user"]["extra"]["authentication.kubernetes.io/pod-name"], json!(["p"]));
+    assert_eq!(
+        good["status"]["user"]["extra"]["authentication.kubernetes.io/pod-name"],
+        json!(["p"])
+    );
     let wrong = c.post(reviews, &review(&token, json!(["vault"]))).await.expect(201);
     assert_ne!(wrong["status"]["authenticated"], true);
     let broken = format!("{}x", &token[..token.len() - 2]);
-    assert_ne!(c.post(reviews, &review(&broken, json!([]))).await.expect(201)["status"]["authenticated"], true);
+    assert_ne!(
+        c.post(reviews, &review(&broken, json!([]))).await.expect(201)["status"]["authenticated"],
+        true
+    );
     c.delete(&format!("{PODS}/p"), &Value::Null).await.expect(200);
-    assert_ne!(c.post(reviews, &review(&token, json!([]))).await.expect(201)["status"]["authenticated"], true);
+    assert_ne!(
+        c.post(reviews, &review(&token, json!([]))).await.expect(201)["status"]["authenticated"],
+        true
+    );
     let mut short = request;
     short["spec"] = json!({ "expirationSeconds": 10 });
     c.post(path, &short).await.expect(422);
@@ -94,14 +104,18 @@ async fn questions_are_answered() {
     let ask = |kind: &str, spec: Value| json!({ "apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec });
     let resource = json!({ "verb": "get", "resource": "pods", "namespace": "default" });
     let admin = &cluster.admin;
-    let post = async |path: &str, kind: &str, spec: Value| admin.post(&format!("{group}/{path}"), &ask(kind, spec)).await.expect(201);
+    let post = async |path: &str, kind: &str, spec: Value| {
+        admin.post(&format!("{group}/{path}"), &ask(kind, spec)).await.expect(201)
+    };
     let own = json!({ "resourceAttributes": resource });
     let may = post("selfsubjectaccessreviews", "SelfSubjectAccessReview", own).await;
     assert_eq!(may["status"]["allowed"], true);
     let other = json!({ "user": "ann", "resourceAttributes": resource });
     let may = post("subjectaccessreviews", "SubjectAccessReview", other.clone()).await;
     assert_eq!(may["status"]["allowed"], false);
-    let may = post("namespaces/default/localsubjectaccessreviews", "LocalSubjectAccessReview", other).await;
+    let may =
+        post("namespaces/default/localsubjectaccessreviews", "LocalSubjectAccessReview", other)
+            .await;
     assert_eq!(may["status"]["allowed"], false);
     let ann = cluster.client(UserInfo::authenticated("ann", &[]));
     let question = ask("SelfSubjectRulesReview", json!({ "namespace": "default" }));
@@ -119,6 +133,10 @@ async fn acting_as_another() {
     let refused = cluster.admin.send("GET", CONFIG_MAPS, &as_ann, "").await.expect(403);
     assert!(refused["message"].as_str().unwrap().contains("User \"ann\""));
     let ann = cluster.client(UserInfo::authenticated("ann", &[]));
-    let refused = ann.send("GET", CONFIG_MAPS, &[("impersonate-user", "admin")], "").await.expect(403);
-    assert!(refused["message"].as_str().unwrap().contains("cannot impersonate resource \"users\""), "{refused}");
+    let refused =
+        ann.send("GET", CONFIG_MAPS, &[("impersonate-user", "admin")], "").await.expect(403);
+    assert!(
+        refused["message"].as_str().unwrap().contains("cannot impersonate resource \"users\""),
+        "{refused}"
+    );
 }

@@ -18,7 +18,9 @@ async fn no_number_is_given_twice() {
     let creates = (0..200).map(|i| {
         let client = cluster.admin.clone();
         let spec = json!({ "type": "NodePort", "ports": [{ "port": 80 }] });
-        tokio::spawn(async move { client.post(SERVICES, &service(&format!("s{i}"), spec)).await.expect(201) })
+        tokio::spawn(async move {
+            client.post(SERVICES, &service(&format!("s{i}"), spec)).await.expect(201)
+        })
     });
     let (mut ips, mut ports) = (HashSet::new(), HashSet::new());
     for create in creates.collect::<Vec<_>>() {
@@ -35,22 +37,41 @@ async fn numbers_return_and_survive_a_restart() {
     let c = &cluster.admin;
     let kubernetes = c.get(&format!("{SERVICES}/kubernetes")).await.expect(200);
     assert_eq!(kubernetes["spec"]["clusterIP"], "10.43.0.1");
-    let dns = |name: &str| service(name, json!({ "clusterIP": "10.43.0.10", "ports": [{ "port": 53 }] }));
+    let dns =
+        |name: &str| service(name, json!({ "clusterIP": "10.43.0.10", "ports": [{ "port": 53 }] }));
     c.post(SERVICES, &dns("a")).await.expect(201);
     let taken = c.post(SERVICES, &dns("b")).await.expect(422);
-    assert!(taken["message"].as_str().unwrap().contains("10.43.0.10: provided IP is already allocated"), "{taken}");
+    assert!(
+        taken["message"].as_str().unwrap().contains("10.43.0.10: provided IP is already allocated"),
+        "{taken}"
+    );
     c.delete(&format!("{SERVICES}/a"), &Value::Null).await.expect(200);
     let made = c.post(SERVICES, &dns("b")).await.expect(201);
 
     let again = Cluster::start_on(cluster.store.clone(), |_| {}).await;
     again.admin.post(SERVICES, &dns("c")).await.expect(422);
     // A replacement need not repeat what it was given.
-    let replaced = again.admin.put(&format!("{SERVICES}/b"), &service("b", json!({ "type": "NodePort", "ports": [{ "port": 54 }] }))).await.expect(200);
+    let replaced = again
+        .admin
+        .put(
+            &format!("{SERVICES}/b"),
+            &service("b", json!({ "type": "NodePort", "ports": [{ "port": 54 }] })),
+        )
+        .await
+        .expect(200);
     assert_eq!(replaced["spec"]["clusterIP"], made["spec"]["clusterIP"]);
     let port = replaced["spec"]["ports"][0]["nodePort"].clone();
-    let wanted = service("d", json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": port }] }));
+    let wanted =
+        service("d", json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": port }] }));
     again.admin.post(SERVICES, &wanted).await.expect(422);
-    again.admin.merge(&format!("{SERVICES}/b"), &json!({ "spec": { "type": "ClusterIP", "ports": [{ "port": 54 }] } })).await.expect(200);
+    again
+        .admin
+        .merge(
+            &format!("{SERVICES}/b"),
+            &json!({ "spec": { "type": "ClusterIP", "ports": [{ "port": 54 }] } }),
+        )
+        .await
+        .expect(200);
     again.admin.post(SERVICES, &wanted).await.expect(201);
 }
 

@@ -52,7 +52,13 @@ impl Answer {
 }
 
 impl Client {
-    pub async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> http::Response<Body> {
+    pub async fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> http::Response<Body> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -60,7 +66,13 @@ impl Client {
         self.0.send(request.body(body.into()).unwrap()).await.unwrap()
     }
 
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
         let (parts, mut body) = self.open(method, path, headers, body).await.into_parts();
         let mut bytes = BytesMut::new();
         while let Some(chunk) = body.next().await {
@@ -82,7 +94,13 @@ impl Client {
     }
 
     pub async fn merge(&self, path: &str, body: &Value) -> Answer {
-        self.send("PATCH", path, &[("content-type", "application/merge-patch+json")], body.to_string()).await
+        self.send(
+            "PATCH",
+            path,
+            &[("content-type", "application/merge-patch+json")],
+            body.to_string(),
+        )
+        .await
     }
 
     pub async fn delete(&self, path: &str, options: &Value) -> Answer {
@@ -142,7 +160,8 @@ impl Cluster {
         let mut config = Config::new(store.clone(), token_key(), "CA".into(), advertise);
         change(&mut config);
         let server = ApiServer::start(config).await.unwrap();
-        let admin = Client(server.client(UserInfo::authenticated("admin", &["system:masters"]), "tests/1"));
+        let admin =
+            Client(server.client(UserInfo::authenticated("admin", &["system:masters"]), "tests/1"));
         let cluster = Self { server, store, admin };
         // What controllers make in a whole cluster.
         let account = json!({ "metadata": { "name": "default" } });

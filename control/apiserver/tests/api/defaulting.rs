@@ -19,7 +19,9 @@ fn normal(value: &mut Value) {
             }
         }
         Value::Array(list) => list.iter_mut().for_each(normal),
-        Value::String(text) if text.starts_with("kube-api-access-") => *text = "kube-api-access-".into(),
+        Value::String(text) if text.starts_with("kube-api-access-") => {
+            *text = "kube-api-access-".into()
+        }
         _ => {}
     }
 }
@@ -29,7 +31,8 @@ const KNOWN: &[&str] = &["/apis/apps/v1/namespaces/default/controllerrevisions"]
 
 #[tokio::test]
 async fn every_minimal_object() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../kinds/testdata/defaulting.json")).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../kinds/testdata/defaulting.json")).unwrap();
     let cluster = Cluster::start().await;
     let mut wrong = Vec::new();
     for case in &cases {
@@ -56,7 +59,10 @@ async fn every_minimal_object() {
         if KNOWN.contains(&path) {
             assert!(differs, "{path} agrees now, take it off the list");
         } else if differs {
-            wrong.push(format!("{path} {}\n  wanted {expected}\n  got {} {got}", case["send"]["metadata"]["name"], answer.code));
+            wrong.push(format!(
+                "{path} {}\n  wanted {expected}\n  got {} {got}",
+                case["send"]["metadata"]["name"], answer.code
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
@@ -67,7 +73,11 @@ fn blank_uids(text: &str) -> String {
     let shape = [8, 4, 4, 4, 12];
     let is_uid = |s: &str| {
         let parts: Vec<&str> = s.split('-').collect();
-        parts.len() == 5 && parts.iter().zip(shape).all(|(p, n)| p.len() == n && p.bytes().all(|b| b.is_ascii_hexdigit()))
+        parts.len() == 5
+            && parts
+                .iter()
+                .zip(shape)
+                .all(|(p, n)| p.len() == n && p.bytes().all(|b| b.is_ascii_hexdigit()))
     };
     let mut out = String::with_capacity(text.len());
     let mut i = 0;

@@ -30,12 +30,16 @@ async fn preconditions_and_policies() {
     let path = format!("{CONFIG_MAPS}/a");
     c.delete(&path, &json!({ "preconditions": { "uid": "other" } })).await.expect(409);
     c.delete(&path, &json!({ "preconditions": { "resourceVersion": "1" } })).await.expect(409);
-    let foreground = c.delete(&path, &json!({ "propagationPolicy": "Foreground" })).await.expect(200);
+    let foreground =
+        c.delete(&path, &json!({ "propagationPolicy": "Foreground" })).await.expect(200);
     assert_eq!(foreground["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     c.merge(&path, &json!({ "metadata": { "finalizers": [] } })).await.expect(200);
     c.get(&path).await.expect(404);
     let made2 = c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
-    let gone = c.delete(&path, &json!({ "preconditions": { "uid": made2["metadata"]["uid"] } })).await.expect(200);
+    let gone = c
+        .delete(&path, &json!({ "preconditions": { "uid": made2["metadata"]["uid"] } }))
+        .await
+        .expect(200);
     assert_eq!((&gone["kind"], &gone["status"]), (&json!("Status"), &json!("Success")));
     assert_eq!(gone["details"]["uid"], made2["metadata"]["uid"]);
     assert_ne!(made["metadata"]["uid"], made2["metadata"]["uid"]);
@@ -71,7 +75,8 @@ async fn a_namespace_ends_when_it_is_finalized() {
     c.post("/api/v1/namespaces", &json!({ "metadata": { "name": "n" } })).await.expect(201);
     let marked = c.delete("/api/v1/namespaces/n", &Value::Null).await.expect(200);
     assert_eq!(marked["status"]["phase"], "Terminating");
-    let refused = c.post("/api/v1/namespaces/n/configmaps", &config_map("a", "1")).await.expect(403);
+    let refused =
+        c.post("/api/v1/namespaces/n/configmaps", &config_map("a", "1")).await.expect(403);
     assert_eq!(refused["details"]["causes"][0]["reason"], "NamespaceTerminating");
     let mut finalized = marked;
     finalized["spec"]["finalizers"] = json!([]);
@@ -89,7 +94,10 @@ async fn a_selected_collection_goes() {
         object["metadata"]["labels"] = json!({ "even": (i % 2 == 0).to_string() });
         c.post(CONFIG_MAPS, &object).await.expect(201);
     }
-    let gone = c.delete(&format!("{CONFIG_MAPS}?labelSelector=even%3Dtrue"), &Value::Null).await.expect(200);
+    let gone = c
+        .delete(&format!("{CONFIG_MAPS}?labelSelector=even%3Dtrue"), &Value::Null)
+        .await
+        .expect(200);
     assert_eq!(gone["items"].as_array().unwrap().len(), 13);
     let left = c.get(&format!("{CONFIG_MAPS}?labelSelector=even")).await.expect(200);
     assert_eq!(left["items"].as_array().unwrap().len(), 12);

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 
-const V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+const V2: &str =
+    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 
 #[tokio::test]
 async fn every_resource_is_found() {
@@ -13,7 +14,9 @@ async fn every_resource_is_found() {
     let mut resources = 0;
     for path in ["/api", "/apis"] {
         let answer = c.send("GET", path, &[("accept", V2)], "").await;
-        assert!(answer.headers["content-type"].to_str().unwrap().contains("as=APIGroupDiscoveryList"));
+        assert!(
+            answer.headers["content-type"].to_str().unwrap().contains("as=APIGroupDiscoveryList")
+        );
         let list = answer.expect(200);
         for group in list["items"].as_array().unwrap() {
             for version in group["versions"].as_array().unwrap() {
@@ -29,7 +32,8 @@ async fn every_resource_is_found() {
     let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
     assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));
     let groups = c.get("/apis").await.expect(200);
-    let autoscaling = groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "autoscaling").unwrap();
+    let autoscaling =
+        groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "autoscaling").unwrap();
     assert_eq!(autoscaling["preferredVersion"]["version"], "v2");
     c.get("/apis/apps/v1").await.expect(200);
     assert_eq!(c.get("/apis/apps").await.expect(200)["kind"], "APIGroup");
@@ -44,12 +48,18 @@ async fn documents() {
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
     let apps = c.get(url).await;
     assert_eq!(apps.headers["cache-control"], "public, immutable");
-    assert!(apps.expect(200)["components"]["schemas"].get("io.k8s.api.apps.v1.Deployment").is_some());
+    assert!(
+        apps.expect(200)["components"]["schemas"].get("io.k8s.api.apps.v1.Deployment").is_some()
+    );
     let v2 = c.get("/openapi/v2").await.expect(200);
     assert!(v2["definitions"].get("io.k8s.api.core.v1.Pod").is_some());
     let pb = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
     let pb = c.send("GET", "/openapi/v2", &pb, "").await;
-    assert!(pb.code == 200 && pb.bytes.len() > 100_000 && serde_json::from_slice::<Value>(&pb.bytes).is_err());
+    assert!(
+        pb.code == 200
+            && pb.bytes.len() > 100_000
+            && serde_json::from_slice::<Value>(&pb.bytes).is_err()
+    );
 }
 
 #[tokio::test]

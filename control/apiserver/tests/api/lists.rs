@@ -6,7 +6,10 @@ use crate::cluster::{CONFIG_MAPS, Cluster, PODS, config_map, pod};
 
 fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().unwrap().iter();
-    items.map(|i| i["metadata"]["name"].as_str().unwrap()).filter(|n| !n.starts_with("kube-root")).collect()
+    items
+        .map(|i| i["metadata"]["name"].as_str().unwrap())
+        .filter(|n| !n.starts_with("kube-root"))
+        .collect()
 }
 
 #[tokio::test]
@@ -27,11 +30,18 @@ async fn pages_are_of_one_revision() {
     assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
     assert_eq!(second["metadata"].get("continue"), None);
     let version = first["metadata"]["resourceVersion"].as_str().unwrap();
-    let exact = c.get(&format!("{CONFIG_MAPS}?resourceVersion={version}&resourceVersionMatch=Exact")).await.expect(200);
+    let exact = c
+        .get(&format!("{CONFIG_MAPS}?resourceVersion={version}&resourceVersionMatch=Exact"))
+        .await
+        .expect(200);
     assert_eq!(names(&exact).len(), 10);
     cluster.store_compact().await;
-    assert_eq!(c.get(&format!("{CONFIG_MAPS}?limit=4&continue={token}")).await.expect(410)["reason"], "Expired");
-    let late = c.get(&format!("{CONFIG_MAPS}?resourceVersion={version}&resourceVersionMatch=Exact")).await;
+    assert_eq!(
+        c.get(&format!("{CONFIG_MAPS}?limit=4&continue={token}")).await.expect(410)["reason"],
+        "Expired"
+    );
+    let late =
+        c.get(&format!("{CONFIG_MAPS}?resourceVersion={version}&resourceVersionMatch=Exact")).await;
     assert_eq!(late.expect(410)["reason"], "Expired");
 }
 
@@ -55,9 +65,13 @@ async fn long_lists_are_whole() {
     let zipped = c.send("GET", CONFIG_MAPS, &[("accept-encoding", "gzip")], "").await;
     assert_eq!(zipped.headers["content-encoding"], "gzip");
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&zipped.bytes[..]), &mut text).unwrap();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&zipped.bytes[..]), &mut text)
+        .unwrap();
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), list);
-    let some = c.get(&format!("{CONFIG_MAPS}?fieldSelector=metadata.name!%3Da0007&limit=1000")).await.expect(200);
+    let some = c
+        .get(&format!("{CONFIG_MAPS}?fieldSelector=metadata.name!%3Da0007&limit=1000"))
+        .await
+        .expect(200);
     assert_eq!(names(&some).len(), 1000);
     assert_eq!(some["metadata"].get("remainingItemCount"), None, "unknown under a selector");
 }
@@ -65,7 +79,8 @@ async fn long_lists_are_whole() {
 #[tokio::test]
 async fn selectors() {
     let cluster = Cluster::start().await;
-    for (name, labels) in [("a", json!({ "x": "1" })), ("b", json!({ "x": "2" })), ("c", json!({}))] {
+    for (name, labels) in [("a", json!({ "x": "1" })), ("b", json!({ "x": "2" })), ("c", json!({}))]
+    {
         let mut p = pod(name);
         p["metadata"]["labels"] = labels;
         cluster.admin.post(PODS, &p).await.expect(201);
@@ -94,7 +109,10 @@ async fn shapes() {
     assert_eq!(table["columnDefinitions"][0]["name"], "Name");
     assert_eq!(table["rows"][0]["cells"][0], "a");
     assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
-    let partial = c.send("GET", PODS, &[("accept", &accept("PartialObjectMetadataList"))], "").await.expect(200);
+    let partial = c
+        .send("GET", PODS, &[("accept", &accept("PartialObjectMetadataList"))], "")
+        .await
+        .expect(200);
     assert_eq!(partial["kind"], "PartialObjectMetadataList");
     assert_eq!(partial["items"][0]["metadata"]["name"], "a");
     assert_eq!(partial["items"][0].get("spec"), None);

@@ -10,6 +10,7 @@ mod deletion;
 mod discovery;
 mod kubectl;
 mod lists;
+mod nodes;
 mod patching;
 mod refusals;
 mod replay;

@@ -11,7 +11,9 @@ fn normal(mut object: Value) -> Value {
         for field in ["uid", "creationTimestamp", "resourceVersion"] {
             meta.remove(field);
         }
-        for entry in meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+        for entry in
+            meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten()
+        {
             if let Some(entry) = entry.as_object_mut() {
                 entry.remove("time");
             }
@@ -33,7 +35,8 @@ fn normal(mut object: Value) -> Value {
 
 #[tokio::test]
 async fn every_case() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../schema/testdata/patching.json")).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../schema/testdata/patching.json")).unwrap();
     let cluster = Cluster::start().await;
     let c = &cluster.admin;
     let mut wrong = Vec::new();
@@ -61,7 +64,9 @@ async fn every_case() {
             let answer = c.send("PATCH", &at, &headers, body).await;
             let same_code = u64::from(answer.code) == step["code"].as_u64().unwrap();
             let got: Value = serde_json::from_slice(&answer.bytes).unwrap_or_default();
-            let same = same_code && (step["answer"].get("note").is_some() || normal(got) == normal(step["answer"].clone()));
+            let same = same_code
+                && (step["answer"].get("note").is_some()
+                    || normal(got) == normal(step["answer"].clone()));
             if !same {
                 wrong.push(format!(
                     "{} step {i}\n  wanted {} {}\n  got    {} {}",
@@ -69,7 +74,9 @@ async fn every_case() {
                     step["code"],
                     normal(step["answer"].clone()),
                     answer.code,
-                    serde_json::from_slice(&answer.bytes).map(|v| normal(v).to_string()).unwrap_or_default()
+                    serde_json::from_slice(&answer.bytes)
+                        .map(|v| normal(v).to_string())
+                        .unwrap_or_default()
                 ));
             }
         }

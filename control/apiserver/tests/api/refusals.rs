@@ -16,7 +16,8 @@ fn normal(mut answer: Value) -> Value {
 
 #[tokio::test]
 async fn every_refusal() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../kinds/testdata/refusals.json")).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../kinds/testdata/refusals.json")).unwrap();
     let cluster = Cluster::start().await;
     let mut wrong = Vec::new();
     for (i, case) in cases.iter().enumerate() {
@@ -38,7 +39,8 @@ async fn every_refusal() {
         let same = match &case["answer"] {
             Value::String(text) => answer.text() == *text,
             expected if expected.get("note").is_some() => true,
-            expected => serde_json::from_slice(&answer.bytes).is_ok_and(|a: Value| normal(a) == normal(expected.clone())),
+            expected => serde_json::from_slice(&answer.bytes)
+                .is_ok_and(|a: Value| normal(a) == normal(expected.clone())),
         };
         if u64::from(answer.code) != case["code"].as_u64().unwrap() || !same {
             wrong.push(format!(
@@ -51,7 +53,10 @@ async fn every_refusal() {
                 answer.text()
             ));
         }
-        if (200..300).contains(&answer.code) && text("method") == "POST" && !text("path").contains("dryRun") {
+        if (200..300).contains(&answer.code)
+            && text("method") == "POST"
+            && !text("path").contains("dryRun")
+        {
             let made = answer.json()["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let path = text("path").split('?').next().unwrap();
             cluster.admin.delete(&format!("{path}/{made}"), &Value::Null).await;

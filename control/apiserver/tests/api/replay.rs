@@ -81,7 +81,8 @@ fn changed(base: &Value, at: &[Value], to: &Value) -> Option<Value> {
 }
 
 fn name_of(operation: &str, base: &Base, row: &Row) -> String {
-    let at: Vec<String> = row.at.iter().map(|s| s.as_str().map_or(s.to_string(), str::to_owned)).collect();
+    let at: Vec<String> =
+        row.at.iter().map(|s| s.as_str().map_or(s.to_string(), str::to_owned)).collect();
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let (kind, name) = (text(&base.object["kind"]), text(&base.object["metadata"]["name"]));
     format!("{operation} {kind} {name} {} {}", at.join("/"), row.to)
@@ -90,7 +91,8 @@ fn name_of(operation: &str, base: &Base, row: &Row) -> String {
 #[tokio::test]
 async fn single_changes() {
     // The cluster that was asked had node ports beyond the usual range.
-    let cluster = Cluster::start_on(MemoryStore::new(), |c| c.node_port_range = 30000..=32800).await;
+    let cluster =
+        Cluster::start_on(MemoryStore::new(), |c| c.node_port_range = 30000..=32800).await;
     let c = &cluster.admin;
     let mut misses = BTreeMap::new();
     let (mut good, mut all) = (0, 0);
@@ -122,7 +124,10 @@ async fn single_changes() {
                 }
                 _ => {
                     let (code, object) = &stored[row.base];
-                    let Some(body) = changed(object, &row.at, &row.to).filter(|_| *code == 201) else { continue };
+                    let Some(body) = changed(object, &row.at, &row.to).filter(|_| *code == 201)
+                    else {
+                        continue;
+                    };
                     let name = base.object["metadata"]["name"].as_str().unwrap();
                     c.put(&format!("{}/{name}?{options}", base.path), &body).await
                 }
@@ -134,7 +139,10 @@ async fn single_changes() {
                 good += 1;
             } else {
                 let text: String = answer.text().chars().take(400).collect();
-                misses.insert(name_of(operation, base, row), format!("wanted {theirs:?}, got {text}"));
+                misses.insert(
+                    name_of(operation, base, row),
+                    format!("wanted {theirs:?}, got {text}"),
+                );
             }
         }
     }
@@ -153,8 +161,11 @@ fn ratchet(misses: &BTreeMap<String, String>) {
     }
     let known = std::fs::read_to_string(&path).unwrap();
     let known: BTreeSet<&str> = known.lines().collect();
-    let new: Vec<String> =
-        misses.iter().filter(|(n, _)| !known.contains(n.as_str())).map(|(n, why)| format!("{n} => {why}")).collect();
+    let new: Vec<String> = misses
+        .iter()
+        .filter(|(n, _)| !known.contains(n.as_str()))
+        .map(|(n, why)| format!("{n} => {why}"))
+        .collect();
     let healed: Vec<&&str> = known.iter().filter(|n| !misses.contains_key(**n)).collect();
     assert!(new.is_empty(), "{} cases differ that did not:\n{}", new.len(), new.join("\n"));
     assert!(healed.is_empty(), "these agree now, take them off the list: {healed:?}");

@@ -18,18 +18,29 @@ fn is(kind: &str, name: &str) -> (String, String) {
 async fn from_a_version_on() {
     let cluster = Cluster::start().await;
     let c = &cluster.admin;
-    let version = c.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let version = c.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
     let mut events = c.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={version}")).await;
     assert_eq!(events.brief().await, is("ADDED", "a"));
     let changed = c.put(&format!("{CONFIG_MAPS}/a"), &config_map("a", "2")).await.expect(200);
     let event = events.next().await.unwrap();
-    assert_eq!(event, json!({ "type": "MODIFIED", "object": changed }), "an event carries what a get would");
+    assert_eq!(
+        event,
+        json!({ "type": "MODIFIED", "object": changed }),
+        "an event carries what a get would"
+    );
     c.delete(&format!("{CONFIG_MAPS}/a"), &Value::Null).await.expect(200);
     let event = events.next().await.unwrap();
     assert_eq!(event["type"], "DELETED");
-    let revision = |o: &Value| o["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
-    assert!(revision(&event["object"]) > revision(&changed), "the deletion has a version of its own");
+    let revision =
+        |o: &Value| o["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(
+        revision(&event["object"]) > revision(&changed),
+        "the deletion has a version of its own"
+    );
 }
 
 #[tokio::test]
@@ -45,7 +56,10 @@ async fn what_leaves_a_selector_is_deleted() {
     assert_eq!(events.brief().await, is("ADDED", "b"));
     c.put(&format!("{CONFIG_MAPS}/a"), &labelled("a", "1", "out")).await.expect(200);
     let event = events.next().await.unwrap();
-    assert_eq!((&event["type"], &event["object"]["metadata"]["labels"]["l"]), (&json!("DELETED"), &json!("in")));
+    assert_eq!(
+        (&event["type"], &event["object"]["metadata"]["labels"]["l"]),
+        (&json!("DELETED"), &json!("in"))
+    );
     c.delete(&format!("{CONFIG_MAPS}/a"), &Value::Null).await.expect(200);
     c.delete(&format!("{CONFIG_MAPS}/b"), &Value::Null).await.expect(200);
     assert_eq!(events.brief().await, is("DELETED", "b"));
@@ -80,7 +94,12 @@ async fn timeouts_and_lost_history() {
     for i in 0..5 {
         c.post(CONFIG_MAPS, &config_map(&format!("a{i}"), "1")).await.expect(201);
     }
-    let mut short = c.watch(&format!("{CONFIG_MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={}", cluster.store.revision())).await;
+    let mut short = c
+        .watch(&format!(
+            "{CONFIG_MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={}",
+            cluster.store.revision()
+        ))
+        .await;
     let last = short.next().await.unwrap();
     assert_eq!(last["type"], "BOOKMARK");
     assert_eq!(last["object"]["metadata"]["resourceVersion"], cluster.store.revision().to_string());
@@ -88,7 +107,10 @@ async fn timeouts_and_lost_history() {
     cluster.store.compact(cluster.store.revision()).await.unwrap();
     let mut lost = c.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={version}")).await;
     let event = lost.next().await.unwrap();
-    assert_eq!((&event["type"], &event["object"]["code"], &event["object"]["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")));
+    assert_eq!(
+        (&event["type"], &event["object"]["code"], &event["object"]["reason"]),
+        (&json!("ERROR"), &json!(410), &json!("Expired"))
+    );
     assert_eq!(lost.next().await, None);
     c.get(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=999999")).await.expect(504);
 }
@@ -98,7 +120,14 @@ async fn tables_are_watched_too() {
     let cluster = Cluster::start().await;
     let c = &cluster.admin;
     let headers = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
-    let response = c.open("GET", &format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", c.revision().await), &headers, "").await;
+    let response = c
+        .open(
+            "GET",
+            &format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", c.revision().await),
+            &headers,
+            "",
+        )
+        .await;
     let mut body = response.into_body();
     c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
     c.post(CONFIG_MAPS, &config_map("b", "1")).await.expect(201);
@@ -114,7 +143,10 @@ async fn tables_are_watched_too() {
 
 impl crate::cluster::Client {
     async fn revision(&self) -> String {
-        self.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+        self.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -128,7 +160,40 @@ async fn events_are_served_under_two_groups() {
     });
     c.post("/api/v1/namespaces/default/events", &event).await.expect(201);
     let other = c.get("/apis/events.k8s.io/v1/namespaces/default/events/e").await.expect(200);
-    assert_eq!((&other["apiVersion"], &other["note"], &other["regarding"]["name"]), (&json!("events.k8s.io/v1"), &json!("M"), &json!("p")));
-    let list = c.get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp").await.expect(200);
+    assert_eq!(
+        (&other["apiVersion"], &other["note"], &other["regarding"]["name"]),
+        (&json!("events.k8s.io/v1"), &json!("M"), &json!("p"))
+    );
+    let list = c
+        .get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp")
+        .await
+        .expect(200);
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn one_object_can_be_watched_by_its_path() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    for name in ["a", "ab"] {
+        c.post(CONFIG_MAPS, &config_map(name, "1")).await.expect(201);
+    }
+    let mut events = c.watch(&format!("{CONFIG_MAPS}/a?watch=true")).await;
+    assert_eq!(events.brief().await, is("ADDED", "a"));
+    c.put(&format!("{CONFIG_MAPS}/ab"), &config_map("ab", "2")).await.expect(200);
+    c.put(&format!("{CONFIG_MAPS}/a"), &config_map("a", "2")).await.expect(200);
+    assert_eq!(events.brief().await, is("MODIFIED", "a"));
+}
+
+#[tokio::test]
+async fn events_end_after_their_time() {
+    let store = rimward_control_store::MemoryStore::new();
+    let ttl = std::time::Duration::from_millis(300);
+    let cluster = Cluster::start_on(store, |config| config.event_ttl = ttl).await;
+    let event = json!({ "metadata": { "name": "e" }, "involvedObject": { "kind": "Pod", "namespace": "default", "name": "p" } });
+    let path = "/api/v1/namespaces/default/events";
+    cluster.admin.post(path, &event).await.expect(201);
+    let mut events = cluster.admin.watch(&format!("{path}?watch=1")).await;
+    assert_eq!(events.brief().await, is("ADDED", "e"));
+    assert_eq!(events.brief().await, is("DELETED", "e"));
 }

@@ -31,12 +31,19 @@ async fn an_object_through_its_writes() {
     c.merge(&path, &old).await.expect(409);
     let mut other = config_map("a", "3");
     other["metadata"]["uid"] = "another".into();
-    assert!(c.put(&path, &other).await.expect(409)["message"].as_str().unwrap().contains("UID in precondition: another"));
+    assert!(
+        c.put(&path, &other).await.expect(409)["message"]
+            .as_str()
+            .unwrap()
+            .contains("UID in precondition: another")
+    );
 
     let merged = c.merge(&path, &json!({ "data": { "k": null, "n": "v" } })).await.expect(200);
     assert_eq!(merged["data"], json!({ "n": "v" }));
     let ops = json!([{ "op": "test", "path": "/data/n", "value": "v" }, { "op": "add", "path": "/data/x", "value": "y" }]);
-    let patched = c.send("PATCH", &path, &[("content-type", "application/json-patch+json")], ops.to_string()).await;
+    let patched = c
+        .send("PATCH", &path, &[("content-type", "application/json-patch+json")], ops.to_string())
+        .await;
     assert_eq!(patched.expect(200)["data"], json!({ "n": "v", "x": "y" }));
     c.delete(&path, &Value::Null).await.expect(200);
     c.get(&path).await.expect(404);
@@ -74,7 +81,10 @@ async fn concurrent_unconditional_patches_all_count() {
     let patches = (0..40).map(|i| {
         let client = cluster.admin.clone();
         tokio::spawn(async move {
-            client.merge(&format!("{CONFIG_MAPS}/a"), &json!({ "data": { format!("k{i}"): "v" } })).await.expect(200);
+            client
+                .merge(&format!("{CONFIG_MAPS}/a"), &json!({ "data": { format!("k{i}"): "v" } }))
+                .await
+                .expect(200);
         })
     });
     for patch in patches.collect::<Vec<_>>() {
@@ -99,18 +109,26 @@ async fn status_and_spec_are_written_apart() {
     assert_eq!(made["metadata"]["generation"], 1);
     assert_eq!(made["status"].get("replicas"), None, "a create sets no status");
     let path = format!("{deployments}/d");
-    let status = json!({ "spec": { "replicas": 7 }, "status": { "replicas": 2, "observedGeneration": 1 } });
+    let status =
+        json!({ "spec": { "replicas": 7 }, "status": { "replicas": 2, "observedGeneration": 1 } });
     let after = c.merge(&format!("{path}/status"), &status).await.expect(200);
     assert_eq!((&after["spec"]["replicas"], &after["status"]["replicas"]), (&json!(2), &json!(2)));
     assert_eq!(after["metadata"]["generation"], 1);
-    let after = c.merge(&path, &json!({ "spec": { "replicas": 3 }, "status": { "replicas": 0 } })).await.expect(200);
+    let after = c
+        .merge(&path, &json!({ "spec": { "replicas": 3 }, "status": { "replicas": 0 } }))
+        .await
+        .expect(200);
     assert_eq!((&after["spec"]["replicas"], &after["status"]["replicas"]), (&json!(3), &json!(2)));
     assert_eq!(after["metadata"]["generation"], 2);
 
     let scale = c.get(&format!("{path}/scale")).await.expect(200);
     assert_eq!(scale["kind"], "Scale");
-    assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(3), &json!("a=b")));
-    let scaled = c.merge(&format!("{path}/scale"), &json!({ "spec": { "replicas": 5 } })).await.expect(200);
+    assert_eq!(
+        (&scale["spec"]["replicas"], &scale["status"]["selector"]),
+        (&json!(3), &json!("a=b"))
+    );
+    let scaled =
+        c.merge(&format!("{path}/scale"), &json!({ "spec": { "replicas": 5 } })).await.expect(200);
     assert_eq!(scaled["spec"]["replicas"], 5);
     let mut put = scaled.clone();
     put["spec"]["replicas"] = 6.into();
@@ -128,7 +146,10 @@ async fn a_pod_is_bound_once() {
     let bind = |node: &str| json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "p" }, "target": { "kind": "Node", "name": node } });
     scheduler.post(&format!("{PODS}/p/binding"), &bind("n1")).await.expect(201);
     let refused = scheduler.post(&format!("{PODS}/p/binding"), &bind("n2")).await.expect(409);
-    assert!(refused["message"].as_str().unwrap().ends_with("pod p is already assigned to node \"n1\""), "{refused}");
+    assert!(
+        refused["message"].as_str().unwrap().ends_with("pod p is already assigned to node \"n1\""),
+        "{refused}"
+    );
     let bound = cluster.admin.get(&format!("{PODS}/p")).await.expect(200);
     assert_eq!(bound["spec"]["nodeName"], "n1");
     assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
@@ -140,10 +161,16 @@ async fn a_pod_is_bound_once() {
 async fn bodies_may_be_yaml_and_may_not_be_huge() {
     let cluster = Cluster::start().await;
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yaml\ndata:\n  k: v\n";
-    let made = cluster.admin.send("POST", CONFIG_MAPS, &[("content-type", "application/yaml")], yaml).await;
+    let made = cluster
+        .admin
+        .send("POST", CONFIG_MAPS, &[("content-type", "application/yaml")], yaml)
+        .await;
     assert_eq!(made.expect(201)["data"]["k"], "v");
     let huge = config_map("h", &"x".repeat(3 << 20)).to_string();
-    let refused = cluster.admin.send("POST", CONFIG_MAPS, &[("content-type", "application/json")], huge).await;
+    let refused = cluster
+        .admin
+        .send("POST", CONFIG_MAPS, &[("content-type", "application/json")], huge)
+        .await;
     assert_eq!(refused.expect(413)["reason"], "RequestEntityTooLarge");
 }
 
@@ -156,6 +183,9 @@ async fn unknown_fields_warn_and_are_dropped() {
     assert_eq!(answer.expect(201).get("nope"), None);
     assert_eq!(answer.warnings(), ["299 - \"unknown field \\\"nope\\\"\""]);
     object["metadata"]["name"] = "w2".into();
-    let quiet = cluster.admin.post(&format!("{CONFIG_MAPS}?fieldValidation=Ignore&dryRun=All"), &object).await;
+    let quiet = cluster
+        .admin
+        .post(&format!("{CONFIG_MAPS}?fieldValidation=Ignore&dryRun=All"), &object)
+        .await;
     assert!(quiet.warnings().is_empty());
 }
