@@ -20,7 +20,7 @@ pub(crate) fn of_host(resolv_conf: &str) -> Dns {
             }
             Some("search") => dns.searches = words.map(str::to_owned).collect(),
             Some("options") => {
-                let ndots = words.filter_map(|w| w.strip_prefix("ndots:")).last();
+                let ndots = words.filter_map(|w| w.strip_prefix("ndots:")).next_back();
                 dns.ndots = ndots.and_then(|n| n.parse().ok()).unwrap_or(dns.ndots);
             }
             _ => {}

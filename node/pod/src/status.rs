@@ -65,7 +65,7 @@ pub(crate) enum State {
 /// Status and time of change of the conditions that the node owns.
 pub(crate) type Transitions = BTreeMap<&'static str, (bool, Timestamp)>;
 
-const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
 /// The status now. Conditions of others are kept as the pod has them.
 pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
@@ -208,7 +208,7 @@ fn conditions(
     let ready = ready(spec, have, &containers_ready);
     let network = (facts.network_ready, None, None);
     let owned =
-        OWNED.iter().zip([network, initialized, containers_ready, ready]).map(|(type_, v)| {
+        OWNED.iter().zip([network, initialized, ready, containers_ready]).map(|(type_, v)| {
             let since = match facts.since.get(type_) {
                 Some((status, since)) if *status == v.0 => *since,
                 _ => now,
@@ -225,6 +225,17 @@ fn conditions(
         });
     let others = have.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned();
     owned.chain(others).collect()
+}
+
+/// Whether the API shows something else than what this node says: somebody changed it, as the node
+/// controller does when a node is out of reach.
+pub(crate) fn has_drifted(pod: &Pod, status: &PodStatus) -> bool {
+    let Some(shown) = &pod.status else { return true };
+    let of = |status: &PodStatus, type_: &str| {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions.find(|c| c.type_ == type_).map(|c| c.status.clone())
+    };
+    shown.phase != status.phase || OWNED.iter().any(|type_| of(shown, type_) != of(status, type_))
 }
 
 /// When the conditions of a status last changed.

@@ -22,6 +22,9 @@ use crate::volumes::Places;
 /// How long a status is held back while more is about to change.
 const SETTLE: SignedDuration = SignedDuration::from_millis(100);
 
+/// How long the API's view may lag behind what was sent.
+const LAG: SignedDuration = SignedDuration::from_secs(3);
+
 /// A pod's state and the bell of its task.
 pub(crate) struct Handle {
     pub uid: Arc<str>,
@@ -131,7 +134,7 @@ impl Handle {
             state.sent.digest = digest;
             return first.then(|| Report { pod: state.pod.clone(), status, terminated: true });
         }
-        if digest == state.sent.digest {
+        if digest == state.sent.digest && !self.must_repeat(state, &status, plan) {
             state.sent.due = None;
             return None;
         }
@@ -144,9 +147,25 @@ impl Handle {
         }
         let ready = state.since.get("Ready").is_some_and(|(ready, _)| *ready);
         state.sent.digest = digest;
+        state.sent.at = Some(plan.now);
         state.sent.due = None;
         state.sent.was_ready |= ready;
         Some(Report { pod: state.pod.clone(), status, terminated: false })
+    }
+}
+
+impl Handle {
+    /// What was sent is sent again when the API shows something else. Its view may lag behind, so it
+    /// gets a moment, and is compared once after each of its changes.
+    fn must_repeat(&self, state: &mut PodState, status: &PodStatus, plan: &mut Plan) -> bool {
+        let Some(at) = state.sent.at.filter(|_| state.sent.check) else { return false };
+        if !status::has_drifted(&state.pod, status) {
+            state.sent.check = false;
+            return false;
+        }
+        let due = plan.is_due(at + LAG);
+        state.sent.check = !due;
+        due
     }
 }
 
@@ -156,41 +175,48 @@ fn digest(status: &PodStatus) -> u64 {
     hasher.finish().max(1)
 }
 
-/// Runs until the pod is gone, or the agent goes: then all that runs goes on running.
+/// Runs until the pod is gone, or the agent goes: then all that runs goes on running. What it keeps
+/// across its waits is what an idle pod costs, so each turn is boxed and gone before the wait.
 pub(crate) async fn run(handle: Arc<Handle>, known: Vec<KnownRun>) {
     handle.load(known);
     let shutdown = handle.node.shutdown.clone();
-    loop {
-        let now = handle.node.config.clock.now();
-        let turn = handle.turn(now);
-        if let Some((bytes, durability)) = turn.save {
-            save(&handle, bytes, durability == Durability::Power).await;
-        }
-        for action in turn.plan.actions {
-            act::carry_out(&handle, action);
-        }
-        if let Some(report) = turn.report {
-            let reports = &handle.node.config.reports;
-            match report.terminated {
-                true => reports.pod_terminated(&report.pod, report.status),
-                false => reports.pod_status(&report.pod, report.status),
-            }
-        }
-        if turn.plan.gone {
-            return clean_up(&handle).await;
-        }
-        // The pause is bounded, so that a corrected system clock is noticed.
-        let pause = turn.plan.wake.map(|at| {
-            let pause =
-                at.duration_since(now).clamp(SignedDuration::ZERO, SignedDuration::from_hours(1));
-            Duration::try_from(pause).unwrap_or_default()
-        });
+    while let Some(pause) = Box::pin(take_turn(&handle)).await {
         tokio::select! {
             () = handle.wake.notified() => {}
             () = sleep(pause) => {}
             () = shutdown.cancelled() => return,
         }
     }
+    Box::pin(clean_up(&handle)).await;
+}
+
+/// Plans, writes down, acts, reports; answers how long to wait if nothing happens (for ever is the
+/// inner None), or None when the pod is gone.
+async fn take_turn(handle: &Arc<Handle>) -> Option<Option<Duration>> {
+    let now = handle.node.config.clock.now();
+    let turn = handle.turn(now);
+    if let Some((bytes, durability)) = turn.save {
+        save(handle, bytes, durability == Durability::Power).await;
+    }
+    for action in turn.plan.actions {
+        act::carry_out(handle, action);
+    }
+    if let Some(report) = turn.report {
+        let reports = &handle.node.config.reports;
+        match report.terminated {
+            true => reports.pod_terminated(&report.pod, report.status),
+            false => reports.pod_status(&report.pod, report.status),
+        }
+    }
+    if turn.plan.gone {
+        return None;
+    }
+    // The pause is bounded, so that a corrected system clock is noticed.
+    Some(turn.plan.wake.map(|at| {
+        let pause =
+            at.duration_since(now).clamp(SignedDuration::ZERO, SignedDuration::from_hours(1));
+        Duration::try_from(pause).unwrap_or_default()
+    }))
 }
 
 async fn sleep(pause: Option<Duration>) {

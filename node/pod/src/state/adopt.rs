@@ -63,9 +63,9 @@ impl PodState {
         self.started_at = status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
         let same_boot = record.as_ref().is_none_or(|r| r.boot_id == *self.boot_id);
         match record {
-            Some(record) => self.from_record(record, &known, runtimes, same_boot, now),
-            None if !known.is_empty() => self.from_runs(&known, now),
-            None => self.from_api(now),
+            Some(record) => self.adopt_record(record, &known, runtimes, same_boot, now),
+            None if !known.is_empty() => self.adopt_runs(&known, now),
+            None => self.adopt_api_status(now),
         }
         if same_boot {
             let begun =
@@ -88,7 +88,7 @@ impl PodState {
         self.notice_deletion(now);
     }
 
-    fn from_record(
+    fn adopt_record(
         &mut self,
         record: Record,
         known: &[KnownRun],
@@ -133,7 +133,7 @@ impl PodState {
     }
 
     /// The record is lost, the runs are not.
-    fn from_runs(&mut self, known: &[KnownRun], now: Timestamp) {
+    fn adopt_runs(&mut self, known: &[KnownRun], now: Timestamp) {
         for index in 0..self.containers.len() {
             let c = &mut self.containers[index];
             let runs = known.iter().filter(|run| run.known.id.container == c.name);
@@ -190,7 +190,7 @@ impl PodState {
 
     /// This node knows nothing of the pod, but the API may: its runs must not be counted anew, and
     /// what was over stays over.
-    fn from_api(&mut self, now: Timestamp) {
+    fn adopt_api_status(&mut self, now: Timestamp) {
         let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref());
         if let Some(phase @ ("Succeeded" | "Failed")) = phase {
             let status = self.pod.status.as_ref();

@@ -187,3 +187,39 @@ async fn pods_that_make_no_sense_are_ignored() {
     b.pods.synced();
     assert!(b.pods.uids().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_others_changed_is_said_again() {
+    let b = Bench::new().await;
+    let mut p = pod(json!({}));
+    b.set(&p);
+    let status = b.until_ready().await;
+    p["status"] = serde_json::to_value(&status).unwrap();
+    b.set(&p);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(b.world.reports.sent(), 1, "an echo is no reason");
+    // The node was out of reach, and comes back.
+    for condition in p["status"]["conditions"].as_array_mut().unwrap() {
+        if condition["type"] == "Ready" {
+            condition["status"] = json!("False");
+        }
+    }
+    b.set(&p);
+    b.until_true("said again", || b.world.reports.sent() == 2).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(b.world.reports.sent(), 2, "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_cannot_be_is_ignored() {
+    let b = Bench::new().await;
+    b.set(&pod(json!({})));
+    b.until_ready().await;
+    b.set(&pod(json!({"containers": []})));
+    b.set(&pod(
+        json!({"containers": [{"name": "c", "image": "i:1"}, {"name": "d", "image": "i:1"}]}),
+    ));
+    b.world.runtime.kill(&run("c", 0), 1, "").await;
+    b.until(|s| container(s, "c").restart_count == 1).await;
+    assert_eq!(b.world.runtime.spec(&run("c", 1)).unwrap().image.reference, "hello:v1");
+}

@@ -1,6 +1,7 @@
 //! Probes, by what they do to a pod; and over real sockets.
 
 use super::*;
+use crate::probe::{Outcome, Target, execute};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn with_probe(kind: &str, probe: Value) -> Value {
@@ -118,30 +119,35 @@ async fn server(answer: Option<&'static str>) -> std::net::SocketAddr {
     address
 }
 
+/// What one execution tells, with all ports of the pod reached at one address.
+async fn check_probe(
+    reach: Option<std::net::SocketAddr>,
+    probe: Value,
+    expected: Result<(), &str>,
+) {
+    let world = World::new(Timestamp::UNIX_EPOCH);
+    *world.network.reach.lock() = reach;
+    let c = json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]});
+    let container = serde_json::from_value(c).unwrap();
+    let target = Target {
+        network: &*world.network,
+        runtime: &world.runtime,
+        id: &run("c", 0),
+        pod_ip: "10.42.0.5".parse().unwrap(),
+        container: &container,
+    };
+    let outcome = execute(&serde_json::from_value(probe).unwrap(), &target).await;
+    match expected {
+        Ok(()) => assert_eq!(outcome, Outcome::Success),
+        Err(why) => assert!(
+            matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) if w == why),
+            "{outcome:?}"
+        ),
+    }
+}
+
 #[tokio::test]
 async fn over_sockets() {
-    use crate::probe::{Outcome, Target, execute};
-    async fn check(reach: Option<std::net::SocketAddr>, probe: Value, expected: Result<(), &str>) {
-        let world = World::new(Timestamp::UNIX_EPOCH);
-        *world.network.reach.lock() = reach;
-        let c = json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]});
-        let container = serde_json::from_value(c).unwrap();
-        let target = Target {
-            network: &*world.network,
-            runtime: &world.runtime,
-            id: &run("c", 0),
-            pod_ip: "10.42.0.5".parse().unwrap(),
-            container: &container,
-        };
-        let outcome = execute(&serde_json::from_value(probe).unwrap(), &target).await;
-        match expected {
-            Ok(()) => assert_eq!(outcome, Outcome::Success),
-            Err(why) => assert!(
-                matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) if w == why),
-                "{outcome:?}"
-            ),
-        }
-    }
     let get = |path: &str| json!({"httpGet": {"path": path, "port": "web"}});
     let good = Some(server(Some("HTTP/1.1 {agent} OK\r\ncontent-length: 2\r\n\r\nok")).await);
     let bad = Some(server(Some("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n")).await);
@@ -149,11 +155,11 @@ async fn over_sockets() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = Some(free.local_addr().unwrap());
     drop(free);
-    check(good, get("/ok"), Ok(())).await;
-    check(good, get("/moved"), Ok(())).await;
-    check(good, json!({"tcpSocket": {"port": 1}}), Ok(())).await;
-    check(bad, get("/"), Err("HTTP probe failed with statuscode: 503")).await;
-    check(
+    check_probe(good, get("/ok"), Ok(())).await;
+    check_probe(good, get("/moved"), Ok(())).await;
+    check_probe(good, json!({"tcpSocket": {"port": 1}}), Ok(())).await;
+    check_probe(bad, get("/"), Err("HTTP probe failed with statuscode: 503")).await;
+    check_probe(
         refused,
         get("/x"),
         Err(
@@ -161,14 +167,82 @@ async fn over_sockets() {
         ),
     )
     .await;
-    check(
+    check_probe(
         refused,
         json!({"tcpSocket": {"port": 8080}}),
         Err("dial tcp 10.42.0.5:8080: connect: connection refused"),
     )
     .await;
-    check(silent, get("/"), Err("Get \"http://10.42.0.5:8080/\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)")).await;
-    check(good, json!({"httpGet": {"port": "nope"}}), Err("couldn't find port: \"nope\"")).await;
-    check(good, json!({"httpGet": {"port": 99999}}), Err("invalid port number: 99999")).await;
-    check(good, json!({}), Err("missing probe handler")).await;
+    check_probe(silent, get("/"), Err("Get \"http://10.42.0.5:8080/\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)")).await;
+    check_probe(good, json!({"httpGet": {"port": "nope"}}), Err("couldn't find port: \"nope\""))
+        .await;
+    check_probe(good, json!({"httpGet": {"port": 99999}}), Err("invalid port number: 99999")).await;
+    check_probe(good, json!({}), Err("missing probe handler")).await;
+}
+
+/// A gRPC health service that answers with this serving status, or with this gRPC status.
+async fn health_server(serving: u8, code: &'static str) -> std::net::SocketAddr {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Full};
+    use hyper::{HeaderMap, Request, Response, body::Incoming};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = move |request: Request<Incoming>| async move {
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        let asked = request.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(&asked[5..], b"\x0a\x03svc");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", code.parse().unwrap());
+        let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, serving]));
+        let body = body.with_trailers(async move { Some(Ok(trailers)) });
+        Ok::<_, std::convert::Infallible>(Response::new(body))
+    };
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper::service::service_fn(answer);
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+/// Answers 200 by HTTPS with a certificate that nobody trusts.
+async fn tls_server() -> std::net::SocketAddr {
+    let key = rcgen::generate_simple_self_signed(vec!["elsewhere.example".into()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![key.cert.der().clone()],
+            rustls::pki_types::PrivateKeyDer::Pkcs8(key.signing_key.serialize_der().into()),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut request = vec![0; 4096];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn over_grpc_and_https() {
+    let grpc = || json!({"grpc": {"port": 9000, "service": "svc"}});
+    check_probe(Some(health_server(1, "0").await), grpc(), Ok(())).await;
+    let unhealthy = "service unhealthy (responded with \"NOT_SERVING\")";
+    check_probe(Some(health_server(2, "0").await), grpc(), Err(unhealthy)).await;
+    let none = "this server does not implement the grpc health protocol (grpc.health.v1.Health)";
+    check_probe(Some(health_server(0, "12").await), grpc(), Err(none)).await;
+    let https = json!({"httpGet": {"scheme": "HTTPS", "port": 8443}});
+    check_probe(Some(tls_server().await), https, Ok(())).await;
 }

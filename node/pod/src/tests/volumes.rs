@@ -112,3 +112,30 @@ async fn pods_share_nothing_they_should_not() {
     assert_eq!(b.pods.status("u").unwrap().phase.as_deref(), Some("Running"));
     assert!(b.pods.status("w").is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn secrets_lie_in_memory_where_there_is_some() {
+    let world = World::new(Timestamp::from_second(1_800_000_000).unwrap());
+    let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut config = world.config(dir.path());
+    config.memory_dir = Some(memory.path().join("pods"));
+    let shutdown = CancellationToken::new();
+    let pods = Pods::start(config, shutdown.clone()).await.unwrap();
+    let b = Bench { world, pods, dir, shutdown };
+    b.world.objects.put_secret("default", "s", &[("k", "v")]);
+    b.set(&pod(json!({"volumes": [{"name": "keys", "secret": {"secretName": "s"}}, {"name": "d", "emptyDir": {}}],
+        "containers": [{"name": "c", "image": "i:1", "volumeMounts": [
+            {"name": "keys", "mountPath": "/k"}, {"name": "keys", "mountPath": "/one", "subPath": "k"}]}]})));
+    b.until_ready().await;
+    let mounts = b.world.runtime.spec(&run("c", 0)).unwrap().mounts;
+    assert_eq!(mounts[0].host_path, memory.path().join("pods/u/_volumes/keys"));
+    assert_eq!(std::fs::read_to_string(mounts[0].host_path.join("k")).unwrap(), "v");
+    assert!(mounts[1].host_path.starts_with(memory.path()), "{:?}", mounts[1].host_path);
+    assert_eq!(std::fs::read_to_string(&mounts[1].host_path).unwrap(), "v");
+    assert!(b.read("_volumes/keys/k").is_none());
+    b.pods.remove("u");
+    b.until_true("both places are cleared", || {
+        !b.pod_dir().exists() && !memory.path().join("pods/u").exists()
+    })
+    .await;
+}
