@@ -78,8 +78,8 @@ pub struct ControlPorts {
     /// Address by which clients and nodes reach this machine, for the certificate and the kubeconfig.
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
-    /// Seconds that a node may be silent before it is NotReady.
-    #[arg(long, default_value_t = 40)]
+    /// Seconds that a node may be silent before it is NotReady; an idle node speaks every 15.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(20..))]
     pub node_grace_seconds: u64,
 }
 
@@ -93,7 +93,7 @@ pub struct NodeOptions {
     #[arg(long)]
     pub ingress_http_port: Option<u16>,
     /// Pods that this node takes at most.
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
     /// Work without the privileges that are there: addresses on loopback, no kernel rules.
     #[arg(long)]
@@ -140,6 +140,9 @@ pub struct Node {
     /// A token from `rimward token create`; needed until the node has joined.
     #[arg(long, env = "RIMWARD_TOKEN")]
     pub token: Option<String>,
+    /// End the pods too when this process is told to stop; else they run on for the next one (an upgrade).
+    #[arg(long)]
+    pub stop_pods: bool,
     #[command(flatten)]
     pub node: NodeOptions,
 }

@@ -21,7 +21,13 @@ pub async fn run(args: cli::Node) -> anyhow::Result<()> {
         config.registry_hosts.push(format!("{host}:6443"));
     }
     match Node::start(config, shutdown.clone()).await? {
-        Some(node) => node.ended().await,
+        Some(node) => {
+            let outcome = node.ended().await;
+            if args.stop_pods {
+                node.take_down().await;
+            }
+            outcome
+        }
         None => Ok(()),
     }
 }

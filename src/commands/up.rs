@@ -30,7 +30,10 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
         match Node::start(config, node_shutdown.clone()).await? {
             Some(node) => {
                 tracing::info!(kubeconfig = %kubeconfig.display(), "rimward is up");
-                node.ended().await
+                let outcome = node.ended().await;
+                // A laptop or a CI job is left as it was found; after kill -9 the next start finds the pods.
+                node.take_down().await;
+                outcome
             }
             None => Ok(()),
         }

@@ -101,7 +101,7 @@ async fn settle(
         false => Some(inner.allocation.lock().await),
     };
     if !has_block {
-        let block = free_block(inner).await?;
+        let block = free_block(inner, block_bits(inner.network.node_bits, pods_max(said))).await?;
         let spec = wanted.spec.get_or_insert_with(NodeSpec::default);
         spec.pod_cidr = Some(block.to_string());
         spec.pod_cidrs = Some(vec![block.to_string()]);
@@ -166,11 +166,26 @@ pub(crate) fn block_of(node: &Node) -> Option<Block> {
 
 /// The lowest block that no Node has. Asked of the API, not of a cache: the last block was perhaps
 /// given a moment ago.
-async fn free_block(inner: &Inner) -> Result<Block, RegistrationError> {
+async fn free_block(inner: &Inner, bits: u8) -> Result<Block, RegistrationError> {
     let nodes = inner.client.list_all::<Node>("", &Default::default()).await?;
     let taken: BTreeSet<Block> = nodes.items.iter().filter_map(block_of).collect();
-    let (network, bits) = (inner.network.pod_network, inner.network.node_bits);
+    let network = inner.network.pod_network;
     lowest_free(network, bits, &taken).ok_or(RegistrationError::NoBlock(network))
+}
+
+/// The pods that a node takes, as it says.
+fn pods_max(said: &Node) -> u64 {
+    let capacity = said.status.as_ref().and_then(|s| s.capacity.as_ref());
+    let pods = capacity.and_then(|c| rimward_api::Quantity::parse(&c.get("pods")?.0).ok());
+    pods.map_or(0, |pods| pods.value().unsigned_abs())
+}
+
+/// The size of a node's block: the usual one, or larger where its pods need it. A quarter beyond them is
+/// for pods that still end while their successors start; three addresses are never a pod's.
+fn block_bits(usual: u8, pods: u64) -> u8 {
+    let addresses = (pods + pods / 4 + 3).next_power_of_two();
+    let bits = 32u64.saturating_sub(u64::from(addresses.trailing_zeros()));
+    usual.min(bits as u8)
 }
 
 fn lowest_free(network: Block, bits: u8, taken: &BTreeSet<Block>) -> Option<Block> {
@@ -342,6 +357,12 @@ mod tests {
                 ("rimward.dev/wasm", "true")
             ])
         );
+    }
+
+    #[test]
+    fn blocks_hold_the_nodes_pods() {
+        let sizes = [0, 110, 200, 203, 1000, 10_000].map(|pods| block_bits(24, pods));
+        assert_eq!(sizes, [24, 24, 24, 23, 21, 18]);
     }
 
     #[test]

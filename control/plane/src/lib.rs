@@ -94,7 +94,7 @@ impl Plane {
         let kubeconfig = write_kubeconfig(&config, &pki, api_addr, reach)?;
 
         let store = RocksStore::open(&dir.join("store"), Default::default())?;
-        let advertise = SocketAddr::new(reach, api_addr.port());
+        let advertise = SocketAddr::new(endpoint_address(reach), api_addr.port());
         let api_config =
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
         let api = ApiServer::start(api_config).await?;
@@ -220,6 +220,18 @@ fn outward_address(bound: IpAddr) -> IpAddr {
         Ok(socket.local_addr()?.ip())
     };
     probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The endpoint of the `kubernetes` Service. Kubernetes refuses loopback there; nodes reach the API through
+/// their tunnels whatever it says, so a machine without a network of its own shows an address reserved for
+/// documentation (RFC 5737).
+fn endpoint_address(reach: IpAddr) -> IpAddr {
+    match reach.is_loopback() {
+        false => reach,
+        true => Some(outward_address(Ipv4Addr::UNSPECIFIED.into()))
+            .filter(|ip| !ip.is_loopback())
+            .unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+    }
 }
 
 fn server_names() -> Vec<String> {

@@ -60,6 +60,8 @@ pub struct Node {
     pub pods: Pods,
     /// Where the Ingress really listens.
     pub ingress_addr: SocketAddr,
+    wasm: WasmRuntime,
+    net: Net,
     tasks: TaskTracker,
 }
 
@@ -108,27 +110,35 @@ impl Node {
         let ingress_addr = ingress.local_addr()?;
         let dns = bind_dns(&config, &agent, &welcome, &network).await?;
 
-        let pods = start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
+        let (pods, wasm) = start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
         route_services(&config, &agent, &welcome, &net, backends, dial, dns.local_addr()?, &tasks, &shutdown).await?;
         tracing::info!("dns listening on {}", dns.local_addr()?);
         tracing::info!("ingress listening on {ingress_addr}");
         tasks.spawn(dns.run(shutdown.clone()));
         tasks.spawn(ingress.run(shutdown));
-        Ok(Some(Self { agent, pods, ingress_addr, tasks }))
+        Ok(Some(Self { agent, pods, ingress_addr, wasm, net, tasks }))
     }
 
     /// Waits until the node has ended: after the shutdown, or because something is wrong that only a person
-    /// can put right. Containers run on.
+    /// can put right. Containers run on for the next agent, unless [`Node::take_down`] follows.
     ///
     /// # Errors
     /// What that is.
-    pub async fn ended(self) -> anyhow::Result<()> {
+    pub async fn ended(&self) -> anyhow::Result<()> {
         let outcome = self.agent.ended().await;
         self.tasks.close();
         if outcome.is_ok() {
             self.tasks.wait().await;
         }
         outcome.map_err(|e| anyhow::anyhow!("{e}"))
+    }
+
+    /// Ends what would outlive this process: the Wasm hosts, and as root the pods' namespace and the rules.
+    pub async fn take_down(self) {
+        self.wasm.end_hosts().await;
+        if let Net::Root(net) = self.net {
+            net.remove().await;
+        }
     }
 }
 
@@ -205,7 +215,7 @@ async fn start_pods(
     net: &Net,
     network: Arc<dyn Network>,
     shutdown: &CancellationToken,
-) -> anyhow::Result<Pods> {
+) -> anyhow::Result<(Pods, WasmRuntime)> {
     let mut images = rimward_node_image::Config::new(config.data_dir.join("images"));
     images.remote = config.remote_registries.clone();
     let registry = TunnelRegistry { agent: agent.clone(), hosts: config.registry_hosts.clone() };
@@ -219,8 +229,8 @@ async fn start_pods(
     }
     let wasm = WasmRuntime::new(wasm)
         .map_err(|e| anyhow::anyhow!("the Wasm runtime in {}: {e}", config.data_dir.display()))?;
-    let parts = Parts { runtimes: vec![Arc::new(wasm)], images: Arc::new(images), network };
-    Ok(run_pods(agent, parts, &welcome.cluster_domain, shutdown.clone()).await?)
+    let parts = Parts { runtimes: vec![Arc::new(wasm.clone())], images: Arc::new(images), network };
+    Ok((run_pods(agent, parts, &welcome.cluster_domain, shutdown.clone()).await?, wasm))
 }
 
 /// `10.42.0.0/16` at `127.42.0.0/16`.

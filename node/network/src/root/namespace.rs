@@ -11,7 +11,8 @@ pub(crate) async fn ensure(names: &Names, config: &Config) -> Result<(), Command
     if !Path::new("/run/netns").join(namespace).exists() {
         run(&format!("ip netns add {namespace}"), "").await?;
     }
-    if !Path::new("/sys/class/net").join(veth).exists() {
+    // Not /sys/class/net: that shows the namespace in which /sys was mounted.
+    if run(&format!("ip link show dev {veth}"), "").await.is_err() {
         let make = format!("link add {veth} type veth peer name eth0 netns {namespace}\n");
         ip_batch(&make).await?;
     }
