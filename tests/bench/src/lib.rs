@@ -1,1 +1,0 @@
-//! The numbers of docs/architecture.md, measured

@@ -1,0 +1,8 @@
+//! One measurement, one file. Each starts what it needs and leaves nothing behind.
+
+pub mod api;
+pub mod http;
+pub mod idle_pods;
+pub mod memory;
+pub mod pod_start;
+pub mod start;
