@@ -272,7 +272,7 @@ pub fn pod(name: &str, app: &str) -> bytes::Bytes {
             "containers": [{
                 "name": "guest", "image": "guest:v1",
                 "ports": [{ "containerPort": 8080 }],
-                "resources": { "requests": { "cpu": "0" }, "limits": { "memory": "64Mi" } },
+                "resources": { "requests": { "cpu": "0", "memory": "0" }, "limits": { "memory": "64Mi" } },
             }],
         },
     });

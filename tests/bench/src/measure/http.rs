@@ -83,18 +83,14 @@ async fn through_service(setup: &Setup, options: &[&str], mode: &str) -> anyhow:
         within("the Service's endpoint", addresses(&api), || server.process.log()).await?;
     let (url, pod) = match mode {
         "nft" => (format!("http://{ip}/"), format!("http://{pod_ip}:8080/")),
-        // Without root, 10.x.y.z is reached at 127.x.y.z; root may bind port 80 in this mode too.
-        _ => (
-            format!("http://{}:{}/", on_loopback(&ip), if is_root() { 80 } else { 8080 }),
-            format!("http://{}:8080/", on_loopback(&pod_ip)),
-        ),
+        // Without kernel rules, 10.x.y.z:80 is reached at 127.x.y.z:8080.
+        _ => {
+            let [ip, pod_ip] = [&ip, &pod_ip].map(|ip| ip.replacen("10.", "127.", 1));
+            (format!("http://{ip}:8080/"), format!("http://{pod_ip}:8080/"))
+        }
     };
     answers(&url).await.map_err(|e| e.context(format!("mode {mode}")))?;
     Ok(Loads { service: load(setup, &url).await?, pod: load(setup, &pod).await? })
-}
-
-fn on_loopback(ip: &str) -> String {
-    ip.replacen("10.", "127.", 1)
 }
 
 async fn addresses(api: &Api) -> anyhow::Result<(String, String)> {
