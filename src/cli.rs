@@ -1,5 +1,6 @@
 //! The command line. `rimward help COMMAND` prints the texts below.
 
+#[cfg(feature = "control")]
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,7 +53,9 @@ impl DataDir {
             (Some(dir), ..) => dir.clone(),
             (None, true, _) => PathBuf::from("/var/lib/rimward"),
             (None, false, Some(home)) => PathBuf::from(home).join(".local/share/rimward"),
-            (None, false, None) => anyhow::bail!("HOME is not set: say where data goes with --data-dir"),
+            (None, false, None) => {
+                anyhow::bail!("HOME is not set: say where data goes with --data-dir")
+            }
         };
         // Paths are handed to other processes, whose working directory is another.
         std::path::absolute(&dir).map_err(|e| anyhow::anyhow!("--data-dir {}: {e}", dir.display()))

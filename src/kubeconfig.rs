@@ -70,7 +70,9 @@ fn find(option: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = option {
         return Ok(path.to_owned());
     }
-    if let Some(first) = std::env::var_os("KUBECONFIG").and_then(|v| std::env::split_paths(&v).next()) {
+    if let Some(first) =
+        std::env::var_os("KUBECONFIG").and_then(|v| std::env::split_paths(&v).next())
+    {
         return Ok(first);
     }
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
@@ -90,7 +92,9 @@ impl Kubeconfig {
         let path = find(option)?;
         let about = || format!("kubeconfig {}", path.display());
         let text = std::fs::read_to_string(&path).with_context(about)?;
-        let file: File = serde_saphyr::from_str(&text).map_err(|e| anyhow::anyhow!("{e}")).with_context(about)?;
+        let file: File = serde_saphyr::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("{e}"))
+            .with_context(about)?;
         Self::of(file, path.parent().unwrap_or(Path::new("."))).with_context(about)
     }
 
@@ -102,13 +106,16 @@ impl Kubeconfig {
         let context = named(file.contexts, &file.current_context, "context")?.context;
         let cluster = named(file.clusters, &context.cluster, "cluster")?.cluster;
         let user = named(file.users, &context.user, "user")?.user;
-        let data = |inline: Option<String>, path: Option<PathBuf>| -> anyhow::Result<Option<Vec<u8>>> {
-            match (inline, path) {
-                (Some(text), _) => Ok(Some(base64::engine::general_purpose::STANDARD.decode(text)?)),
-                (None, Some(path)) => Ok(Some(std::fs::read(dir.join(path))?)),
-                (None, None) => Ok(None),
-            }
-        };
+        let data =
+            |inline: Option<String>, path: Option<PathBuf>| -> anyhow::Result<Option<Vec<u8>>> {
+                match (inline, path) {
+                    (Some(text), _) => {
+                        Ok(Some(base64::engine::general_purpose::STANDARD.decode(text)?))
+                    }
+                    (None, Some(path)) => Ok(Some(std::fs::read(dir.join(path))?)),
+                    (None, None) => Ok(None),
+                }
+            };
         let ca = data(cluster.certificate_authority_data, cluster.certificate_authority)?;
         let certificate = data(user.client_certificate_data, user.client_certificate)?;
         let key = data(user.client_key_data, user.client_key)?;

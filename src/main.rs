@@ -22,7 +22,9 @@ fn main() -> ExitCode {
     cli.start_log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return cli::fail(&anyhow::Error::from(error).context("cannot start threads")),
+        Err(error) => {
+            return cli::fail(&anyhow::Error::from(error).context("cannot start threads"));
+        }
     };
     let done = runtime.block_on(async {
         match cli.command {

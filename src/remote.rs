@@ -36,7 +36,8 @@ impl Remote {
             .with_root_certificates(roots);
         let tls = match &kubeconfig.client {
             Some((certificate, key)) => {
-                let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+                let chain: Result<Vec<_>, _> =
+                    CertificateDer::pem_slice_iter(certificate).collect();
                 builder.with_client_auth_cert(
                     chain.context("client-certificate")?,
                     PrivateKeyDer::from_pem_slice(key).context("client-key")?,
@@ -46,17 +47,25 @@ impl Remote {
         };
         Ok(Self {
             tls: Arc::new(tls).into(),
-            host: uri.host().context("the cluster's server has no host")?.trim_matches(['[', ']']).to_owned(),
+            host: uri
+                .host()
+                .context("the cluster's server has no host")?
+                .trim_matches(['[', ']'])
+                .to_owned(),
             port: uri.port_u16().unwrap_or(443),
             authorization: kubeconfig.token.as_ref().map(|token| format!("Bearer {token}")),
         })
     }
 
-    async fn request(&self, mut request: http::Request<Bytes>) -> anyhow::Result<http::Response<hyper::body::Incoming>> {
+    async fn request(
+        &self,
+        mut request: http::Request<Bytes>,
+    ) -> anyhow::Result<http::Response<hyper::body::Incoming>> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         let name = ServerName::try_from(self.host.clone())?;
         let stream = self.tls.connect(name, stream).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let headers = request.headers_mut();
         headers.insert(http::header::HOST, format!("{}:{}", self.host, self.port).parse()?);
@@ -67,8 +76,12 @@ impl Remote {
     }
 
     /// Sends a request and reads the whole answer; a status of 400 or more is an error with its body.
-    pub async fn call(&self, request: http::Request<Bytes>) -> anyhow::Result<http::Response<Bytes>> {
-        let about = format!("{} https://{}:{}{}", request.method(), self.host, self.port, request.uri());
+    pub async fn call(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> anyhow::Result<http::Response<Bytes>> {
+        let about =
+            format!("{} https://{}:{}{}", request.method(), self.host, self.port, request.uri());
         let response = self.request(request).await.with_context(|| about.clone())?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.with_context(|| about.clone())?.to_bytes();
@@ -81,10 +94,14 @@ impl Remote {
 
 #[async_trait]
 impl Transport for Remote {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, TransportError> {
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Body>, TransportError> {
         let response = self.request(request).await.map_err(|e| TransportError(format!("{e:#}")))?;
         Ok(response.map(|body| -> Body {
-            let frames = TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
+            let frames =
+                TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
             Box::pin(frames.try_filter_map(|frame| std::future::ready(Ok(frame.into_data().ok()))))
         }))
     }

@@ -59,7 +59,9 @@ fn wasm_kind(wasm: &[u8]) -> anyhow::Result<&'static str> {
 /// The file's own time, so that pushing the same file again makes the same image.
 fn created(file: &std::path::Path) -> String {
     let modified = std::fs::metadata(file).and_then(|m| m.modified()).ok();
-    let time = modified.and_then(|t| jiff::Timestamp::try_from(t).ok()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let time = modified
+        .and_then(|t| jiff::Timestamp::try_from(t).ok())
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -77,7 +79,8 @@ async fn push_blob(remote: &Remote, repository: &str, content: Bytes) -> anyhow:
     if remote.call(known.context("the image's name is not valid in a URL")?).await.is_ok() {
         return Ok(());
     }
-    let start = http::Request::post(format!("/v2/{repository}/blobs/uploads/")).body(Bytes::new())?;
+    let start =
+        http::Request::post(format!("/v2/{repository}/blobs/uploads/")).body(Bytes::new())?;
     let started = remote.call(start).await?;
     let location = started.headers().get(LOCATION).and_then(|l| l.to_str().ok());
     let location = location.context("the registry did not say where to upload")?;

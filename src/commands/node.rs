@@ -5,15 +5,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context;
-use rimward_node_agent::node::{Config, Node};
 use rimward_node_agent::node::RemoteConfig;
+use rimward_node_agent::node::{Config, Node};
 
 use crate::cli::{self, NodeOptions};
 use crate::shutdown;
 
 pub async fn run(args: cli::Node) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
-    let token = args.token.map(|t| t.parse().map_err(|e| anyhow::anyhow!("--token: {e}"))).transpose()?;
+    let token =
+        args.token.map(|t| t.parse().map_err(|e| anyhow::anyhow!("--token: {e}"))).transpose()?;
     let mut config = config(&args.data_dir.path()?, &args.node, args.server.clone())?;
     config.token = token;
     // The control plane's API has the same host; people push images there.
@@ -36,7 +37,9 @@ pub async fn run(args: cli::Node) -> anyhow::Result<()> {
 pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow::Result<Config> {
     let mut labels = BTreeMap::new();
     for label in &options.labels {
-        let (key, value) = label.split_once('=').with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
+        let (key, value) = label
+            .split_once('=')
+            .with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
     let user_mode = options.user_mode || !cli::is_root();
@@ -65,10 +68,14 @@ fn node_name(options: &NodeOptions) -> anyhow::Result<String> {
     let name = match &options.node_name {
         Some(name) => name.clone(),
         None => {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").context("the host name")?;
+            let host =
+                std::fs::read_to_string("/proc/sys/kernel/hostname").context("the host name")?;
             host.trim().to_lowercase().replace('_', "-")
         }
     };
-    anyhow::ensure!(!name.is_empty(), "this machine has no host name: name the node with --node-name");
+    anyhow::ensure!(
+        !name.is_empty(),
+        "this machine has no host name: name the node with --node-name"
+    );
     Ok(name)
 }

@@ -16,7 +16,8 @@ pub async fn run(args: Token) -> anyhow::Result<()> {
     let TokenCommand::Create { hours, cluster } = args.command;
     let kubeconfig = Kubeconfig::load(cluster.kubeconfig.as_deref())?;
     let ca = CertificateDer::from_pem_slice(&kubeconfig.ca).context("the cluster's CA")?;
-    let hash = rimward_tunnel::token::ca_hash(&ca).context("the cluster's CA has no readable key")?;
+    let hash =
+        rimward_tunnel::token::ca_hash(&ca).context("the cluster's CA has no readable key")?;
     let client = Client::new(Arc::new(Remote::new(&kubeconfig)?));
     let lifetime = (hours > 0).then(|| Duration::from_secs(hours * 3600));
     let token = rimward_control_hub::token::create(&client, &hash, lifetime).await?;

@@ -21,7 +21,8 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
     let tunnel = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), plane.tunnel_addr.port());
     let mut config = node::config(&dir, &args.node, tunnel.to_string())?;
     let api_port = plane.api_addr.port();
-    config.registry_hosts = ["localhost", "127.0.0.1"].map(|host| format!("{host}:{api_port}")).to_vec();
+    config.registry_hosts =
+        ["localhost", "127.0.0.1"].map(|host| format!("{host}:{api_port}")).to_vec();
     config.token = Some(token(&plane).await?);
     // The node ends first: its last reports need the control plane.
     let node_shutdown = CancellationToken::new();

@@ -21,13 +21,22 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    fn allowed(&self, user: &UserInfo, method: &Method, path: &str) -> Result<(), Response<BoxBody>> {
+    fn allowed(
+        &self,
+        user: &UserInfo,
+        method: &Method,
+        path: &str,
+    ) -> Result<(), Box<Response<BoxBody>>> {
         if user.name == UserInfo::anonymous().name {
             // Clients of registries send credentials only when they are asked.
-            let mut response = refusal(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "credentials are needed: a client certificate, or a ServiceAccount token as the password");
+            let mut response = refusal(
+                StatusCode::UNAUTHORIZED,
+                "UNAUTHORIZED",
+                "credentials are needed: a client certificate, or a ServiceAccount token as the password",
+            );
             let challenge = http::HeaderValue::from_static("Basic realm=\"rimward\"");
             response.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
-            return Err(response);
+            return Err(Box::new(response));
         }
         let verb = match *method {
             Method::GET | Method::HEAD => "get",
@@ -35,14 +44,17 @@ impl Door {
             _ => "create",
         };
         let rest = path.trim_start_matches("/v2").trim_matches('/');
-        let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"].iter().filter_map(|m| rest.rfind(m)).min();
+        let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"]
+            .iter()
+            .filter_map(|m| rest.rfind(m))
+            .min();
         let repository = end.map_or("", |end| &rest[..end]);
         if repository.is_empty() && verb == "get" {
             return Ok(());
         }
         self.api
             .authorize(user, verb, ("rimward.dev", "images", ""), "", repository)
-            .map_err(|status| refusal(StatusCode::FORBIDDEN, "DENIED", &status.message))
+            .map_err(|status| Box::new(refusal(StatusCode::FORBIDDEN, "DENIED", &status.message)))
     }
 }
 
@@ -67,13 +79,17 @@ fn outward(body: ResponseBody) -> BoxBody {
 
 #[async_trait]
 impl Extra for Door {
-    async fn handle(&self, user: &UserInfo, request: Request<BoxBody>) -> Option<Response<BoxBody>> {
+    async fn handle(
+        &self,
+        user: &UserInfo,
+        request: Request<BoxBody>,
+    ) -> Option<Response<BoxBody>> {
         let path = request.uri().path();
         if path != "/v2" && !path.starts_with("/v2/") {
             return None;
         }
         if let Err(refused) = self.allowed(user, request.method(), path) {
-            return Some(refused);
+            return Some(*refused);
         }
         // A boxed error type would make this future not Send to the compiler's eyes.
         let response = self.registry.handle(request.map(inward)).await;
@@ -89,7 +105,8 @@ impl RegistryFetch for Door {
         }
         let response = self.registry.handle(request.map(Full::new)).await;
         Ok(response.map(|body| -> Body {
-            let chunks = TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
+            let chunks =
+                TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));
             Box::pin(chunks.try_filter_map(|frame| std::future::ready(Ok(frame.into_data().ok()))))
         }))
     }

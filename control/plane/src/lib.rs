@@ -46,9 +46,13 @@ pub struct Config {
 /// Why the control plane did not start. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot listen on {what} {address}: {source}; is another control plane running? Choose another with --{option}")]
+    #[error(
+        "cannot listen on {what} {address}: {source}; is another control plane running? Choose another with --{option}"
+    )]
     Listen { what: &'static str, address: SocketAddr, option: &'static str, source: std::io::Error },
-    #[error("{path}: {source}; the data directory must be writable, choose another with --data-dir")]
+    #[error(
+        "{path}: {source}; the data directory must be writable, choose another with --data-dir"
+    )]
     DataDir { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Pki(#[from] pki::Error),
@@ -235,9 +239,15 @@ fn endpoint_address(reach: IpAddr) -> IpAddr {
 }
 
 fn server_names() -> Vec<String> {
-    let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     if let Ok(hostname) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
         let hostname = hostname.trim().to_lowercase();
         if rimward_api::names::dns1123_subdomain(&hostname).is_empty() {
@@ -263,10 +273,19 @@ fn server_addresses(bound: IpAddr, reach: IpAddr) -> Vec<IpAddr> {
     addresses
 }
 
-fn write_kubeconfig(config: &Config, pki: &Pki, api: SocketAddr, reach: IpAddr) -> Result<PathBuf, Error> {
+fn write_kubeconfig(
+    config: &Config,
+    pki: &Pki,
+    api: SocketAddr,
+    reach: IpAddr,
+) -> Result<PathBuf, Error> {
     // On the same machine loopback always works; an address that was asked for is asked for to be used.
     let host = if config.advertise.is_some() { reach } else { to_self(api.ip()) };
-    let text = kubeconfig::kubeconfig(&SocketAddr::new(host, api.port()).to_string(), &pki.ca_pem, &pki.admin()?);
+    let text = kubeconfig::kubeconfig(
+        &SocketAddr::new(host, api.port()).to_string(),
+        &pki.ca_pem,
+        &pki.admin()?,
+    );
     let path = config.data_dir.join("kubeconfig");
     pki::write(&path, &text, 0o600)?;
     Ok(path)
@@ -278,10 +297,13 @@ fn tls_config(pki: &Pki, server: &pki::Identity) -> Result<Arc<rustls::ServerCon
     roots.add(ca.clone()).map_err(part)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     // A token is as good as a certificate, so a client may come without one.
-    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(part)?;
+    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        provider.clone(),
+    )
+    .allow_unauthenticated()
+    .build()
+    .map_err(part)?;
     let chain = vec![CertificateDer::from_pem_slice(server.cert_pem.as_bytes()).map_err(part)?, ca];
     let key = PrivateKeyDer::from_pem_slice(server.key_pem.as_bytes()).map_err(part)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rimward_node_dns as dns;
-pub use rimward_node_image::RemoteConfig;
 use rimward_node_image::ImageStore;
+pub use rimward_node_image::RemoteConfig;
 use rimward_node_ingress as ingress;
 use rimward_node_network::dial::{loopback_of, unprivileged_port};
 use rimward_node_network::root::{self, RootNetwork};
@@ -76,9 +76,16 @@ impl Node {
     ///
     /// # Errors
     /// Names the path, the port or the part that is in the way.
-    pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Option<Self>> {
-        std::fs::create_dir_all(&config.data_dir)
-            .map_err(|e| anyhow::anyhow!("{}: {e}; choose another directory with --data-dir", config.data_dir.display()))?;
+    pub async fn start(
+        config: Config,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        std::fs::create_dir_all(&config.data_dir).map_err(|e| {
+            anyhow::anyhow!(
+                "{}: {e}; choose another directory with --data-dir",
+                config.data_dir.display()
+            )
+        })?;
         let agent = Agent::start(agent_config(&config), shutdown.clone())?;
         let Some(welcome) = agent.welcome().await else {
             agent.ended().await.map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -91,7 +98,10 @@ impl Node {
             Net::User(net) => net.clone(),
         };
         let backends = Backends::new();
-        tasks.spawn(until(shutdown.clone(), backends.clone().follow(agent.desired().endpoint_slices.clone())));
+        tasks.spawn(until(
+            shutdown.clone(),
+            backends.clone().follow(agent.desired().endpoint_slices.clone()),
+        ));
         let dial: Arc<dyn Dial> = Arc::new(NodeDial {
             agent: agent.clone(),
             network: network.clone(),
@@ -100,18 +110,33 @@ impl Node {
             packets: matches!(net, Net::Root(_)),
         });
         // Sockets before work: a taken port is an error now, not in an hour.
-        let ingress = ingress::Server::bind(config.ingress_http, ingress::Config {
-            ingresses: agent.desired().ingresses.clone(),
-            services: agent.desired().services.clone(),
-            backends: backends.clone(),
-            dial: dial.clone(),
-        })
+        let ingress = ingress::Server::bind(
+            config.ingress_http,
+            ingress::Config {
+                ingresses: agent.desired().ingresses.clone(),
+                services: agent.desired().services.clone(),
+                backends: backends.clone(),
+                dial: dial.clone(),
+            },
+        )
         .await?;
         let ingress_addr = ingress.local_addr()?;
         let dns = bind_dns(&config, &agent, &welcome, &network).await?;
 
-        let (pods, wasm) = start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
-        route_services(&config, &agent, &welcome, &net, backends, dial, dns.local_addr()?, &tasks, &shutdown).await?;
+        let (pods, wasm) =
+            start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
+        route_services(
+            &config,
+            &agent,
+            &welcome,
+            &net,
+            backends,
+            dial,
+            dns.local_addr()?,
+            &tasks,
+            &shutdown,
+        )
+        .await?;
         tracing::info!("dns listening on {}", dns.local_addr()?);
         tracing::info!("ingress listening on {ingress_addr}");
         tasks.spawn(dns.run(shutdown.clone()));
@@ -199,12 +224,15 @@ async fn bind_dns(
         false => SocketAddr::new(root::HOST_END.into(), 0),
     };
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let server = dns::Server::bind(address, dns::Config {
-        domain: welcome.cluster_domain.clone(),
-        services: agent.desired().services.clone(),
-        slices: agent.desired().endpoint_slices.clone(),
-        upstream: dns::resolv_conf_servers(&resolv_conf, &[cluster_ip, address.ip()]),
-    });
+    let server = dns::Server::bind(
+        address,
+        dns::Config {
+            domain: welcome.cluster_domain.clone(),
+            services: agent.desired().services.clone(),
+            slices: agent.desired().endpoint_slices.clone(),
+            upstream: dns::resolv_conf_servers(&resolv_conf, &[cluster_ip, address.ip()]),
+        },
+    );
     Ok(server.await?)
 }
 
@@ -225,7 +253,10 @@ async fn start_pods(
     wasm.user_mode = config.user_mode;
     match net {
         Net::Root(net) => wasm.netns = Some(net.namespace()),
-        Net::User(_) => wasm.address_map = vec![on_loopback(&welcome.pod_network)?, on_loopback(&welcome.service_network)?],
+        Net::User(_) => {
+            wasm.address_map =
+                vec![on_loopback(&welcome.pod_network)?, on_loopback(&welcome.service_network)?]
+        }
     }
     let wasm = WasmRuntime::new(wasm)
         .map_err(|e| anyhow::anyhow!("the Wasm runtime in {}: {e}", config.data_dir.display()))?;
@@ -304,7 +335,8 @@ async fn serve_api(listener: TcpListener, agent: Agent) {
         tokio::spawn(async move {
             match agent.dial_api().await {
                 Ok(mut api) => {
-                    let _either_side_may_hang_up = tokio::io::copy_bidirectional(&mut client, &mut api).await;
+                    let _either_side_may_hang_up =
+                        tokio::io::copy_bidirectional(&mut client, &mut api).await;
                 }
                 Err(error) => tracing::debug!(%error, "a pod could not reach the API"),
             }

@@ -195,7 +195,7 @@ async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> std::io::Result
 enum Local {
     /// The answer, or None for what deserves none.
     Done(Option<Vec<u8>>),
-    Ask(Pending),
+    Ask(Box<Pending>),
 }
 
 /// A question for the forwarder.
@@ -241,19 +241,21 @@ impl Shared {
             }
             Answer::External { record, target } => {
                 let kind = query.query_type;
-                Local::Ask(Pending {
+                Local::Ask(Box::new(Pending {
                     raw: Vec::new(),
                     cname: Some((record, target, kind)),
                     question,
-                })
+                }))
             }
-            Answer::Forward => Local::Ask(Pending { raw: packet.to_vec(), cname: None, question }),
+            Answer::Forward => {
+                Local::Ask(Box::new(Pending { raw: packet.to_vec(), cname: None, question }))
+            }
         }
     }
 
     /// Asks upstream. Always has an answer: SERVFAIL when nobody else had one.
-    async fn finish(&self, pending: Pending, over_tcp: bool) -> Vec<u8> {
-        let Pending { question, raw, cname } = pending;
+    async fn finish(&self, pending: Box<Pending>, over_tcp: bool) -> Vec<u8> {
+        let Pending { question, raw, cname } = *pending;
         let mut answered = reply(&question);
         match cname {
             None => {

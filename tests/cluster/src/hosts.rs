@@ -14,7 +14,8 @@ pub struct Hosts {
 
 impl Hosts {
     pub fn new(count: usize) -> Self {
-        let prefix = format!("rwt{}x{}h", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let prefix =
+            format!("rwt{}x{}h", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let hosts = Self { prefix, count };
         let switch = hosts.switch();
         ip(&format!("netns add {switch}"));

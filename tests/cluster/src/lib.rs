@@ -129,6 +129,7 @@ pub struct Cluster {
     pub dir: PathBuf,
     /// Runs kubectl there (a network namespace's `nsenter` words); empty is here.
     wrap: Vec<String>,
+    _host: Option<hosts::Hosts>,
     _own_dir: Option<tempfile::TempDir>,
 }
 
@@ -140,26 +141,59 @@ impl Cluster {
 
     pub fn up_with(extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut cluster = Self::start_in(dir.path(), extra);
+        // A node that runs as root has a network of its own: one to a host.
+        let mut cluster = match is_root() {
+            true => Self::start_on(hosts::Hosts::new(1), dir.path(), extra),
+            false => Self::start_in(dir.path(), extra),
+        };
         cluster._own_dir = Some(dir);
         cluster.wait_ready();
         cluster
     }
 
-    /// `rimward up` on a directory that the caller keeps (to start again on it).
+    /// `rimward up` on a directory that the caller keeps (to start again on it), on this host.
     pub fn start_in(dir: &Path, extra: &[&str]) -> Self {
-        let mut command = Command::new(binary("rimward"));
+        Self::start(None, dir, extra)
+    }
+
+    /// The same on a host of its own.
+    pub fn start_on(host: hosts::Hosts, dir: &Path, extra: &[&str]) -> Self {
+        Self::start(Some(host), dir, extra)
+    }
+
+    /// SIGKILL, and the same again.
+    pub fn kill_and_restart(mut self) -> Self {
+        self.process.kill();
+        let (host, dir, own_dir) = (self._host.take(), self.dir.clone(), self._own_dir.take());
+        drop(self);
+        let mut cluster = Self::start(host, &dir, &[]);
+        cluster._own_dir = own_dir;
+        cluster.wait_ready();
+        cluster
+    }
+
+    fn start(host: Option<hosts::Hosts>, dir: &Path, extra: &[&str]) -> Self {
+        let wrap = host.as_ref().map(|host| host.on(0)).unwrap_or_default();
+        let mut command = match &host {
+            Some(host) => host.command(0, &binary("rimward")),
+            None => Command::new(binary("rimward")),
+        };
         command.arg("up").arg("--data-dir").arg(dir);
         command.args(["--listen", "127.0.0.1", "--api-port", "0", "--tunnel-port", "0"]);
         command.args(["--ingress-http-port", "0"]).args(extra);
         let _stale = std::fs::remove_file(dir.join("kubeconfig"));
         let process = Process::start("rimward", dir, command);
-        Self { process, dir: dir.to_owned(), wrap: Vec::new(), _own_dir: None }
+        Self { process, dir: dir.to_owned(), wrap, _host: host, _own_dir: None }
+    }
+
+    /// The words that run a command on this cluster's host; empty is this one.
+    pub fn wrap(&self) -> &[String] {
+        &self.wrap
     }
 
     /// A control plane that the test started itself.
     pub fn of(process: Process, dir: &Path, wrap: Vec<String>) -> Self {
-        Self { process, dir: dir.to_owned(), wrap, _own_dir: None }
+        Self { process, dir: dir.to_owned(), wrap, _host: None, _own_dir: None }
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
@@ -174,7 +208,9 @@ impl Cluster {
 
     pub fn wait_api(&mut self) {
         let start = Instant::now();
-        while !self.kubeconfig().exists() || !self.kubectl(&["get", "--raw", "/readyz"]).status.success() {
+        while !self.kubeconfig().exists()
+            || !self.kubectl(&["get", "--raw", "/readyz"]).status.success()
+        {
             assert!(self.process.is_running(), "rimward ended:\n{}", self.process.log());
             assert!(start.elapsed() < PATIENCE, "the API does not answer");
             std::thread::park_timeout(Duration::from_millis(50));
@@ -184,7 +220,8 @@ impl Cluster {
     pub fn wait_nodes(&self, count: usize) {
         eventually(&format!("{count} nodes Ready"), || {
             let nodes = self.get(&["nodes"]);
-            let ready = nodes["items"].as_array()?.iter().filter(|n| condition(n, "Ready") == "True");
+            let ready =
+                nodes["items"].as_array()?.iter().filter(|n| condition(n, "Ready") == "True");
             (ready.count() >= count).then_some(())
         });
     }
@@ -211,7 +248,9 @@ impl Cluster {
 
     /// For tests that follow kubectl's output as it comes.
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut words = self.wrap.iter().map(String::as_str).chain(["kubectl"]);
+        // A server that hangs is a failure, not a hanging test.
+        let kubectl = ["timeout", "120", "kubectl"];
+        let mut words = self.wrap.iter().map(String::as_str).chain(kubectl);
         let mut command = Command::new(words.next().expect("at least kubectl"));
         command.args(words).args(args).env("KUBECONFIG", self.kubeconfig());
         // Discovery must be this cluster's, not what an earlier one left.

@@ -42,7 +42,6 @@ impl Fleet {
         fleet
     }
 
-
     fn start_node(&mut self, i: usize) {
         let process = self.spawn_node(i, &self.token.clone(), &format!("n{i}"));
         self.nodes[i - 1] = Some(process);
@@ -68,7 +67,8 @@ impl Fleet {
             .output()
             .expect("the binary runs");
         assert!(push.status.success(), "{}", text(&push.stderr));
-        let manifest = std::fs::read_to_string(example.join("manifest.yaml")).expect("the manifest");
+        let manifest =
+            std::fs::read_to_string(example.join("manifest.yaml")).expect("the manifest");
         // Four pods spread two and two; a lost node is given up on quickly.
         let manifest = manifest.replace("replicas: 3", "replicas: 4").replace(
             "      containers:\n",

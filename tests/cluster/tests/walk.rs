@@ -26,9 +26,12 @@ fn walk(cluster: &Cluster, user_mode: bool) {
     greeter(cluster);
     let wide = cluster.ok(&["get", "pods", "-o", "wide"]);
     assert_eq!(wide.matches("1/1     Running").count(), 3, "{wide}");
-    assert!(curl(&[], &[&service_url(cluster, user_mode)]).starts_with("Hello from greeter-"));
+    assert!(
+        curl(cluster.wrap(), &[&service_url(cluster, user_mode)])
+            .starts_with("Hello from greeter-")
+    );
     let ingress = format!("http://127.0.0.1:{}/", cluster.port_of("ingress"));
-    let answer = curl(&[], &["-H", "Host: greeter.localhost", &ingress]);
+    let answer = curl(cluster.wrap(), &["-H", "Host: greeter.localhost", &ingress]);
     assert!(answer.starts_with("Hello from greeter-"), "{answer}");
 
     // Logs, followed while requests come.
@@ -38,7 +41,8 @@ fn walk(cluster: &Cluster, user_mode: bool) {
         .spawn()
         .expect("kubectl runs");
     let mut lines = BufReader::new(follow.stdout.take().expect("stdout is piped")).lines();
-    curl(&[], &[&service_url(cluster, user_mode)]);
+    curl(cluster.wrap(), &[&service_url(cluster, user_mode)]);
+    // kubectl runs under a time limit, so this ends.
     let line = lines.by_ref().map(|l| l.expect("text")).find(|l| l.ends_with("/ 200"));
     assert!(line.is_some(), "the request shows in the log");
     follow.kill().expect("kubectl ends");
@@ -61,7 +65,9 @@ fn walk(cluster: &Cluster, user_mode: bool) {
     let patch = r#"{"data":{"greeting":"Servus"}}"#;
     cluster.ok(&["patch", "configmap", "greeter", "--type=merge", "-p", patch]);
     eventually("the new greeting", || {
-        curl(&[], &[&service_url(cluster, user_mode)]).starts_with("Servus").then_some(())
+        curl(cluster.wrap(), &[&service_url(cluster, user_mode)])
+            .starts_with("Servus")
+            .then_some(())
     });
 
     // What one reads.
@@ -99,9 +105,7 @@ fn the_same_walk_in_user_mode() {
 
 #[test]
 fn kill_9_loses_nothing_and_pods_run_on() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let mut cluster = Cluster::start_in(dir.path(), &[]);
-    cluster.wait_ready();
+    let cluster = Cluster::up();
     greeter(&cluster);
     let uids = |cluster: &Cluster| -> Vec<(String, i64)> {
         let pods = cluster.get(&["pods", "-l", "app=greeter"]);
@@ -111,7 +115,10 @@ fn kill_9_loses_nothing_and_pods_run_on() {
             .flatten()
             .map(|p| {
                 let restarts = p["status"]["containerStatuses"][0]["restartCount"].as_i64();
-                (p["metadata"]["uid"].as_str().unwrap_or_default().to_owned(), restarts.unwrap_or(-1))
+                (
+                    p["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+                    restarts.unwrap_or(-1),
+                )
             })
             .collect();
         all.sort();
@@ -120,13 +127,13 @@ fn kill_9_loses_nothing_and_pods_run_on() {
     let before = uids(&cluster);
     assert_eq!(before.len(), 3);
     cluster.ok(&["create", "configmap", "kept", "--from-literal=a=b"]);
-    cluster.process.kill();
-    let mut cluster = Cluster::start_in(dir.path(), &[]);
-    cluster.wait_ready();
+    let cluster = cluster.kill_and_restart();
     assert_eq!(cluster.get(&["configmap", "kept"])["data"]["a"], "b");
     eventually("all pods Ready again", || {
         let deployment = cluster.get(&["deployment", "greeter"]);
-        (deployment["status"]["readyReplicas"] == 3 && condition(&deployment, "Available") == "True").then_some(())
+        (deployment["status"]["readyReplicas"] == 3
+            && condition(&deployment, "Available") == "True")
+            .then_some(())
     });
     assert_eq!(uids(&cluster), before, "no pod was replaced or restarted");
 }

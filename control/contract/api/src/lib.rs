@@ -17,6 +17,8 @@ pub mod user;
 pub use k8s_openapi;
 pub use meta::ObjectKey;
 pub use quantity::Quantity;
-pub use resource::{GroupKind, GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource};
+pub use resource::{
+    GroupKind, GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource,
+};
 pub use status::{Cause, CauseReason, FieldError, Reason, Status};
 pub use user::UserInfo;

@@ -99,7 +99,9 @@ pub fn qualified_name(s: &str) -> Vec<String> {
             if prefix.is_empty() {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
-                errors.extend(dns1123_subdomain(prefix).into_iter().map(|e| format!("prefix part {e}")));
+                errors.extend(
+                    dns1123_subdomain(prefix).into_iter().map(|e| format!("prefix part {e}")),
+                );
             }
             *name
         }
@@ -109,7 +111,9 @@ pub fn qualified_name(s: &str) -> Vec<String> {
                 QUALIFIED_RE,
                 &["MyName", "my.name", "123-abc"],
             );
-            return vec![format!("{rule} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+            return vec![format!(
+                "{rule} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
     };
     if name.is_empty() {

@@ -20,7 +20,9 @@ enum Format {
 
 /// The text that Kubernetes gives for a quantity that does not parse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
+#[error(
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+)]
 pub struct ParseError;
 
 const NANO: i128 = 1_000_000_000;
@@ -28,7 +30,16 @@ const BINARY: [(&str, u32); 6] =
     [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
 /// Suffix and power of ten.
 const DECIMAL: [(&str, i32); 10] = [
-    ("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18),
+    ("n", -9),
+    ("u", -6),
+    ("m", -3),
+    ("", 0),
+    ("k", 3),
+    ("M", 6),
+    ("G", 9),
+    ("T", 12),
+    ("P", 15),
+    ("E", 18),
 ];
 
 impl Quantity {
@@ -38,7 +49,9 @@ impl Quantity {
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let digits_end = text
             .char_indices()
-            .find(|(i, c)| !(c.is_ascii_digit() || *c == '.' || (*i == 0 && matches!(c, '+' | '-'))))
+            .find(|(i, c)| {
+                !(c.is_ascii_digit() || *c == '.' || (*i == 0 && matches!(c, '+' | '-')))
+            })
             .map_or(text.len(), |(i, _)| i);
         let (number, suffix) = text.split_at(digits_end);
         let (negative, number) = match number.as_bytes().first() {
@@ -56,7 +69,8 @@ impl Quantity {
         if digits.len() > 30 {
             return Err(ParseError);
         }
-        let mantissa: i128 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| ParseError)? };
+        let mantissa: i128 =
+            if digits.is_empty() { 0 } else { digits.parse().map_err(|_| ParseError)? };
         let scale = -(fraction.len() as i32);
         let (nanos, format) = if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
             let scaled = mantissa.checked_mul(1i128 << bits).ok_or(ParseError)?;
@@ -137,7 +151,10 @@ impl fmt::Display for Quantity {
         if self.nanos == 0 {
             return f.write_str("0");
         }
-        if self.format == Format::BinarySi && self.nanos % NANO == 0 && (self.nanos / NANO).abs() >= 1024 {
+        if self.format == Format::BinarySi
+            && self.nanos % NANO == 0
+            && (self.nanos / NANO).abs() >= 1024
+        {
             let n = self.nanos / NANO;
             let best = BINARY.iter().rev().find(|(_, bits)| n % (1i128 << bits) == 0);
             return match best {

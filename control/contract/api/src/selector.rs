@@ -65,7 +65,9 @@ impl LabelSelector {
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
                 other => {
-                    return Err(ParseError(format!("{other:?} is not a valid label selector operator")));
+                    return Err(ParseError(format!(
+                        "{other:?} is not a valid label selector operator"
+                    )));
                 }
             };
             selector.requirements.push(Requirement { key: e.key.clone(), op });
@@ -148,12 +150,17 @@ impl Requirement {
                 let n = v.trim().parse().map_err(|_| {
                     wrong(&format!("values[0]: Invalid value: {v:?}: for 'Gt', 'Lt' operators, the value must be an integer"))
                 })?;
-                return make(key, if greater { Operator::GreaterThan(n) } else { Operator::LessThan(n) });
+                return make(
+                    key,
+                    if greater { Operator::GreaterThan(n) } else { Operator::LessThan(n) },
+                );
             }
         }
         match text.split_whitespace().collect::<Vec<_>>().as_slice() {
             [key] => make(key, Operator::Exists),
-            [_, op, ..] => Err(wrong(&format!("found '{op}', expected: in, notin, =, ==, !=, gt, lt"))),
+            [_, op, ..] => {
+                Err(wrong(&format!("found '{op}', expected: in, notin, =, ==, !=, gt, lt")))
+            }
             [] => Err(wrong("found '', expected: identifier")),
         }
     }
@@ -174,7 +181,9 @@ fn split_top_level(text: &str) -> Result<Vec<&str>, ParseError> {
         }
     }
     if depth != 0 {
-        return Err(ParseError(format!("unable to parse requirement: unbalanced parentheses in {text:?}")));
+        return Err(ParseError(format!(
+            "unable to parse requirement: unbalanced parentheses in {text:?}"
+        )));
     }
     if !text[start..].trim().is_empty() {
         parts.push(&text[start..]);
@@ -219,7 +228,9 @@ impl FieldSelector {
             } else if let Some((f, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (f, v, true)
             } else {
-                return Err(ParseError(format!("invalid selector: '{text}'; can't understand '{part}'")));
+                return Err(ParseError(format!(
+                    "invalid selector: '{text}'; can't understand '{part}'"
+                )));
             };
             terms.push((field.trim().to_owned(), value.trim().to_owned(), equal));
         }

@@ -213,8 +213,7 @@ impl Status {
     }
 
     pub fn conflict(resource: &GroupResource, name: &str, why: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {resource} {name:?}: {why}");
+        let message = format!("Operation cannot be fulfilled on {resource} {name:?}: {why}");
         Self::new(409, Reason::Conflict, message).about(resource, name)
     }
 

@@ -8,6 +8,7 @@ use super::{Config, HOST_END, Names, POD_END};
 /// Makes what is missing and leaves what is there.
 pub(crate) async fn ensure(names: &Names, config: &Config) -> Result<(), CommandError> {
     let Names { namespace, veth, .. } = names;
+    refuse_second_node(veth).await?;
     if !Path::new("/run/netns").join(namespace).exists() {
         run(&format!("ip netns add {namespace}"), "").await?;
     }
@@ -28,6 +29,23 @@ pub(crate) async fn ensure(names: &Names, config: &Config) -> Result<(), Command
     );
     run(&format!("ip -n {namespace} -batch -"), &pods).await?;
     forward(veth).await
+}
+
+/// Two nodes in one network namespace would answer for each other's pods.
+async fn refuse_second_node(veth: &str) -> Result<(), CommandError> {
+    let command = format!("ip -o -4 addr show to {HOST_END}");
+    let shown = run(&command, "").await?;
+    let device = shown.split_whitespace().nth(1).map(|d| d.trim_end_matches(':'));
+    match device {
+        Some(other) if other != veth => Err(CommandError::Failed {
+            command,
+            said: format!(
+                "device {other} belongs to another Rimward node on this host; stop that node, or run this one with \
+                 --user-mode (if that node is gone, `ip link del {other}` removes what it left)"
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The host routes for its pods. Replies to clients on loopback come in by the veth, hence
