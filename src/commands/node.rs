@@ -1,7 +1,6 @@
 //! `rimward node`
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context;
@@ -53,7 +52,7 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
         node_ip: None,
         pods_max: options.max_pods,
         user_mode,
-        ingress_http: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+        ingress_http_port: port,
         registry_hosts: Vec::new(),
         remote_registries: RemoteConfig {
             ca_files: options.registry_ca.clone(),

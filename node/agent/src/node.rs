@@ -44,8 +44,8 @@ pub struct Config {
     pub pods_max: u32,
     /// Addresses on loopback and proxies instead of namespaces and kernel rules.
     pub user_mode: bool,
-    /// Where the HTTP Ingress listens; port 0 picks a free one.
-    pub ingress_http: SocketAddr,
+    /// Where the HTTP Ingress listens; 0 picks a free one.
+    pub ingress_http_port: u16,
     /// `host:port` names that mean the cluster's own image registry.
     pub registry_hosts: Vec<String>,
     pub remote_registries: RemoteConfig,
@@ -59,7 +59,7 @@ pub struct Node {
     pub agent: Agent,
     pub pods: Pods,
     /// Where the Ingress really listens.
-    pub ingress_addr: SocketAddr,
+    pub ingress_port: u16,
     wasm: WasmRuntime,
     net: Net,
     tasks: TaskTracker,
@@ -110,17 +110,19 @@ impl Node {
             packets: matches!(net, Net::Root(_)),
         });
         // Sockets before work: a taken port is an error now, not in an hour.
-        let ingress = ingress::Server::bind(
-            config.ingress_http,
-            ingress::Config {
+        let mut ingresses = Vec::new();
+        let mut ingress_port = config.ingress_http_port;
+        for ip in ingress_addresses(&config, network.host_ip()) {
+            let settings = ingress::Config {
                 ingresses: agent.desired().ingresses.clone(),
                 services: agent.desired().services.clone(),
                 backends: backends.clone(),
                 dial: dial.clone(),
-            },
-        )
-        .await?;
-        let ingress_addr = ingress.local_addr()?;
+            };
+            let server = ingress::Server::bind(SocketAddr::new(ip, ingress_port), settings).await?;
+            ingress_port = server.local_addr()?.port();
+            ingresses.push(server);
+        }
         let dns = bind_dns(&config, &agent, &welcome, &network).await?;
 
         let (pods, wasm) =
@@ -138,10 +140,12 @@ impl Node {
         )
         .await?;
         tracing::info!("dns listening on {}", dns.local_addr()?);
-        tracing::info!("ingress listening on {ingress_addr}");
         tasks.spawn(dns.run(shutdown.clone()));
-        tasks.spawn(ingress.run(shutdown));
-        Ok(Some(Self { agent, pods, ingress_addr, wasm, net, tasks }))
+        for server in ingresses {
+            tracing::info!("ingress listening on {}", server.local_addr()?);
+            tasks.spawn(server.run(shutdown.clone()));
+        }
+        Ok(Some(Self { agent, pods, ingress_port, wasm, net, tasks }))
     }
 
     /// Waits until the node has ended: after the shutdown, or because something is wrong that only a person
@@ -165,6 +169,17 @@ impl Node {
             net.remove().await;
         }
     }
+}
+
+/// In user mode pods and Services share the machine's port numbers on other loopback addresses: a listener on
+/// every address would take their port from them all.
+fn ingress_addresses(config: &Config, host_ip: IpAddr) -> Vec<IpAddr> {
+    if !config.user_mode {
+        return vec![Ipv4Addr::UNSPECIFIED.into()];
+    }
+    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST), host_ip];
+    addresses.dedup();
+    addresses
 }
 
 async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {

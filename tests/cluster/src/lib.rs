@@ -180,7 +180,10 @@ impl Cluster {
         };
         command.arg("up").arg("--data-dir").arg(dir);
         command.args(["--listen", "127.0.0.1", "--api-port", "0", "--tunnel-port", "0"]);
-        command.args(["--ingress-http-port", "0"]).args(extra);
+        if !extra.contains(&"--ingress-http-port") {
+            command.args(["--ingress-http-port", "0"]);
+        }
+        command.args(extra);
         let _stale = std::fs::remove_file(dir.join("kubeconfig"));
         let process = Process::start("rimward", dir, command);
         Self { process, dir: dir.to_owned(), wrap, _host: host, _own_dir: None }

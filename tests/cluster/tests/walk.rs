@@ -137,3 +137,13 @@ fn kill_9_loses_nothing_and_pods_run_on() {
     });
     assert_eq!(uids(&cluster), before, "no pod was replaced or restarted");
 }
+
+#[test]
+fn user_mode_with_the_usual_ports() {
+    // The Ingress on 8080 must not take that port from pods and Services on their own addresses. The port
+    // is free on a host of the test's own; as another user the host is shared, so any port must do.
+    let port = if is_root() { "8080" } else { "0" };
+    let cluster = Cluster::up_with(&["--user-mode", "--ingress-http-port", port]);
+    greeter(&cluster);
+    assert!(curl(cluster.wrap(), &[&service_url(&cluster, true)]).starts_with("Hello from"));
+}
