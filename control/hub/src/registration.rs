@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn blocks_hold_the_nodes_pods() {
-        let sizes = [0, 110, 200, 203, 1000, 10_000].map(|pods| block_bits(24, pods));
+        let sizes = [0, 110, 202, 204, 1000, 10_000].map(|pods| block_bits(24, pods));
         assert_eq!(sizes, [24, 24, 24, 23, 21, 18]);
     }
 

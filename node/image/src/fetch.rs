@@ -19,6 +19,10 @@ use crate::name::Name;
 /// The largest manifest that is read, in bytes.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
 
+/// How long a registry may take to say what an image is. Resolvers that are out of reach take far longer to
+/// admit it, and a user watching the pod wants to know.
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(20);
+
 /// The cluster's own registry, as the node reaches it: through its tunnel.
 #[async_trait]
 pub trait ClusterRegistry: Send + Sync + 'static {
@@ -182,8 +186,15 @@ impl Source for Remote<'_> {
             true => self.name.reference.clone_with_digest(version.to_owned()),
             false => self.name.reference.clone(),
         };
-        let pulled = self.client.pull_manifest_raw(&reference, &self.auth, &ACCEPT).await;
-        pulled.map(|(content, _)| content).map_err(|e| self.explain(e))
+        let pull = self.client.pull_manifest_raw(&reference, &self.auth, &ACCEPT);
+        match tokio::time::timeout(MANIFEST_PATIENCE, pull).await {
+            Ok(pulled) => pulled.map(|(content, _)| content).map_err(|e| self.explain(e)),
+            Err(_) => Err(FetchError::Failed(format!(
+                "{}: the registry did not answer within {} s",
+                self.name.reference.whole(),
+                MANIFEST_PATIENCE.as_secs()
+            ))),
+        }
     }
 
     async fn blob(&self, digest: &str, size: u64) -> Result<Blob, FetchError> {
