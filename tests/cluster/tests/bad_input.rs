@@ -53,6 +53,8 @@ fn bad_manifests_and_images_say_what_is_wrong() {
     let empty = cluster.dir.join("empty.wasm");
     std::fs::write(&empty, b"\0asm\x0d\0\x01\0").expect("a file");
     cluster.push(&empty, "empty:v1");
+    let good = rimward_tests_cluster::repository().join("examples/greeter/greeter.wasm");
+    cluster.push(&good, "good:v1");
     let text = cluster.dir.join("text.wasm");
     std::fs::write(&text, b"#!/bin/sh\n").expect("a file");
     let refused = std::process::Command::new(binary("rimward"))
@@ -78,7 +80,7 @@ fn bad_manifests_and_images_say_what_is_wrong() {
         ("nothing", "empty:v1", json!({}), &[][..], "export"),
         (
             "no-configmap",
-            "empty:v1",
+            "good:v1",
             json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "nope", "key": "k"}}}]}),
             &["CreateContainerConfigError"][..],
             "configmap \"nope\" not found",

@@ -114,15 +114,9 @@ fn bind_one(container: &Container, port: u16) -> Result<TcpListener, String> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    let bound = match listen(port) {
-        // The other side of the rule is in `address`: who connects goes there too.
-        Err(error)
-            if error.kind() == std::io::ErrorKind::PermissionDenied && addresses.user_mode =>
-        {
-            listen(unprivileged_port(port, addresses.first_free_port))
-        }
-        other => other,
-    };
+    // The other side of the rule is in `address`: who connects goes there too. It is a rule of the mode, not
+    // of what this process could bind, so that everybody on the node agrees.
+    let bound = listen(unprivileged_port(port, addresses.first_free_port));
     bound.map_err(|error| format!("cannot listen on {}:{port}: {error}", addresses.bind_ip))
 }
 

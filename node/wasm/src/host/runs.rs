@@ -77,7 +77,7 @@ impl Host {
             slots: Arc::new(Slots::new(slots)),
             tasks,
             names: Arc::default(),
-            first_free_port: crate::address::first_free_port(),
+            first_free_port: crate::address::first_free_port(settings.user_mode),
             settings,
             state: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
