@@ -39,8 +39,14 @@ impl NodeObjects {
         let connection = self.core.connection().map_err(|e| unavailable(e.to_string()))?;
         let reply = match call(&connection, &request).await {
             Ok((reply, _)) => reply,
-            Err(CallError::Refused { code: 404, message }) => {
-                return Err(ObjectError::NotFound(message));
+            Err(CallError::Refused { code: 404, .. }) => {
+                // In the kubelet's words, which a pod's status shows.
+                let word = match kind {
+                    ObjectKind::ConfigMap => "configmap",
+                    ObjectKind::Secret => "secret",
+                    other => other.name(),
+                };
+                return Err(ObjectError::NotFound(format!("{word} {name:?} not found")));
             }
             Err(cause) => return Err(unavailable(cause.to_string())),
         };

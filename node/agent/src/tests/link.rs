@@ -227,6 +227,6 @@ async fn asks_for_tokens_and_objects() {
     assert_eq!(token.expires_at.to_string(), "2030-01-01T00:00:00Z");
     assert!(objects.config_map("a", "there").await.is_ok());
     let missing = objects.config_map("a", "x").await.unwrap_err();
-    assert_eq!(missing.to_string(), "configmaps \"x\" not found");
+    assert_eq!(missing.to_string(), "configmap \"x\" not found");
     serve.abort();
 }
