@@ -345,7 +345,15 @@ async fn route_services(
 /// Connections of this node's pods to the API server, through the tunnel; TLS is theirs, end to end.
 async fn serve_api(listener: TcpListener, agent: Agent) {
     loop {
-        let Ok((mut client, _)) = listener.accept().await else { continue };
+        let mut client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                // Out of descriptors: give the open ones time to close.
+                tracing::warn!(%error, "accepting a pod's connection to the API failed");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
         let agent = agent.clone();
         tokio::spawn(async move {
             match agent.dial_api().await {
