@@ -43,7 +43,7 @@ fn reach(all: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<Strin
     seen
 }
 
-const CONTRACT: [&str; 3] = ["rimward-api", "rimward-client", "rimward-tunnel"];
+const CONTRACT: [&str; 4] = ["rimward-api", "rimward-client", "rimward-features", "rimward-tunnel"];
 
 #[test]
 fn a_node_uses_only_the_contract_of_control_and_control_nothing_of_a_node() {
