@@ -9,12 +9,14 @@
 mod apply;
 mod compare;
 mod merge;
+mod overlay;
 mod record;
 mod set;
 mod shape;
 mod validate;
 
 pub use apply::apply;
+pub use overlay::overlay;
 
 use std::sync::LazyLock;
 

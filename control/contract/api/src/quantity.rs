@@ -119,6 +119,11 @@ impl Quantity {
         self.nanos == 0
     }
 
+    /// The nearest floating-point number.
+    pub fn approximate(&self) -> f64 {
+        self.nanos as f64 / NANO as f64
+    }
+
     /// Whether the value is a whole number.
     pub fn is_whole(&self) -> bool {
         self.nanos % NANO == 0
@@ -132,6 +137,10 @@ fn div_up(n: i128, d: i128) -> i64 {
 
 /// `n × 10^power`, rounded up, saturating.
 fn shift_ten(n: i128, power: i32) -> i128 {
+    // Zero never overflows, and an exponent may be two thousand million.
+    if n == 0 {
+        return 0;
+    }
     if power >= 0 {
         (0..power).try_fold(n, |n, _| n.checked_mul(10)).unwrap_or(i128::MAX)
     } else {
@@ -232,6 +241,7 @@ mod tests {
         check("-1", "-1", -1000);
         check("0.5Mi", "512Ki", (1i64 << 19) * 1000);
         check("1n", "1n", 1);
+        check("0e2147483647", "0", 0);
         for wrong in ["", "x", "1x", "1.2.3", "Mi", "1 Mi", "1e", "--1"] {
             assert!(Quantity::parse(wrong).is_err(), "{wrong}");
         }
