@@ -32,6 +32,21 @@ pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'stat
     StreamBody::new(chunks.map_ok(Frame::data)).boxed_unsync()
 }
 
+/// Keeps something until a body that is made while it is sent is through; a whole one is done already.
+pub fn keep_until_sent<T: Send + 'static>(response: Response, kept: Option<T>) -> Response {
+    use http_body::Body as _;
+    let Some(kept) = kept.filter(|_| response.body().size_hint().exact().is_none()) else {
+        return response;
+    };
+    response.map(|body| {
+        body.map_frame(move |frame| {
+            let _until_the_body_is_dropped = &kept;
+            frame
+        })
+        .boxed_unsync()
+    })
+}
+
 /// Compresses chunk by chunk; fast rather than small, since lists are read over local networks.
 pub fn gzip_stream(
     chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static,

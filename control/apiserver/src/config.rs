@@ -30,7 +30,7 @@ pub struct Config {
     pub event_ttl: Duration,
     /// How much history watches and continued lists can go back.
     pub history: Duration,
-    /// Reads and writes in flight beyond which others wait.
+    /// Requests in flight beyond which others wait: together the seats that priority levels share.
     pub reads_max: usize,
     pub writes_max: usize,
     /// Hears of every request.

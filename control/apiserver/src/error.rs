@@ -4,7 +4,10 @@ use rimward_api::{Reason, Status, status::Details};
 use rimward_control_store::{CommitError, Error};
 
 use crate::body::{self, Response};
+use crate::negotiate::{self, Offer};
 use crate::options::too_large;
+use crate::request::Call;
+use crate::views;
 
 pub fn store(error: Error) -> Status {
     match error {
@@ -71,9 +74,22 @@ pub fn not_implemented(what: &str) -> Status {
     Status::new(501, Reason::Unknown, format!("{what} is not implemented by this server"))
 }
 
-/// The answer that carries a Status.
+/// The answer that carries a Status, as JSON.
 pub fn respond(status: &Status) -> Response {
-    let mut response = json(status.code, status.to_value().to_string());
+    with_retry(status, json(status.code, status.to_value().to_string()))
+}
+
+/// The answer that carries a Status, in the encoding that the client prefers.
+pub fn respond_to(call: &Call, status: &Status) -> Response {
+    match negotiate::form(&call.headers, Offer::OWN) {
+        Ok(form) if form != negotiate::PLAIN => {
+            with_retry(status, views::encoded(call, status.code, form, &status.to_value()))
+        }
+        _ => respond(status),
+    }
+}
+
+fn with_retry(status: &Status, mut response: Response) -> Response {
     let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     if seconds > 0 {
         response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());

@@ -16,6 +16,7 @@ pub mod serve;
 
 pub mod audit;
 mod authn;
+mod deadline;
 mod flow;
 mod pipeline;
 mod rbac;
@@ -31,10 +32,12 @@ mod pools;
 mod protobuf;
 mod record;
 mod rest;
+mod table;
 mod views;
 mod watch;
 
 mod discovery;
+mod health;
 mod metrics;
 mod openapi;
 mod paths;
@@ -59,3 +62,6 @@ pub use pools::NotACidr;
 pub use request::Attributes;
 pub use serve::Extra;
 pub use server::{ApiServer, StartError};
+
+#[cfg(test)]
+mod bad_input;

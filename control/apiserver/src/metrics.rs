@@ -1,5 +1,7 @@
-//! What `/metrics` shows, by the names that kube-apiserver has for it.
+//! What `/metrics` shows, by the names and labels that kube-apiserver has for it, in the text format
+//! that every scraper reads. <https://kubernetes.io/docs/reference/instrumentation/metrics/>
 
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
@@ -10,39 +12,47 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::paths::GIT_VERSION;
 use crate::request::Attributes;
+use crate::server::Inner;
+
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
-    verb: String,
+struct Asked {
+    verb: &'static str,
     group: String,
     version: String,
     resource: String,
     subresource: String,
+    scope: &'static str,
+    component: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    #[prometheus(flatten)]
+    asked: Asked,
     code: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Verb {
-    verb: String,
-    resource: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Lane {
-    request_kind: String,
+    request_kind: &'static str,
 }
 
 pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter<u64, AtomicU64>>,
-    seconds: Family<Verb, Histogram, fn() -> Histogram>,
+    seconds: Family<Asked, Histogram, fn() -> Histogram>,
     inflight: Family<Lane, Gauge<i64, AtomicI64>>,
+    long: Family<Asked, Gauge<i64, AtomicI64>>,
 }
 
 fn buckets() -> Histogram {
     Histogram::new([
-        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+        0.0005, 0.001, 0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0,
+        5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
     ])
 }
 
@@ -51,7 +61,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let requests = Family::default();
         let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
-        let inflight = Family::default();
+        let (inflight, long) = (Family::default(), Family::default());
         registry.register(
             "apiserver_request",
             "Requests by what they asked and how they were answered",
@@ -67,60 +77,149 @@ impl Metrics {
             "Requests that run now",
             inflight.clone(),
         );
-        Self { registry, requests, seconds, inflight }
+        registry.register(
+            "apiserver_longrunning_requests",
+            "Watches and streams that are open now",
+            long.clone(),
+        );
+        Self { registry, requests, seconds, inflight, long }
     }
 
     /// Counts a request as running until dropped.
     pub fn running(&self, asked: &Attributes) -> Running {
         let kind = if asked.is_read() { "readOnly" } else { "mutating" };
-        let gauge = self.inflight.get_or_create(&Lane { request_kind: kind.into() }).clone();
+        let gauge = self.inflight.get_or_create(&Lane { request_kind: kind }).clone();
+        gauge.inc();
+        Running(gauge)
+    }
+
+    /// Counts a request that lasts until dropped.
+    pub fn lasting(&self, asked: &Attributes) -> Running {
+        let gauge = self.long.get_or_create(&labels(asked, true, 200)).clone();
         gauge.inc();
         Running(gauge)
     }
 
     /// Only served resources become labels, so that made-up paths cannot fill memory.
     pub fn answered(&self, asked: &Attributes, known: bool, code: u16, took: Duration) {
-        let resource = asked.resource.as_ref().filter(|_| known);
-        let of = |get: fn(&crate::request::Resource) -> &String| {
-            resource.map_or(String::new(), |r| get(r).clone())
-        };
-        let known_verb = matches!(
-            asked.verb.as_str(),
-            "get"
-                | "list"
-                | "watch"
-                | "create"
-                | "update"
-                | "patch"
-                | "delete"
-                | "deletecollection"
-                | "post"
-                | "put"
-        );
-        let verb = if known_verb { asked.verb.to_ascii_uppercase() } else { "OTHER".into() };
-        let labels = Answered {
-            verb: verb.clone(),
-            group: of(|r| &r.group),
-            version: of(|r| &r.version),
-            resource: of(|r| &r.resource),
-            // Any word may stand there; of those that fail only the code is of interest.
-            subresource: if code < 400 { of(|r| &r.subresource) } else { String::new() },
-            code,
-        };
-        self.requests.get_or_create(&labels).inc();
-        if asked.verb != "watch" {
-            let labels = Verb { verb, resource: of(|r| &r.resource) };
+        let labels = labels(asked, known, code);
+        if !asked.is_long() {
             self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
         }
+        self.requests.get_or_create(&Answered { asked: labels, code }).inc();
     }
 
-    /// OpenMetrics text.
-    pub fn encode(&self) -> String {
+    fn encode(&self) -> String {
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry)
             .expect("writing to a String cannot fail");
-        out
+        classic(&out)
     }
+}
+
+fn labels(asked: &Attributes, known: bool, code: u16) -> Asked {
+    let resource = asked.resource.as_ref().filter(|_| known);
+    let of = |get: fn(&crate::request::Resource) -> &String| {
+        resource.map_or(String::new(), |r| get(r).clone())
+    };
+    Asked {
+        verb: verb(&asked.verb),
+        group: of(|r| &r.group),
+        version: of(|r| &r.version),
+        resource: of(|r| &r.resource),
+        // Any word may stand there; of those that fail only the code is of interest.
+        subresource: if code < 400 { of(|r| &r.subresource) } else { String::new() },
+        scope: match resource {
+            None => "",
+            Some(r) if !r.name.is_empty() || asked.verb == "create" => "resource",
+            Some(r) if !r.namespace.is_empty() => "namespace",
+            Some(_) => "cluster",
+        },
+        component: "apiserver",
+    }
+}
+
+fn verb(verb: &str) -> &'static str {
+    match verb {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" | "post" => "POST",
+        "update" | "put" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "other",
+    }
+}
+
+/// The older text format: counters are declared under the name of their samples, and nothing marks
+/// the end.
+fn classic(openmetrics: &str) -> String {
+    let mut out = String::with_capacity(openmetrics.len());
+    let mut lines = openmetrics.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line == "# EOF" || line.starts_with("# UNIT") {
+            continue;
+        }
+        let declares = |line: &str, what: &str| {
+            line.strip_prefix(what)
+                .and_then(|l| l.split_once(' '))
+                .map(|(name, rest)| (name.to_owned(), rest.to_owned()))
+        };
+        let next_is_counter = lines
+            .peek()
+            .is_some_and(|next| next.starts_with("# TYPE") && next.ends_with(" counter"));
+        match (declares(line, "# HELP "), declares(line, "# TYPE ")) {
+            (Some((name, help)), _) if next_is_counter => {
+                writeln!(out, "# HELP {name}_total {help}")
+            }
+            (_, Some((name, kind))) if kind == "counter" => {
+                writeln!(out, "# TYPE {name}_total counter")
+            }
+            _ => writeln!(out, "{line}"),
+        }
+        .expect("writing to a String cannot fail");
+    }
+    out
+}
+
+/// Everything, now.
+pub async fn show(server: &Inner) -> String {
+    let mut out = server.metrics.encode();
+    server.flow.encode(&mut out);
+    out += "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge\n";
+    let mut told = std::collections::HashSet::new();
+    for served in server.registry.all() {
+        if !served.kind.verbs.iter().any(|v| v == "list") || !told.insert(&served.kind.storage) {
+            continue;
+        }
+        let Ok(count) = server.store.count(&served.kind.storage).await else { continue };
+        let resource = served.group_resource();
+        writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}")
+            .expect("writing to a String cannot fail");
+    }
+    out += &format!(
+        "# HELP kubernetes_build_info The version that is served.\n# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"{GIT_VERSION}\",major=\"1\",minor=\"36\"}} 1\n"
+    );
+    process(&mut out);
+    out
+}
+
+/// What the kernel tells of this process; nothing where it does not.
+fn process(out: &mut String) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|l| l.trim().split(' ').next()?.parse::<u64>().ok());
+    let mut gauge = |name: &str, help: &str, value: Option<u64>| {
+        if let Some(value) = value {
+            writeln!(out, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}")
+                .expect("writing to a String cannot fail");
+        }
+    };
+    gauge("process_resident_memory_bytes", "Resident memory", kib.map(|k| k * 1024));
+    let open = std::fs::read_dir("/proc/self/fd").ok().map(|d| d.count() as u64);
+    gauge("process_open_fds", "Open file descriptors", open);
 }
 
 pub struct Running(Gauge<i64, AtomicI64>);
@@ -128,5 +227,17 @@ pub struct Running(Gauge<i64, AtomicI64>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_format() {
+        let open = "# HELP a Things.\n# TYPE a counter\na_total{x=\"1\"} 2\n# HELP b Now.\n# TYPE b gauge\nb 1\n# EOF\n";
+        let expected = "# HELP a_total Things.\n# TYPE a_total counter\na_total{x=\"1\"} 2\n# HELP b Now.\n# TYPE b gauge\nb 1\n";
+        assert_eq!(classic(open), expected);
     }
 }

@@ -3,15 +3,29 @@
 use http::HeaderMap;
 use rimward_api::{Reason, Status, status::Details};
 
+use crate::protobuf;
+use crate::served::Served;
+
 /// The encoding of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
     Json,
     Yaml,
+    Protobuf,
+}
+
+impl Encoding {
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+            Self::Protobuf => protobuf::MEDIA_TYPE,
+        }
+    }
 }
 
 /// What an object is shown as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
     Object,
     /// `PartialObjectMetadata`, in a list `PartialObjectMetadataList`.
@@ -19,65 +33,139 @@ pub enum Shape {
     Table,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
 }
 
-const AVAILABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+pub const PLAIN: Form = Form { encoding: Encoding::Json, shape: Shape::Object };
 
-/// The first media type of the Accept header that we can answer in, by weight.
-pub fn accepted(headers: &HeaderMap) -> Result<Form, Status> {
-    const PLAIN: Form = Form { encoding: Encoding::Json, shape: Shape::Object };
+const AVAILABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const STREAMED: &str =
+    "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+
+/// What an endpoint can answer in, beside JSON and YAML of the object itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Kinds with wire numbers; custom resources have none.
+    pub protobuf: bool,
+    /// Whether objects can be shown as something else: not those that are never stored.
+    pub shapes: bool,
+    /// Watches have no YAML.
+    pub stream: bool,
+}
+
+impl Offer {
+    /// Of an endpoint that answers with an object of its own, such as a Status.
+    pub const OWN: Self = Self { protobuf: true, shapes: false, stream: false };
+}
+
+/// The form of an answer to a request on a resource.
+pub fn accepted(headers: &HeaderMap, served: &Served) -> Result<Form, Status> {
+    form(headers, Offer { protobuf: served.protobuf, shapes: true, stream: false })
+}
+
+/// The best range of the Accept header that can be met: by weight, the more specific first.
+pub fn form(headers: &HeaderMap, offer: Offer) -> Result<Form, Status> {
     let Some(accept) = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()) else {
         return Ok(PLAIN);
     };
-    let mut best: Option<(f32, Form)> = None;
-    for range in accept.split(',').map(str::trim).filter(|r| !r.is_empty()) {
-        let (weight, form) = match parse(range) {
-            Some(found) => found,
-            None => continue,
+    // What in-process clients and most others send needs no sorting.
+    if matches!(accept, "" | "application/json" | "*/*") {
+        return Ok(PLAIN);
+    }
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.stars.cmp(&b.stars)));
+    let found = ranges.iter().find_map(|range| range.met(offer));
+    found
+        .ok_or_else(|| not_acceptable(offer, ranges.iter().any(|r| r.encodings().next().is_some())))
+}
+
+/// One range of an Accept header.
+struct Range<'a> {
+    media_type: &'a str,
+    parameters: &'a str,
+    weight: f32,
+    /// How much of the type is left open.
+    stars: usize,
+}
+
+impl<'a> Range<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (media_type, parameters) = text.split_once(';').unwrap_or((text, ""));
+        let media_type = media_type.trim();
+        let mut range =
+            Self { media_type, parameters, weight: 1.0, stars: media_type.matches('*').count() };
+        let q = range.parameters().find(|(name, _)| *name == "q");
+        range.weight = q.and_then(|(_, q)| q.parse().ok()).unwrap_or(1.0);
+        (!media_type.is_empty()).then_some(range)
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        let all = self.parameters.split(';').filter_map(|p| p.split_once('='));
+        all.map(|(name, value)| (name.trim(), value.trim().trim_matches('"')))
+    }
+
+    /// The encodings that the range names, in the order of the server's preference.
+    fn encodings(&self) -> impl Iterator<Item = Encoding> {
+        let open = matches!(self.media_type, "*/*" | "application/*");
+        [Encoding::Json, Encoding::Yaml, Encoding::Protobuf]
+            .into_iter()
+            .filter(move |e| open || e.media_type() == self.media_type)
+    }
+
+    fn met(&self, offer: Offer) -> Option<Form> {
+        let shape = self.shape(offer)?;
+        let can = |encoding: &Encoding| match encoding {
+            Encoding::Json => true,
+            Encoding::Yaml => !offer.stream,
+            // Tables have no wire numbers.
+            Encoding::Protobuf => offer.protobuf && shape != Shape::Table,
         };
-        if best.is_none_or(|(w, _)| weight > w) {
-            best = Some((weight, form));
-        }
+        self.encodings().find(can).map(|encoding| Form { encoding, shape })
     }
-    best.map(|(_, form)| form).ok_or_else(not_acceptable)
-}
 
-fn parse(range: &str) -> Option<(f32, Form)> {
-    let mut parts = range.split(';').map(str::trim);
-    let encoding = match parts.next()? {
-        "application/json" | "*/*" | "application/*" => Encoding::Json,
-        "application/yaml" => Encoding::Yaml,
-        _ => return None,
-    };
-    let (mut weight, mut shape) = (1.0, Shape::Object);
-    for part in parts {
-        match part.split_once('=')? {
-            ("q", q) => weight = q.parse().ok()?,
-            ("as", "Table") => shape = Shape::Table,
-            ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => {
-                shape = Shape::Metadata
+    /// The shape that the parameters ask for; None for what we do not have.
+    fn shape(&self, offer: Offer) -> Option<Shape> {
+        let (mut kind, mut group, mut version) = (None, None, None);
+        for (name, value) in self.parameters() {
+            match name {
+                "as" => kind = Some(value),
+                "g" => group = Some(value),
+                "v" => version = Some(value),
+                "stream" if !matches!(value, "" | "watch") => return None,
+                "sv" if !value.is_empty() => return None,
+                _ => {}
             }
-            ("as", _) => return None,
-            ("g", "meta.k8s.io") | ("v", "v1") => {}
-            // A transform of another group or version is one that we do not have.
-            ("g" | "v", _) => return None,
-            _ => {}
+        }
+        match (kind, group, version) {
+            (None, None, None) => Some(Shape::Object),
+            (Some(kind), Some("meta.k8s.io"), Some("v1")) if offer.shapes => match kind {
+                "Table" => Some(Shape::Table),
+                "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Shape::Metadata),
+                _ => None,
+            },
+            _ => None,
         }
     }
-    Some((weight, Form { encoding, shape }))
 }
 
-fn not_acceptable() -> Status {
-    Status {
-        code: 406,
-        reason: Reason::NotAcceptable,
-        message: format!("406: Not Acceptable\n\nAvailable representations: {AVAILABLE}"),
-        details: Some(Box::new(Details::default())),
-    }
+/// `known`: the media type is one of ours, only not in this shape or for this endpoint.
+fn not_acceptable(offer: Offer, known: bool) -> Status {
+    let (message, details) = match (known, offer.stream) {
+        (true, true) => (format!("only the following media types are accepted: {STREAMED}"), None),
+        (true, false) => {
+            (format!("only the following media types are accepted: {AVAILABLE}"), None)
+        }
+        (false, stream) => {
+            let also = if stream { format!(", {STREAMED}") } else { String::new() };
+            let message =
+                format!("406: Not Acceptable\n\nAvailable representations: {AVAILABLE}{also}");
+            (message, Some(Box::new(Details::default())))
+        }
+    };
+    Status { code: 406, reason: Reason::NotAcceptable, message, details }
 }
 
 /// Whether the client takes gzip.
@@ -118,32 +206,65 @@ pub fn sent(headers: &HeaderMap) -> Result<Sent, Status> {
 mod tests {
     use super::*;
 
+    const ALL: Offer = Offer { protobuf: true, shapes: true, stream: false };
+
+    fn found(accept: &str, offer: Offer) -> Option<(Encoding, Shape)> {
+        let mut headers = HeaderMap::new();
+        headers.insert("accept", accept.parse().expect("a header"));
+        form(&headers, offer).ok().map(|f| (f.encoding, f.shape))
+    }
+
+    #[track_caller]
+    fn check(accept: &str, expected: Option<(Encoding, Shape)>) {
+        assert_eq!(found(accept, ALL), expected, "{accept}");
+    }
+
     #[test]
     fn accept() {
-        #[track_caller]
-        fn check(accept: &str, expected: Option<(Encoding, Shape)>) {
-            let mut headers = HeaderMap::new();
-            headers.insert("accept", accept.parse().expect("a header"));
-            assert_eq!(
-                accepted(&headers).ok().map(|f| (f.encoding, f.shape)),
-                expected,
-                "{accept}"
-            );
-        }
-        check("application/json", Some((Encoding::Json, Shape::Object)));
+        let json = Some((Encoding::Json, Shape::Object));
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        check("application/json", json);
+        check("*/*", json);
+        check("text/html, application/*;q=0.1", json);
         check(
-            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+            &format!("{table},application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"),
             Some((Encoding::Json, Shape::Table)),
         );
         check(
             "application/vnd.kubernetes.protobuf,application/json",
-            Some((Encoding::Json, Shape::Object)),
+            Some((Encoding::Protobuf, Shape::Object)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+            Some((Encoding::Json, Shape::Table)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
+            Some((Encoding::Protobuf, Shape::Metadata)),
         );
         check("application/json;q=0.5,application/yaml", Some((Encoding::Yaml, Shape::Object)));
-        check("text/html", None);
         check(
-            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
-            Some((Encoding::Json, Shape::Metadata)),
+            "application/yaml;q=0.5,application/vnd.kubernetes.protobuf;q=0.9",
+            Some((Encoding::Protobuf, Shape::Object)),
         );
+        check("*/*,application/yaml", Some((Encoding::Yaml, Shape::Object)));
+        check(
+            "application/vnd.kubernetes.protobuf;stream=watch",
+            Some((Encoding::Protobuf, Shape::Object)),
+        );
+        check("application/json;stream=other", None);
+        check("application/json;as=Table", None);
+        check("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None);
+        check("application/cbor", None);
+        check("application/cbor,application/json", json);
+        check("text/html", None);
+        check(";;,=,;q=", None);
+        let custom = Offer { protobuf: false, ..ALL };
+        assert_eq!(found("application/vnd.kubernetes.protobuf,application/json", custom), json);
+        assert_eq!(found("application/vnd.kubernetes.protobuf", custom), None);
+        let stream = Offer { stream: true, ..ALL };
+        assert_eq!(found("application/yaml", stream), None);
+        assert_eq!(found("application/yaml,application/json", stream), json);
+        assert_eq!(found(table, Offer::OWN), None);
     }
 }

@@ -221,6 +221,13 @@ pub fn encode_continue(revision: Revision, key: &str) -> String {
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
+/// The token that goes on behind the same key, at the newest state.
+pub fn inconsistent_continue(key: &str) -> String {
+    use base64::Engine as _;
+    let token = json!({ "v": "meta.k8s.io/v1", "rv": -1, "start": format!("{key}\0") });
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token.to_string())
+}
+
 fn decode_continue(token: &str) -> Result<(Option<Revision>, String), Status> {
     use base64::Engine as _;
     use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};

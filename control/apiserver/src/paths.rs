@@ -1,7 +1,6 @@
 //! What is served beside resources: discovery, OpenAPI, version, health, metrics, token keys.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::HeaderValue;
 use rimward_api::Status;
@@ -11,7 +10,7 @@ use crate::body::{self, Response};
 use crate::error;
 use crate::request::Call;
 use crate::server::Inner;
-use crate::{discovery, openapi};
+use crate::{discovery, health, metrics, openapi};
 
 /// Kubernetes' version that the API is, with ours behind it.
 pub const GIT_VERSION: &str = concat!("v1.36.2+rimward", env!("CARGO_PKG_VERSION"));
@@ -24,12 +23,7 @@ pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status>
     match path {
         "" => Ok(index(server)),
         "/version" => Ok(error::json(200, version().to_string())),
-        "/livez" | "/readyz" | "/healthz" => Ok(health(server, call, path)),
-        "/metrics" => Ok(error::typed(
-            200,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.encode(),
-        )),
+        "/metrics" => Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::show(server).await)),
         "/openid/v1/jwks" => {
             Ok(error::typed(200, "application/jwk-set+json", server.tokens.key_set().to_string()))
         }
@@ -42,10 +36,7 @@ pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status>
         {
             Ok(discovery::serve(&server.discovery, call, path))
         }
-        path => match path.strip_prefix("/livez/").or_else(|| path.strip_prefix("/readyz/")) {
-            Some("ping") => Ok(error::text(200, "ok")),
-            _ => Ok(error::page_not_found()),
-        },
+        path => Ok(health::serve(server, call, path).unwrap_or_else(error::page_not_found)),
     }
 }
 
@@ -62,12 +53,15 @@ fn index(server: &Inner) -> Response {
     }
     let others = [
         "/healthz",
+        "/healthz/ping",
         "/livez",
+        "/livez/ping",
         "/metrics",
         "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",
+        "/readyz/ping",
         "/version",
     ];
     paths.extend(others.map(str::to_owned));
@@ -88,30 +82,6 @@ fn version() -> serde_json::Value {
             other => other,
         }),
     })
-}
-
-fn health(server: &Inner, call: &Call, path: &str) -> Response {
-    // The store answers from memory which revision it has: a failed one has ended the process.
-    let mut checks = vec![("ping", true), ("log", true)];
-    if path != "/livez" {
-        checks.push(("store", true));
-        checks.push(("started", server.ready.load(Ordering::Acquire)));
-        checks.push(("shutdown", !server.stop.is_cancelled()));
-    }
-    let name = path.trim_start_matches('/');
-    let well = checks.iter().all(|(_, ok)| *ok);
-    if well && call.query.get("verbose").is_none() {
-        return error::text(200, "ok");
-    }
-    let mut text = String::new();
-    for (check, ok) in checks {
-        text += &match ok {
-            true => format!("[+]{check} ok\n"),
-            false => format!("[-]{check} failed: reason withheld\n"),
-        };
-    }
-    text += &format!("{name} check {}\n", if well { "passed" } else { "failed" });
-    error::text(if well { 200 } else { 500 }, text)
 }
 
 fn openid(server: &Inner) -> serde_json::Value {

@@ -12,8 +12,10 @@ use rimward_api::{Status, UserInfo};
 
 use crate::audit;
 use crate::authn::{self, Peer, impersonation};
-use crate::body::{BoxBody, Response};
+use crate::body::{self, BoxBody, Response};
+use crate::deadline;
 use crate::error;
+use crate::flow;
 use crate::request::{Attributes, Call, Query};
 use crate::rest;
 use crate::server::Inner;
@@ -30,16 +32,23 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         query,
         attributes,
         user: UserInfo::default(),
+        deadline: None,
         body: parking_lot::Mutex::new(body),
         warnings: Vec::new(),
     };
     let _running = (!call.attributes.is_long()).then(|| server.metrics.running(&call.attributes));
-    let mut original = None;
-    let mut response = match run(server, &mut call, peer, &mut original).await {
+    let (mut original, mut ids) = (None, None);
+    let mut response = match run(server, &mut call, peer, &mut original, &mut ids).await {
         Ok(response) => response,
-        Err(status) => error::respond(&status),
+        Err(status) => error::respond_to(&call, &status),
     };
+    if call.attributes.is_long() && response.status().is_success() {
+        response = body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)));
+    }
     warn(&mut response, &call.warnings);
+    if let Some(ids) = ids {
+        ids.tell(&mut response);
+    }
     let (code, took) = (response.status().as_u16(), began.elapsed());
     let known =
         call.attributes.resource.as_ref().is_some_and(|r| server.registry.get(&r.gvr()).is_some());
@@ -69,7 +78,13 @@ async fn run(
     call: &mut Call,
     peer: &Peer,
     original: &mut Option<UserInfo>,
+    ids: &mut Option<flow::Ids>,
 ) -> Result<Response, Status> {
+    // How long: reads are given up at the deadline; of writes, the reading of their body, since what
+    // is on its way into the store is not called back.
+    if !call.attributes.is_long() {
+        call.deadline = Some(deadline::of(&call.query, tokio::time::Instant::now())?);
+    }
     // Authentication: who asks. (Audit hears of the outcome, in `handle`.)
     call.user = authn::authenticate(server, peer, &call.headers, false).await?;
     // Impersonation: as whom.
@@ -77,13 +92,21 @@ async fn run(
         *original = Some(std::mem::replace(&mut call.user, acts_as));
     }
     // Flow control: when.
-    let _place = server.flow.enter(&call.attributes).await?;
+    let (told, seat) = server.flow.enter(&call.user, &call.attributes, &call.query).await;
+    *ids = told;
+    let seat = seat?;
     // Authorization: whether.
     if !always_allowed(&call.attributes) {
         server.rbac.authorize(&call.user, &call.attributes)?;
     }
     // Admission and storage.
-    rest::serve(server, call).await
+    let response = match call.deadline.filter(|_| call.attributes.is_read()) {
+        Some(deadline) => tokio::time::timeout_at(deadline, rest::serve(server, call))
+            .await
+            .unwrap_or_else(|_| Err(deadline::exceeded()))?,
+        None => rest::serve(server, call).await?,
+    };
+    Ok(body::keep_until_sent(response, seat.filter(|_| !call.attributes.is_long())))
 }
 
 /// Probes must not depend on roles.

@@ -173,6 +173,8 @@ pub struct Call {
     pub query: Query,
     pub attributes: Attributes,
     pub user: UserInfo,
+    /// When it has to be answered, unless it lasts.
+    pub deadline: Option<tokio::time::Instant>,
     /// Taken when a handler wants it. The lock only makes the call shareable across threads.
     pub body: Mutex<BoxBody>,
     /// Texts for Warning headers, in order.

@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use rimward_api::{ObjectKey, Status};
 
 use crate::body::{self, Response};
+use crate::deadline;
 use crate::decode::{self, PatchKind};
 use crate::error;
 use crate::negotiate;
@@ -62,7 +63,13 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
 
 /// Reads the body, once it is known to be wanted.
 pub async fn take_body(call: &mut Call) -> Result<Bytes, Status> {
-    body::read(std::mem::replace(call.body.get_mut(), body::empty())).await
+    let read = body::read(std::mem::replace(call.body.get_mut(), body::empty()));
+    match call.deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, read)
+            .await
+            .unwrap_or_else(|_| Err(deadline::exceeded())),
+        None => read.await,
+    }
 }
 
 async fn main(
@@ -176,7 +183,7 @@ async fn create(
     served: &Arc<Served>,
     namespace: &str,
 ) -> Result<Response, Status> {
-    negotiate::accepted(&call.headers)?;
+    negotiate::accepted(&call.headers, served)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let object = decode::object(&server.registry, served, call, &body, options.validation)?;
@@ -193,7 +200,7 @@ async fn update(
     key: &ObjectKey,
     sub: &str,
 ) -> Result<Response, Status> {
-    negotiate::accepted(&call.headers)?;
+    negotiate::accepted(&call.headers, served)?;
     let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let object = decode::object(&server.registry, served, call, &body, options.validation)?;
@@ -211,7 +218,7 @@ async fn patch(
     key: &ObjectKey,
     sub: &str,
 ) -> Result<Response, Status> {
-    negotiate::accepted(&call.headers)?;
+    negotiate::accepted(&call.headers, served)?;
     let kind = decode::patch_kind(call)?;
     let options =
         WriteOptions::parse(&call.query, "PatchOptions", call.agent(), kind == PatchKind::Apply)?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::body::Response;
 use crate::decode;
-use crate::negotiate;
+use crate::negotiate::{self, Offer};
 use crate::options::WriteOptions;
 use crate::rbac::Rule;
 use crate::request::{Attributes, Call, Resource};
@@ -27,7 +27,7 @@ pub async fn answer(
     served: &Served,
     namespace: &str,
 ) -> Result<Response, Status> {
-    let form = negotiate::accepted(&call.headers)?;
+    let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let mut review = decode::object(&server.registry, served, call, &body, options.validation)?;
@@ -49,7 +49,7 @@ pub async fn answer(
     if !review["metadata"].is_object() {
         review["metadata"] = json!({ "creationTimestamp": null });
     }
-    Ok(views::encoded(201, form, &review.to_string()))
+    Ok(views::encoded(call, 201, form, &review))
 }
 
 /// `authentication.k8s.io/v1` UserInfo.

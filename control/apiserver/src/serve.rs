@@ -29,6 +29,8 @@ const CONNECTIONS_MAX: usize = 16_384;
 /// How long connections may take to finish what they do at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 const STREAMS_MAX: u32 = 1000;
+/// Of a request's line and headers, as Go's server has it; more is answered 431.
+const HEADER_BYTES_MAX: usize = 1 << 20;
 
 /// Serves paths beside the API (the image registry's `/v2/`), after authentication.
 #[async_trait]
@@ -112,11 +114,16 @@ async fn connection(
         async move { Ok::<Response, Infallible>(route(&server, request, &peer, extra.as_deref()).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30))
+        .max_buf_size(HEADER_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
         .initial_stream_window_size(256 * 1024)

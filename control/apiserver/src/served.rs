@@ -24,6 +24,8 @@ pub struct Served {
     /// Position in the registry: a small identity for caches.
     pub index: u32,
     pub rules: WriteRules,
+    /// Whether it has wire numbers.
+    pub protobuf: bool,
 }
 
 /// How kinds differ in what a write may do; the strategies of Kubernetes' registries.
@@ -143,6 +145,9 @@ impl Registry {
                     head: record::head(&kind.api_version(), &kind.kind),
                     index: index as u32,
                     rules: WriteRules::of(&kind.group, &kind.resource),
+                    protobuf: model
+                        .id(&kind.schema)
+                        .is_some_and(|id| !model.get(id).message().is_empty()),
                 })
             })
             .collect();

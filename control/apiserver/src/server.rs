@@ -13,7 +13,7 @@ use crate::admission::priority::Classes;
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
 use crate::discovery;
-use crate::flow::Flow;
+use crate::flow::{self, Flow};
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrors;
@@ -59,7 +59,7 @@ pub(crate) struct Inner {
     pub priorities: Arc<Classes>,
     pub mirrors: Mirrors,
     pub pools: Pools,
-    pub flow: Flow,
+    pub flow: Arc<Flow>,
     pub metrics: Metrics,
     pub nodes: RwLock<Option<Arc<dyn Nodes>>>,
     pub shared: Shared,
@@ -109,6 +109,14 @@ impl ApiServer {
         }
         let classes = prefix("scheduling.k8s.io", "priorityclasses");
         mirrors.add(&store, &classes, priorities.clone(), stop.clone()).await?;
+        let flow = Flow::new(config.reads_max + config.writes_max);
+        for (resource, part) in [
+            ("prioritylevelconfigurations", flow::Part::levels(&flow)),
+            ("flowschemas", flow::Part::schemas(&flow)),
+        ] {
+            let prefix = prefix("flowcontrol.apiserver.k8s.io", resource);
+            mirrors.add(&store, &prefix, part, stop.clone()).await?;
+        }
 
         let inner = Arc::new(Inner {
             namespaces_prefix: prefix("", "namespaces"),
@@ -118,7 +126,7 @@ impl ApiServer {
             nodes_prefix: prefix("", "nodes"),
             discovery: discovery::Documents::of(&registry),
             openapi: openapi::Documents::default(),
-            flow: Flow::new(config.reads_max, config.writes_max),
+            flow,
             metrics: Metrics::new(),
             nodes: RwLock::default(),
             shared: views::shared(),
@@ -135,6 +143,14 @@ impl ApiServer {
         });
         bootstrap::run(&inner).await?;
         sweep::start(&inner);
+        let (of_statuses, of_seats) = (inner.clone(), inner.clone());
+        tokio::spawn(async move {
+            let stop = of_statuses.stop.clone();
+            stop.run_until_cancelled(flow::keep_statuses(of_statuses)).await;
+        });
+        tokio::spawn(async move {
+            of_seats.stop.run_until_cancelled(of_seats.flow.balance()).await;
+        });
         inner.ready.store(true, Ordering::Release);
         Ok(Self { inner })
     }

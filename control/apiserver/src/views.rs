@@ -1,34 +1,37 @@
-//! How a stored record becomes an answer: spliced bytes for JSON, and what other forms need.
+//! How a stored record becomes an answer: spliced bytes for JSON, and what other forms need, made
+//! once per revision and shared.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rimward_api::Status;
-use rimward_control_kinds::Kind;
+use rimward_control_schema::DefId;
 use rimward_control_store::Revision;
 use serde_json::{Value, json};
 
 use crate::body::{self, GZIP_BYTES_MIN, Response};
 use crate::error;
 use crate::negotiate::{self, Encoding, Form, Shape};
+use crate::protobuf;
 use crate::record::Record;
-use crate::request::{Call, Query};
+use crate::request::Call;
 use crate::served::Served;
 use crate::server::Inner;
+use crate::table::include;
 
 /// Bytes of shared encodings that are kept.
 const SHARED_BYTES_MAX: u64 = 32 << 20;
 
-/// One encoding of one event.
+/// One encoding of one revision of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SharedKey {
     pub key: Arc<str>,
     pub revision: Revision,
     pub served: u32,
-    pub metadata_only: bool,
+    pub form: Form,
+    /// As which event of a watch; empty for the object by itself.
     pub event: &'static str,
 }
 
@@ -41,7 +44,7 @@ impl Weighter<SharedKey, Bytes> for ByBytes {
     }
 }
 
-/// Encodings that watchers share, bounded by bytes.
+/// Encodings that readers share, bounded by bytes.
 pub type Shared = Cache<SharedKey, Bytes, ByBytes>;
 
 pub fn shared() -> Shared {
@@ -54,16 +57,31 @@ pub struct Stored {
     pub key: Arc<str>,
     pub record: Record,
     pub revision: Revision,
+    /// Whether the store holds just this under the key at the revision, so that what is made of it
+    /// may be kept: not what a dry run made, nor the last form of what is gone.
+    pub kept: bool,
 }
 
 impl Stored {
     pub fn open(entry: &rimward_control_store::Entry) -> Result<Self, Status> {
         let record = Record::open(&entry.value).map_err(error::damaged(&entry.key))?;
-        Ok(Self { key: entry.key.clone(), record, revision: entry.revision })
+        Ok(Self { key: entry.key.clone(), record, revision: entry.revision, kept: true })
     }
 
     pub fn name(&self) -> &str {
         self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The metadata alone, with its resourceVersion.
+    pub fn metadata_value(&self) -> Result<Value, Status> {
+        let mut meta: Value = serde_json::from_slice(self.record.metadata()).map_err(|e| {
+            tracing::error!(key = %self.key, error = %e, "stored metadata cannot be read");
+            Status::internal(format!("{}: its metadata is not JSON", self.key))
+        })?;
+        if self.revision > 0 {
+            meta["resourceVersion"] = self.revision.to_string().into();
+        }
+        Ok(meta)
     }
 
     /// The object in the form that it is stored in.
@@ -120,6 +138,47 @@ impl Inner {
         Some(heard.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string())
     }
 
+    /// The protobuf message of an object (or of its PartialObjectMetadata), without its envelope.
+    pub fn message(&self, served: &Served, stored: &Stored, shape: Shape) -> Result<Bytes, Status> {
+        let key = SharedKey {
+            key: stored.key.clone(),
+            revision: stored.revision,
+            served: served.index,
+            form: Form { encoding: Encoding::Protobuf, shape },
+            event: "",
+        };
+        // What is overlaid changes without a revision.
+        let shareable = stored.kept && self.live_renew_time(served, stored).is_none();
+        if shareable && let Some(message) = self.shared.get(&key) {
+            return Ok(message);
+        }
+        let (object, definition) = match (shape, served.definition) {
+            (Shape::Metadata, _) | (_, None) => {
+                let meta = stored.metadata_value()?;
+                (json!({ "metadata": meta }), self.registry.model.expect(PARTIAL))
+            }
+            (_, Some(definition)) => (self.value(served, stored)?, definition),
+        };
+        let mut out = Vec::with_capacity(stored.record.body().len());
+        protobuf::message(self.registry.model, definition, &object, &mut out);
+        let message = Bytes::from(out);
+        if shareable {
+            self.shared.insert(key, message.clone());
+        }
+        Ok(message)
+    }
+
+    /// The protobuf body of an object.
+    pub fn body(&self, served: &Served, stored: &Stored, shape: Shape) -> Result<Vec<u8>, Status> {
+        let message = self.message(served, stored, shape)?;
+        Ok(match shape {
+            Shape::Object => {
+                protobuf::enveloped(&served.kind.api_version(), &served.kind.kind, &[&message])
+            }
+            _ => protobuf::enveloped("meta.k8s.io/v1", "PartialObjectMetadata", &[&message]),
+        })
+    }
+
     /// The answer that carries one object, in the form that the client accepts.
     pub fn respond(
         &self,
@@ -128,58 +187,24 @@ impl Inner {
         stored: &Stored,
         code: u16,
     ) -> Result<Response, Status> {
-        let form = negotiate::accepted(&call.headers)?;
+        let form = negotiate::accepted(&call.headers, served)?;
         if form.shape == Shape::Table {
-            let table = self.table(
-                served,
-                std::slice::from_ref(stored),
-                include(&call.query)?,
-                ListMeta::none(stored.revision),
-                true,
-            )?;
-            return Ok(encoded(code, form, &table.to_string()));
+            let rows = std::slice::from_ref(stored);
+            let meta = ListMeta::none(stored.revision);
+            let table = self.table(served, rows, include(&call.query)?, &meta, true)?;
+            return Ok(finished(call, code, form, table));
+        }
+        if form.encoding == Encoding::Protobuf {
+            return Ok(finished(call, code, form, self.body(served, stored, form.shape)?));
         }
         let mut out = Vec::with_capacity(stored.record.body().len() + 128);
         self.push_object(served, stored, form.shape, true, &mut out)?;
-        if form.encoding == Encoding::Yaml {
-            return Ok(encoded(code, form, std::str::from_utf8(&out).expect("JSON is UTF-8")));
-        }
-        if out.len() >= GZIP_BYTES_MIN && negotiate::gzip(&call.headers) {
-            return Ok(gzipped(code, &out));
-        }
-        Ok(error::json(code, out))
-    }
-
-    /// A `meta.k8s.io/v1` Table of records.
-    pub fn table(
-        &self,
-        served: &Served,
-        rows: &[Stored],
-        include: Include,
-        meta: ListMeta,
-        columns: bool,
-    ) -> Result<Value, Status> {
-        let now = Timestamp::now();
-        let rows = rows.iter().map(|stored| {
-            let object = self.value(served, stored)?;
-            let mut row = json!({ "cells": served.kind.hooks.cells(&object, now) });
-            row["object"] = match include {
-                Include::Object => object,
-                Include::Metadata => {
-                    json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] })
-                }
-                Include::None => Value::Null,
-            };
-            Ok(row)
-        });
-        let rows: Vec<Value> = rows.collect::<Result<_, Status>>()?;
-        Ok(json!({
-            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta.to_value(),
-            "columnDefinitions": if columns { columns_of(&served.kind) } else { Value::Null },
-            "rows": rows,
-        }))
+        Ok(finished(call, code, form, out))
     }
 }
+
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
 
 const ITEM_HEAD: &[u8] = br#"{"metadata":{"resourceVersion":""#;
 
@@ -210,28 +235,6 @@ fn with_type(served: &Served, mut object: Value) -> Value {
     object
 }
 
-fn columns_of(kind: &Kind) -> Value {
-    let column = |c: &rimward_control_kinds::Column| json!({ "name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority });
-    kind.columns.iter().map(column).collect()
-}
-
-/// `includeObject` of a Table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
-    None,
-    Metadata,
-    Object,
-}
-
-pub fn include(query: &Query) -> Result<Include, Status> {
-    match query.get("includeObject").unwrap_or_default() {
-        "" | "Metadata" => Ok(Include::Metadata),
-        "None" => Ok(Include::None),
-        "Object" => Ok(Include::Object),
-        other => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
-    }
-}
-
 /// `metav1.ListMeta`.
 #[derive(Clone, Debug, Default)]
 pub struct ListMeta {
@@ -255,26 +258,70 @@ impl ListMeta {
         }
         meta
     }
-}
 
-/// JSON text in the encoding that was asked for.
-pub fn encoded(code: u16, form: Form, text: &str) -> Response {
-    match form.encoding {
-        Encoding::Json => error::json(code, text.to_owned()),
-        Encoding::Yaml => error::typed(code, "application/yaml", yaml(text)),
+    /// The protobuf message.
+    pub fn message(&self, server: &Inner) -> Vec<u8> {
+        let mut out = Vec::new();
+        let model = server.registry.model;
+        protobuf::message(model, model.expect(LIST_META), &self.to_value(), &mut out);
+        out
     }
 }
 
-fn yaml(json: &str) -> String {
-    let value: Value = serde_json::from_str(json).expect("an answer is JSON");
-    // JSON is YAML too: the fallback stays readable to every client.
-    serde_saphyr::to_string(&value).unwrap_or_else(|_| json.to_owned())
+/// An answer made of an object that is not stored, in any encoding. Kinds without wire numbers are
+/// answered in JSON.
+pub fn encoded(call: &Call, code: u16, form: Form, object: &Value) -> Response {
+    if form.encoding == Encoding::Protobuf {
+        return match protobuf_body(object) {
+            body if body.is_empty() => {
+                finished(call, code, negotiate::PLAIN, object.to_string().into_bytes())
+            }
+            body => finished(call, code, form, body),
+        };
+    }
+    finished(call, code, form, object.to_string().into_bytes())
 }
 
-pub fn gzipped(code: u16, bytes: &[u8]) -> Response {
-    let mut response = error::json(code, body::gzip(bytes));
-    mark_gzip(&mut response);
-    response
+/// The protobuf body of an object that says its kind; empty for a kind without wire numbers.
+pub fn protobuf_body(object: &Value) -> Vec<u8> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let Some(definition) = definition_of(api_version, kind) else { return Vec::new() };
+    let mut message = Vec::new();
+    protobuf::message(rimward_control_schema::builtin(), definition, object, &mut message);
+    protobuf::enveloped(api_version, kind, &[&message])
+}
+
+/// The schema of a kind by the names in its envelope; Status and its like belong to every group.
+fn definition_of(api_version: &str, kind: &str) -> Option<DefId> {
+    let model = rimward_control_schema::builtin();
+    let gv = rimward_api::GroupVersion::parse(api_version)?;
+    let found = model
+        .of_kind(&gv.group, &gv.version, kind)
+        .or_else(|| model.id(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))?;
+    (!model.get(found).message().is_empty()).then_some(found)
+}
+
+/// An answer whose bytes are made: JSON text (made YAML here, if that is asked for) or a protobuf
+/// body. Large ones are compressed for those who take that.
+pub fn finished(call: &Call, code: u16, form: Form, bytes: Vec<u8>) -> Response {
+    let bytes = match form.encoding {
+        Encoding::Yaml => yaml(&bytes).into_bytes(),
+        Encoding::Json | Encoding::Protobuf => bytes,
+    };
+    let content_type = form.encoding.media_type();
+    if bytes.len() >= GZIP_BYTES_MIN && negotiate::gzip(&call.headers) {
+        let mut response = error::typed(code, content_type, body::gzip(&bytes));
+        mark_gzip(&mut response);
+        return response;
+    }
+    error::typed(code, content_type, bytes)
+}
+
+fn yaml(json: &[u8]) -> String {
+    let value: Value = serde_json::from_slice(json).expect("an answer is JSON");
+    // JSON is YAML too: the fallback stays readable to every client.
+    serde_saphyr::to_string(&value).unwrap_or_else(|_| value.to_string())
 }
 
 pub fn mark_gzip(response: &mut Response) {

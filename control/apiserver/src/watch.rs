@@ -12,18 +12,20 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use rimward_api::Status;
 use rimward_control_store::{Batch, Error, Event, Revision, Watch};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::body::{self, BoxError, Response};
 use crate::error;
-use crate::negotiate::{self, Encoding, Form, Shape};
+use crate::negotiate::{self, Encoding, Form, Offer, Shape};
 use crate::options::{ListOptions, too_large};
+use crate::protobuf;
 use crate::request::Call;
 use crate::rest::list::Reader;
 use crate::served::Served;
 use crate::server::Inner;
-use crate::views::{self, Include, ListMeta, SharedKey, Stored};
+use crate::table::{self, Include};
+use crate::views::{self, ListMeta, SharedKey, Stored};
 
 /// About how often a bookmark goes out.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -40,10 +42,8 @@ pub async fn watch(
     served: &Arc<Served>,
     namespace: &str,
 ) -> Result<Response, Status> {
-    let form = negotiate::accepted(&call.headers)?;
-    if form.encoding != Encoding::Json {
-        return Err(Status::bad_request("a watch is served as application/json only"));
-    }
+    let offer = Offer { protobuf: served.protobuf, shapes: true, stream: true };
+    let form = negotiate::form(&call.headers, offer)?;
     let mut options = ListOptions::parse(&call.query, &served.kind, true)?;
     // A watch of one object by its path is a watch of its name.
     if let Some(target) = call.attributes.resource.as_ref().filter(|r| !r.name.is_empty())
@@ -65,7 +65,7 @@ pub async fn watch(
         ("", Some(selected)) if served.kind.namespaced() => selected.to_owned(),
         (given, _) => given.to_owned(),
     };
-    let include = views::include(&call.query)?;
+    let include = table::include(&call.query)?;
     let timeout =
         options.timeout.unwrap_or_else(|| TIMEOUT_MIN.mul_f64(1.0 + rand::random::<f64>()));
     let mut watcher = Watcher {
@@ -104,7 +104,10 @@ pub async fn watch(
         Some((Ok::<Bytes, BoxError>(chunk), watcher))
     });
     let mut response = http::Response::new(body::stream(chunks));
-    let content = http::HeaderValue::from_static("application/json");
+    let content = http::HeaderValue::from_static(match form.encoding {
+        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Encoding::Json | Encoding::Yaml => "application/json",
+    });
     response.headers_mut().insert(http::header::CONTENT_TYPE, content);
     Ok(response)
 }
@@ -144,8 +147,8 @@ impl Watcher {
     }
 
     fn fail(&mut self, status: &Status) {
-        let line = format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", status.to_value());
-        self.pending.push_back(line.into());
+        let frame = self.frame("ERROR", &status.to_value());
+        self.pending.push_back(frame);
         self.feed = None;
     }
 
@@ -243,7 +246,7 @@ impl Watcher {
             (true, false, Some(new), _) => (ADDED, new),
             (true, true, Some(new), _) => (MODIFIED, new),
             (false, true, _, Some(mut old)) => {
-                old.revision = event.revision;
+                (old.revision, old.kept) = (event.revision, false);
                 (DELETED, old)
             }
             _ => return Ok(None),
@@ -256,28 +259,40 @@ impl Watcher {
             let columns = !std::mem::replace(&mut self.columns_sent, true);
             let meta = ListMeta::none(stored.revision);
             let rows = std::slice::from_ref(stored);
-            let table = self.server.table(&self.served, rows, self.include, meta, columns)?;
-            return Ok(format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into());
+            let table = self.server.table(&self.served, rows, self.include, &meta, columns)?;
+            return Ok(line(kind, &table));
         }
         let key = SharedKey {
             key: stored.key.clone(),
             revision: stored.revision,
             served: self.served.index,
-            metadata_only: self.form.shape == Shape::Metadata,
+            form: self.form,
             event: kind,
         };
-        if let Some(line) = self.server.shared.get(&key) {
-            return Ok(line);
+        if let Some(shared) = self.server.shared.get(&key) {
+            return Ok(shared);
         }
-        let mut out = Vec::with_capacity(stored.record.body().len() + 160);
-        out.extend_from_slice(b"{\"type\":\"");
-        out.extend_from_slice(kind.as_bytes());
-        out.extend_from_slice(b"\",\"object\":");
-        self.server.push_object(&self.served, stored, self.form.shape, true, &mut out)?;
-        out.extend_from_slice(b"}\n");
-        let line = Bytes::from(out);
-        self.server.shared.insert(key, line.clone());
-        Ok(line)
+        let made = match self.form.encoding {
+            Encoding::Protobuf => {
+                let body = self.server.body(&self.served, stored, self.form.shape)?;
+                Bytes::from(protobuf::event(kind, &body))
+            }
+            Encoding::Json | Encoding::Yaml => {
+                let mut out = Vec::with_capacity(stored.record.body().len() + 128);
+                self.server.push_object(&self.served, stored, self.form.shape, true, &mut out)?;
+                line(kind, &out)
+            }
+        };
+        self.server.shared.insert(key, made.clone());
+        Ok(made)
+    }
+
+    /// An event whose object is not a stored one: a Status, a bookmark.
+    fn frame(&self, kind: &str, object: &Value) -> Bytes {
+        match self.form.encoding {
+            Encoding::Protobuf => protobuf::event(kind, &views::protobuf_body(object)).into(),
+            Encoding::Json | Encoding::Yaml => line(kind, object.to_string().as_bytes()),
+        }
     }
 
     fn bookmark(&self, initial_events_end: bool) -> Bytes {
@@ -299,6 +314,17 @@ impl Watcher {
                     "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta } }],
             }),
         };
-        format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
+        self.frame("BOOKMARK", &object)
     }
+}
+
+/// One event in JSON.
+fn line(kind: &str, object: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(object.len() + 32);
+    out.extend_from_slice(br#"{"type":""#);
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(br#"","object":"#);
+    out.extend_from_slice(object);
+    out.extend_from_slice(b"}\n");
+    out.into()
 }

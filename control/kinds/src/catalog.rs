@@ -188,7 +188,6 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
         ("apiregistration.k8s.io", "APIService") => "requests are not forwarded to it yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         ("", "ResourceQuota" | "LimitRange") => "it is not enforced yet",
-        ("flowcontrol.apiserver.k8s.io", _) => "request limits do not follow it yet",
         _ => return None,
     };
     Some(format!("Rimward stores this {kind}, but {missing}"))

@@ -23,4 +23,4 @@ pub mod patch;
 
 pub use builtin::builtin;
 pub use decode::{Decoded, Expected, FieldValidation, Format};
-pub use model::{DefId, Definition, Field, Model, Type};
+pub use model::{DefId, Definition, Field, Model, Part, Type};

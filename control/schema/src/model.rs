@@ -33,6 +33,30 @@ pub struct Definition {
     pub atomic: bool,
     /// Indices of the fields that are there even when nobody said them; filled by [`Model::add`].
     pub(crate) constant: Box<[u16]>,
+    /// The protobuf message, laid out when first asked for: most definitions never are.
+    message: OnceLock<Box<[Part]>>,
+}
+
+/// A part of a protobuf message.
+#[derive(Debug)]
+pub enum Part {
+    /// Index in [`Definition::fields`].
+    Field { number: u32, index: u16 },
+    /// An embedded message, whose fields JSON shows as the outer one's.
+    Embedded { number: u32, parts: Box<[Part]> },
+}
+
+impl Part {
+    pub fn number(&self) -> u32 {
+        match self {
+            Self::Field { number, .. } | Self::Embedded { number, .. } => *number,
+        }
+    }
+
+    /// The part of that number; parts are sorted.
+    pub fn find(parts: &[Self], number: u32) -> Option<&Self> {
+        parts.binary_search_by_key(&number, Self::number).ok().map(|i| &parts[i])
+    }
 }
 
 /// A field of a definition.
@@ -237,7 +261,37 @@ impl Definition {
         fields: Box<[Field]>,
         atomic: bool,
     ) -> Self {
-        Self { name: name.into(), kinds, fields, atomic, constant: Box::default() }
+        Self {
+            name: name.into(),
+            kinds,
+            fields,
+            atomic,
+            constant: Box::default(),
+            message: OnceLock::new(),
+        }
+    }
+
+    /// The parts of the protobuf message, sorted by number; empty when it has no such encoding.
+    pub fn message(&self) -> &[Part] {
+        self.message.get_or_init(|| {
+            let numbered = |(index, field): (usize, &Field)| {
+                let proto = field.proto.as_ref().filter(|_| !self.is_type_meta(field))?;
+                Some((&*proto.within, proto.number, index as u16))
+            };
+            laid_out(&self.fields.iter().enumerate().filter_map(numbered).collect::<Vec<_>>())
+        })
+    }
+
+    /// The type of a whole object stands in the envelope; in the message its numbers are others'.
+    fn is_type_meta(&self, field: &Field) -> bool {
+        let Some(Proto { number, within, .. }) = &field.proto else { return false };
+        let is_other = |f: &Field| {
+            f.name != field.name
+                && f.proto.as_ref().is_some_and(|p| p.number == *number && p.within.is_empty())
+        };
+        matches!((&*field.name, number), ("kind", 1) | ("apiVersion", 2))
+            && within.is_empty()
+            && (!self.kinds.is_empty() || self.fields.iter().any(is_other))
     }
 
     /// The field of that name; case matters, as it does to a Kubernetes server.
@@ -253,4 +307,22 @@ impl Definition {
     pub fn go_name(&self) -> &str {
         self.name.rsplit('.').next().unwrap_or_default()
     }
+}
+
+/// The message of fields, each given as its embedding, its number and its index.
+fn laid_out(fields: &[(&[u32], u32, u16)]) -> Box<[Part]> {
+    let mut parts: Vec<Part> = Vec::new();
+    for (within, number, index) in fields {
+        match within.first() {
+            None => parts.push(Part::Field { number: *number, index: *index }),
+            Some(outer) if parts.iter().any(|p| p.number() == *outer) => {}
+            Some(outer) => {
+                let inside = fields.iter().filter(|(w, ..)| w.first() == Some(outer));
+                let inside: Vec<_> = inside.map(|(w, n, i)| (&w[1..], *n, *i)).collect();
+                parts.push(Part::Embedded { number: *outer, parts: laid_out(&inside) });
+            }
+        }
+    }
+    parts.sort_by_key(Part::number);
+    parts.into()
 }

@@ -8,19 +8,21 @@ use serde_json::{Value, json};
 
 use crate::body::Response;
 use crate::decode;
-use crate::error;
 use crate::meta;
+use crate::negotiate::{self, Offer};
 use crate::options::WriteOptions;
 use crate::request::Call;
 use crate::rest::take_body;
 use crate::rest::write::{Author, Change};
 use crate::server::Inner;
+use crate::views;
 
 pub async fn create(
     server: &Arc<Inner>,
     call: &mut Call,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
+    let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let binding =
@@ -89,7 +91,7 @@ pub async fn create(
     let change = Change::Rewrite(&bind);
     server.update(&served, &key, "binding", change, &author, &mut call.warnings).await?;
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
-    Ok(error::json(201, status.to_string()))
+    Ok(views::encoded(call, 201, form, &status))
 }
 
 /// The PodScheduled condition turns true.

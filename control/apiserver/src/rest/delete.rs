@@ -19,10 +19,10 @@ use crate::negotiate;
 use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::record::Record;
 use crate::request::Call;
-use crate::rest::list::Reader;
+use crate::rest::list::{self, Reader};
 use crate::served::Served;
 use crate::server::Inner;
-use crate::views::Stored;
+use crate::views::{self, Stored};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -202,7 +202,7 @@ impl Inner {
             let gone = after.is_none();
             let record = after.unwrap_or_else(|| stored.record.clone());
             if options.dry_run {
-                return Ok(Deleted { stored: Stored { record, ..stored }, gone });
+                return Ok(Deleted { stored: Stored { record, kept: false, ..stored }, gone });
             }
             match self.store.commit(Txn { ops: vec![op] }).await {
                 Ok(revision) => {
@@ -212,7 +212,10 @@ impl Inner {
                         _ => None,
                     };
                     self.after_write(served, Some(&object), new, revision).await;
-                    return Ok(Deleted { stored: Stored { record, revision, ..stored }, gone });
+                    return Ok(Deleted {
+                        stored: Stored { record, revision, kept: !gone, ..stored },
+                        gone,
+                    });
                 }
                 Err(CommitError::Conflict { .. }) => {}
                 Err(e) => return Err(error::commit(e)),
@@ -250,7 +253,7 @@ pub async fn one(
     key: &ObjectKey,
     body: &Bytes,
 ) -> Result<Response, Status> {
-    negotiate::accepted(&call.headers)?;
+    let form = negotiate::accepted(&call.headers, served)?;
     let options =
         DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
     let defaulted = served.rules.orphans_by_default && options.propagation.is_none();
@@ -270,7 +273,7 @@ pub async fn one(
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
     });
-    Ok(error::json(200, status.to_string()))
+    Ok(views::encoded(call, 200, form, &status))
 }
 
 /// DELETE of a collection: of what was selected when it was asked for.
@@ -281,10 +284,11 @@ pub async fn collection(
     namespace: &str,
     body: &Bytes,
 ) -> Result<Response, Status> {
+    let form = negotiate::accepted(&call.headers, served)?;
     let options =
         DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
-    let list = ListOptions::parse(&call.query, &served.kind, false)?;
-    let (items, list_meta) = Reader::start(server, served, namespace, list)?.gather().await?;
+    let selected = ListOptions::parse(&call.query, &served.kind, false)?;
+    let (items, list_meta) = Reader::start(server, served, namespace, selected)?.gather().await?;
     let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));
     let keys: Vec<ObjectKey> = items.iter().map(|item| key_of(served, item)).collect();
     let mut keys = keys.into_iter();
@@ -306,15 +310,7 @@ pub async fn collection(
             Some(Err(e)) => return Err(Status::internal(e)),
         }
     }
-    let mut shown = Vec::with_capacity(items.len());
-    for item in &items {
-        shown.push(server.value(served, item)?);
-    }
-    let list = json!({
-        "kind": format!("{}List", served.kind.kind), "apiVersion": served.kind.api_version(),
-        "metadata": list_meta.to_value(), "items": shown,
-    });
-    Ok(error::json(200, list.to_string()))
+    list::answer(server, call, served, form, &items, &list_meta)
 }
 
 /// The namespace and name in a store key.

@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 
 use crate::body::Response;
 use crate::decode;
-use crate::error;
+use crate::negotiate::{self, Offer};
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::request::Call;
 use crate::rest::take_body;
 use crate::served::Served;
 use crate::server::Inner;
+use crate::views;
 
 pub async fn create(
     server: &Arc<Inner>,
@@ -22,6 +23,7 @@ pub async fn create(
     served: &Arc<Served>,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
+    let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let eviction = decode::spoken(
@@ -46,5 +48,5 @@ pub async fn create(
     delete.dry_run |= options.dry_run;
     server.delete(served, key, &delete, &call.user).await?;
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
-    Ok(error::json(201, status.to_string()))
+    Ok(views::encoded(call, 201, form, &status))
 }

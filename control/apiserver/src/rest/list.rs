@@ -7,13 +7,15 @@ use futures::StreamExt as _;
 use rimward_api::{ObjectKey, Status};
 use rimward_control_store::{Error, ListRequest, Revision};
 
-use crate::body::{self, BoxError, GZIP_BYTES_MIN, Response};
+use crate::body::{self, BoxError, Response};
 use crate::error;
 use crate::negotiate::{self, Encoding, Form, Shape};
-use crate::options::{At, ListOptions, encode_continue, too_large};
+use crate::options::{At, ListOptions, encode_continue, inconsistent_continue, too_large};
+use crate::protobuf;
 use crate::request::Call;
 use crate::served::Served;
 use crate::server::Inner;
+use crate::table;
 use crate::views::{self, ListMeta, Stored};
 
 /// Records read from the store at a time.
@@ -30,52 +32,60 @@ pub async fn list(
     served: &Arc<Served>,
     namespace: &str,
 ) -> Result<Response, Status> {
-    let form = negotiate::accepted(&call.headers)?;
+    let form = negotiate::accepted(&call.headers, served)?;
     let options = ListOptions::parse(&call.query, &served.kind, false)?;
     let reader = Reader::start(server, served, namespace, options)?;
     let plain = form.encoding == Encoding::Json && form.shape != Shape::Table;
     if plain && reader.options.limit == 0 && reader.only.is_none() {
         return stream(call, form.shape, reader).await;
     }
+    let whole = reader.options.limit == 0;
     let (items, meta) = reader.gather().await?;
-    if form.shape == Shape::Table {
-        let table = server.table(served, &items, views::include(&call.query)?, meta, true)?;
-        return Ok(views::encoded(200, form, &table.to_string()));
+    if whole {
+        let bytes = items.iter().map(|i| i.record.body().len()).sum();
+        server.flow.listed(&call.attributes, bytes);
     }
-    let mut out = open(served, form.shape, &meta);
-    push_items(server, served, form.shape, &items, true, &mut out)?;
-    out.extend_from_slice(b"]}");
-    Ok(finish(call, form, out))
+    answer(server, call, served, form, &items, &meta)
 }
 
-fn finish(call: &Call, form: Form, out: Vec<u8>) -> Response {
-    match form.encoding {
-        Encoding::Yaml => {
-            views::encoded(200, form, std::str::from_utf8(&out).expect("JSON is UTF-8"))
-        }
-        Encoding::Json if out.len() >= GZIP_BYTES_MIN && negotiate::gzip(&call.headers) => {
-            views::gzipped(200, &out)
-        }
-        Encoding::Json => error::json(200, out),
+/// The answer that carries records as a list.
+pub fn answer(
+    server: &Inner,
+    call: &Call,
+    served: &Served,
+    form: Form,
+    items: &[Stored],
+    meta: &ListMeta,
+) -> Result<Response, Status> {
+    if form.shape == Shape::Table {
+        let table = server.table(served, items, table::include(&call.query)?, meta, true)?;
+        return Ok(views::finished(call, 200, form, table));
+    }
+    if form.encoding == Encoding::Protobuf {
+        let messages = items.iter().map(|item| server.message(served, item, form.shape));
+        let messages: Vec<Bytes> = messages.collect::<Result<_, _>>()?;
+        let (api_version, kind) = list_type(served, form.shape);
+        let body = protobuf::list(&api_version, &kind, &meta.message(server), &messages);
+        return Ok(views::finished(call, 200, form, body));
+    }
+    let mut out = open(served, form.shape, meta);
+    push_items(server, served, form.shape, items, true, &mut out)?;
+    out.extend_from_slice(b"]}");
+    Ok(views::finished(call, 200, form, out))
+}
+
+fn list_type(served: &Served, shape: Shape) -> (String, String) {
+    match shape {
+        Shape::Metadata => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadataList".to_owned()),
+        _ => (served.kind.api_version(), format!("{}List", served.kind.kind)),
     }
 }
 
 /// `{"kind":"PodList",…,"items":[`
 fn open(served: &Served, shape: Shape, meta: &ListMeta) -> Vec<u8> {
-    let meta = meta.to_value();
-    let text = match shape {
-        Shape::Metadata => {
-            format!(
-                r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#
-            )
-        }
-        _ => format!(
-            r#"{{"kind":"{}List","apiVersion":"{}","metadata":{meta},"items":["#,
-            served.kind.kind,
-            served.kind.api_version()
-        ),
-    };
-    text.into_bytes()
+    let (meta, (api_version, kind)) = (meta.to_value(), list_type(served, shape));
+    format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{meta},"items":["#)
+        .into_bytes()
 }
 
 fn push_items(
@@ -102,10 +112,13 @@ async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Respons
     let mut out = open(&reader.served, shape, &meta);
     push_items(&reader.server, &reader.served, shape, &items, true, &mut out)?;
     let first = items.is_empty();
+    let rest = reader.remaining * out.len() / items.len().max(1);
+    reader.server.flow.listed(&call.attributes, out.len() + rest);
     drop(items);
     if reader.done {
         out.extend_from_slice(b"]}");
-        return Ok(finish(call, Form { encoding: Encoding::Json, shape }, out));
+        let form = Form { encoding: Encoding::Json, shape };
+        return Ok(views::finished(call, 200, form, out));
     }
     let head = Bytes::from(out);
     let pages = futures::stream::unfold(
@@ -274,7 +287,10 @@ impl Reader {
     fn explain(&self, e: Error) -> Status {
         match e {
             Error::Compacted { .. } if self.options.after.is_some() => {
-                Status::expired(CONTINUE_EXPIRED)
+                let mut status = Status::expired(CONTINUE_EXPIRED);
+                let after = self.options.after.as_deref().unwrap_or_default();
+                status.details.get_or_insert_default().list_continue = inconsistent_continue(after);
+                status
             }
             other => error::store(other),
         }

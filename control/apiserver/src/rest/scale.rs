@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::body::Response;
 use crate::decode::{self, PatchKind};
 use crate::error;
-use crate::negotiate;
+use crate::negotiate::{self, Offer};
 use crate::options::WriteOptions;
 use crate::request::Call;
 use crate::rest::take_body;
@@ -27,7 +27,7 @@ pub async fn serve(
     served: &Arc<Served>,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
-    let form = negotiate::accepted(&call.headers)?;
+    let form = negotiate::form(&call.headers, Offer::OWN)?;
     let object = match call.attributes.verb.as_str() {
         "get" => {
             let stored = crate::rest::read(server, call, served, key).await?;
@@ -36,7 +36,7 @@ pub async fn serve(
         "update" => replace(server, call, served, key).await?,
         _ => patch(server, call, served, key).await?,
     };
-    Ok(views::encoded(200, form, &scale_of(&object).to_string()))
+    Ok(views::encoded(call, 200, form, &scale_of(&object)))
 }
 
 fn scale_of(object: &Value) -> Value {

@@ -13,11 +13,12 @@ use crate::body::Response;
 use crate::decode;
 use crate::error;
 use crate::meta;
+use crate::negotiate::{self, Offer};
 use crate::options::WriteOptions;
 use crate::request::Call;
 use crate::rest::{find, take_body};
 use crate::server::Inner;
-use crate::views::Stored;
+use crate::views::{self, Stored};
 
 const SECONDS_DEFAULT: i64 = 3600;
 const SECONDS_MIN: i64 = 600;
@@ -28,6 +29,7 @@ pub async fn create(
     call: &mut Call,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
+    let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let kind = ("authentication.k8s.io", "v1", "TokenRequest");
@@ -85,7 +87,7 @@ pub async fn create(
     if spec.get("boundObjectRef").is_none() {
         answer["spec"]["boundObjectRef"] = Value::Null;
     }
-    Ok(error::json(201, answer.to_string()))
+    Ok(views::encoded(call, 201, form, &answer))
 }
 
 /// Looks up what the token shall be bound to: it must exist, and be the one that is meant.

@@ -192,7 +192,7 @@ impl Inner {
         let bytes = encode(served, object)?;
         let stored = |revision| {
             let record = Record::open(&bytes).expect("was just encoded");
-            Stored { key: key.into(), record, revision }
+            Stored { key: key.into(), record, revision, kept: !dry_run }
         };
         if dry_run {
             let there = self.store.get(key, None).await.map_err(error::store)?;
@@ -442,7 +442,7 @@ impl Inner {
         let record = Record::open(&bytes).expect("was just encoded");
         let ends = finalized(served, &new);
         if author.options.dry_run {
-            return Ok(Some(Stored { record, ..current }));
+            return Ok(Some(Stored { record, kept: false, ..current }));
         }
         let (key, expect) = (current.key.to_string(), Expect::At(current.revision));
         let op = match ends {
@@ -454,7 +454,7 @@ impl Inner {
                 admitted.keep(false);
                 let now = (!ends).then_some(&new);
                 self.after_write(served, Some(&old), now, revision).await;
-                Ok(Some(Stored { key: current.key, record, revision }))
+                Ok(Some(Stored { key: current.key, record, revision, kept: !ends }))
             }
             Err(CommitError::Conflict { .. }) => Ok(None),
             Err(e) => Err(error::commit(e)),

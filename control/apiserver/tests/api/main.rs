@@ -8,6 +8,8 @@ mod cluster;
 mod defaulting;
 mod deletion;
 mod discovery;
+mod encodings;
+mod flow;
 mod kubectl;
 mod lists;
 mod nodes;

@@ -176,6 +176,9 @@ pub struct Details {
     pub causes: Vec<Cause>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retry_after_seconds: u32,
+    /// `metadata.continue` of the Status: where an expired list can go on, inconsistently.
+    #[serde(skip)]
+    pub list_continue: String,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -307,7 +310,15 @@ impl Status {
             object["reason"] = json!(self.reason);
         }
         if let Some(details) = &self.details {
-            object["details"] = json!(details);
+            if !details.list_continue.is_empty() {
+                object["metadata"]["continue"] = details.list_continue.as_str().into();
+            }
+            if **details
+                != (Details { list_continue: details.list_continue.clone(), ..Details::default() })
+                || details.list_continue.is_empty()
+            {
+                object["details"] = json!(details);
+            }
         }
         object
     }
@@ -322,7 +333,10 @@ impl Status {
             code: field("code").as_u64().unwrap_or(500) as u16,
             reason: serde_json::from_value(field("reason")).unwrap_or(Reason::Unknown),
             message: field("message").as_str().unwrap_or_default().to_owned(),
-            details: serde_json::from_value(field("details")).ok(),
+            details: serde_json::from_value(field("details")).ok().or_else(|| {
+                let token = value.pointer("/metadata/continue")?.as_str()?.to_owned();
+                Some(Box::new(Details { list_continue: token, ..Details::default() }))
+            }),
         })
     }
 }
