@@ -21,7 +21,7 @@ use crate::negotiate::{self, Encoding, Form, Offer, Shape};
 use crate::options::{ListOptions, too_large};
 use crate::protobuf;
 use crate::request::Call;
-use crate::rest::list::Reader;
+use crate::rest::list::{PAGE, Reader};
 use crate::served::Served;
 use crate::server::Inner;
 use crate::table::{self, Include};
@@ -31,6 +31,9 @@ use crate::views::{self, ListMeta, SharedKey, Stored};
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch without a timeout of its own ends after this, up to twice as long.
 const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
+
+/// Events that are sent together.
+const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 const ADDED: &str = "ADDED";
 const MODIFIED: &str = "MODIFIED";
@@ -88,10 +91,8 @@ pub async fn watch(
         // The list's own options: everything that is selected, at the newest revision.
         let mut list = watcher.options.clone();
         (list.limit, list.after, list.at) = (0, None, crate::options::At::Newest);
-        let mut reader = Reader::start(server, served, &namespace, list)?;
-        let first = reader.page(usize::MAX >> 1).await?;
-        watcher.revision = reader.revision.expect("a page was read");
-        watcher.initial = Some(first.into());
+        let reader = Reader::start(server, served, &namespace, list)?;
+        watcher.begin(reader).await?;
     } else {
         watcher.revision = match watcher.options.since {
             Some(since) if since > 0 => since,
@@ -120,8 +121,8 @@ struct Watcher {
     include: Include,
     columns_sent: bool,
     prefix: String,
-    /// The state that the watch starts with, not sent yet.
-    initial: Option<VecDeque<Stored>>,
+    /// What was not read yet of the state that the watch starts with.
+    initial: Option<Reader>,
     feed: Option<Box<dyn Watch>>,
     pending: VecDeque<Bytes>,
     /// Everything up to here was sent or is pending.
@@ -152,22 +153,50 @@ impl Watcher {
         self.feed = None;
     }
 
+    /// Puts the next page of the state that the watch starts with among what is to be sent, and what
+    /// says that it was the last.
+    async fn begin(&mut self, mut reader: Reader) -> Result<(), Status> {
+        let items = reader.page(PAGE).await?;
+        self.revision = reader.revision.expect("a page was read");
+        for stored in &items {
+            let event = self.encode(ADDED, stored)?;
+            self.pending.push_back(event);
+        }
+        if !reader.done {
+            self.initial = Some(reader);
+        } else if self.options.send_initial_events == Some(true) && self.options.bookmarks {
+            let end = self.bookmark(true);
+            self.pending.push_back(end);
+        }
+        Ok(())
+    }
+
+    /// What goes out next: one event as it is shared, or several that are small.
+    fn chunk(&mut self) -> Option<Bytes> {
+        let first = self.pending.pop_front()?;
+        let fits = |pending: &VecDeque<Bytes>, len: usize| {
+            pending.front().is_some_and(|next| len + next.len() <= CHUNK_BYTES_MAX)
+        };
+        if !fits(&self.pending, first.len()) {
+            return Some(first);
+        }
+        let mut out = Vec::from(first);
+        while fits(&self.pending, out.len()) {
+            out.extend_from_slice(&self.pending.pop_front().expect("it was just seen"));
+        }
+        Some(out.into())
+    }
+
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(stored) = self.initial.as_mut().and_then(VecDeque::pop_front) {
-                match self.encode(ADDED, &stored) {
-                    Ok(line) => return Some(line),
-                    Err(e) => self.fail(&e),
+            if let Some(chunk) = self.chunk() {
+                return Some(chunk);
+            }
+            if let Some(reader) = self.initial.take() {
+                if let Err(e) = self.begin(reader).await {
+                    self.fail(&e);
                 }
-            }
-            if self.initial.take().is_some()
-                && self.options.send_initial_events == Some(true)
-                && self.options.bookmarks
-            {
-                return Some(self.bookmark(true));
-            }
-            if let Some(line) = self.pending.pop_front() {
-                return Some(line);
+                continue;
             }
             if self.ended {
                 return None;

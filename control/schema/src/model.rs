@@ -274,11 +274,11 @@ impl Definition {
     /// The parts of the protobuf message, sorted by number; empty when it has no such encoding.
     pub fn message(&self) -> &[Part] {
         self.message.get_or_init(|| {
-            let numbered = |(index, field): (usize, &Field)| {
+            let fields = self.fields.iter().enumerate().filter_map(|(index, field)| {
                 let proto = field.proto.as_ref().filter(|_| !self.is_type_meta(field))?;
                 Some((&*proto.within, proto.number, index as u16))
-            };
-            laid_out(&self.fields.iter().enumerate().filter_map(numbered).collect::<Vec<_>>())
+            });
+            laid_out(&fields.collect::<Vec<_>>())
         })
     }
 

@@ -215,7 +215,8 @@ impl Level {
             return None;
         }
         let mut state = self.state.lock();
-        let peak = std::mem::replace(&mut state.peak, state.queues.demand());
+        let now = state.queues.demand();
+        let peak = std::mem::replace(&mut state.peak, now);
         state.smoothed = (state.smoothed * MEMORY).max(peak as f64);
         let (min, max) = state.bounds;
         let wants = state.smoothed;

@@ -19,7 +19,7 @@ use crate::table;
 use crate::views::{self, ListMeta, Stored};
 
 /// Records read from the store at a time.
-const PAGE: usize = 500;
+pub const PAGE: usize = 500;
 
 const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. \
 You can start a new list without the continue parameter, or use the continue token in this response to retrieve \
