@@ -109,7 +109,11 @@ impl Client {
     }
 
     pub async fn watch(&self, path: &str) -> Events {
-        let response = self.open("GET", path, &[], Bytes::new()).await;
+        self.watch_as(path, "application/json").await
+    }
+
+    pub async fn watch_as(&self, path: &str, accept: &str) -> Events {
+        let response = self.open("GET", path, &[("accept", accept)], Bytes::new()).await;
         assert_eq!(response.status(), 200);
         Events { body: response.into_body(), rest: Vec::new() }
     }

@@ -119,23 +119,11 @@ async fn timeouts_and_lost_history() {
 async fn tables_are_watched_too() {
     let cluster = Cluster::start().await;
     let c = &cluster.admin;
-    let headers = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
-    let response = c
-        .open(
-            "GET",
-            &format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", c.revision().await),
-            &headers,
-            "",
-        )
-        .await;
-    let mut body = response.into_body();
+    let path = format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", c.revision().await);
+    let mut events = c.watch_as(&path, "application/json;as=Table;v=v1;g=meta.k8s.io").await;
     c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
     c.post(CONFIG_MAPS, &config_map("b", "1")).await.expect(201);
-    let mut seen = Vec::new();
-    for _ in 0..2 {
-        let chunk = futures::StreamExt::next(&mut body).await.unwrap().unwrap();
-        seen.push(serde_json::from_slice::<Value>(&chunk).unwrap());
-    }
+    let seen = [events.next().await.unwrap(), events.next().await.unwrap()];
     assert_eq!(seen[0]["object"]["columnDefinitions"][0]["name"], "Name");
     assert_eq!(seen[1]["object"]["columnDefinitions"], Value::Null, "columns come once");
     assert_eq!(seen[1]["object"]["rows"][0]["cells"][0], "b");
