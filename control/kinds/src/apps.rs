@@ -38,6 +38,21 @@ pub const POD_TEMPLATE: Rules = Rules {
     ..Rules::PLAIN
 };
 
+/// What Go's parser says of an annotation that is there and should be a number.
+fn not_a_number(object: &Value, annotation: &str) -> Option<String> {
+    let text = object.deep(&["metadata", "annotations", annotation]).as_str()?;
+    let why = match text.parse::<i64>() {
+        Ok(_) => return None,
+        Err(e) => match e.kind() {
+            std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => {
+                "value out of range"
+            }
+            _ => "invalid syntax",
+        },
+    };
+    Some(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+}
+
 /// As [`selector_and_template`], for kinds that take a missing selector for one that chooses all.
 pub fn lenient_selector_and_template(spec: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
     let (selector, at) = (spec.at("selector"), path.field("selector"));

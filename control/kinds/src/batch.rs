@@ -169,8 +169,8 @@ fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     let modes = ["Indexed", "NonIndexed"];
     check::one_of(spec.at("completionMode"), &modes, &path.field("completionMode"), e);
-    if spec.text("completionMode") == "Indexed" && !spec.has("completions") {
-        e.required(&path.field("completions"), "when completion mode is Indexed");
+    if spec.text("completionMode") == "Indexed" {
+        indexed(spec, path, e);
     }
     failure_policy(spec, &path.field("podFailurePolicy"), e);
     let replacement: &[&str] =
@@ -193,6 +193,58 @@ fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         "OnFailure" | "Never" => {}
         "" | "Always" => e.required(&at, "valid values: \"OnFailure\", \"Never\""),
         other => e.not_supported(&at, other, &["OnFailure", "Never"]),
+    }
+}
+
+/// An index is kept for every completion: there are limits to them.
+fn indexed(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    const PARALLEL_MAX: i64 = 100_000;
+    const FAILED_MAX: i64 = 100_000;
+    const COMPLETIONS_SOFT: i64 = 100_000;
+    const HIGH_MAX: i64 = 10_000;
+    let int = |field: &str| spec.int(field);
+    let Some(completions) = int("completions") else {
+        return e.required(&path.field("completions"), "when completion mode is Indexed");
+    };
+    if let Some(parallel) = int("parallelism").filter(|p| *p > PARALLEL_MAX) {
+        let why =
+            format!("must be less than or equal to {PARALLEL_MAX} when completion mode is Indexed");
+        e.invalid(&path.field("parallelism"), parallel, &why);
+    }
+    let failed = int("maxFailedIndexes");
+    if let Some(failed) = failed.filter(|f| *f > completions) {
+        e.invalid(
+            &path.field("maxFailedIndexes"),
+            failed,
+            "must be less than or equal to completions",
+        );
+    }
+    if let Some(failed) = failed.filter(|f| *f > FAILED_MAX) {
+        let why = format!("must be less than or equal to {FAILED_MAX}");
+        e.invalid(&path.field("maxFailedIndexes"), failed, &why);
+    }
+    if completions <= COMPLETIONS_SOFT || !spec.has("backoffLimitPerIndex") {
+        return;
+    }
+    let condition = format!(
+        "when completions are above {COMPLETIONS_SOFT} and used with backoff limit per index"
+    );
+    match failed {
+        None => {
+            let why = format!(
+                "must be specified when completions is above {COMPLETIONS_SOFT} and used with backoff limit per index"
+            );
+            e.required(&path.field("maxFailedIndexes"), &why);
+        }
+        Some(failed) if failed > HIGH_MAX => {
+            let why = format!("must be less than or equal to {HIGH_MAX} {condition}");
+            e.invalid(&path.field("maxFailedIndexes"), failed, &why);
+        }
+        Some(_) => {}
+    }
+    if let Some(parallel) = int("parallelism").filter(|p| *p > HIGH_MAX) {
+        let why = format!("must be less than or equal to {HIGH_MAX} {condition}");
+        e.invalid(&path.field("parallelism"), parallel, &why);
     }
 }
 

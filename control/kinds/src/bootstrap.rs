@@ -16,6 +16,7 @@ pub fn objects() -> Vec<Value> {
         objects.extend(list.into_iter().map(with_api_version));
     }
     objects.extend(hub());
+    objects.extend(token_controller());
     objects
 }
 
@@ -49,14 +50,6 @@ fn with_api_version(mut object: Value) -> Value {
 
 /// What the hub may do in the nodes' name; nodes themselves have no right but through it.
 fn hub() -> [Value; 2] {
-    let name = "system:rimward:hub";
-    let meta = || {
-        json!({
-            "name": name,
-            "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" },
-            "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "true" },
-        })
-    };
     let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
     let read = ["get", "list", "watch"];
     let write = ["get", "list", "watch", "create", "update", "patch", "delete"];
@@ -88,12 +81,32 @@ fn hub() -> [Value; 2] {
         ),
         rule(&["certificates.k8s.io"], &["signers"], &["approve", "sign"]),
     ];
+    own_role("system:rimward:hub", "rimward-hub", &rules)
+}
+
+/// What the controller of tokens in Secrets may do. Kubernetes runs it as its whole controller manager.
+fn token_controller() -> [Value; 2] {
+    let rules = [
+        json!({ "apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "update", "delete"] }),
+        json!({ "apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"] }),
+        json!({ "apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"] }),
+    ];
+    own_role("system:rimward:tokens-controller", "tokens-controller", &rules)
+}
+
+/// A role that Kubernetes does not have, and its binding to a ServiceAccount of kube-system.
+fn own_role(name: &str, account: &str, rules: &[Value]) -> [Value; 2] {
+    let meta = json!({
+        "name": name,
+        "labels": { "kubernetes.io/bootstrapping": "rbac-defaults" },
+        "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "true" },
+    });
     [
-        json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(), "rules": rules }),
+        json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta, "rules": rules }),
         json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": meta(),
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": meta,
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
-            "subjects": [{ "kind": "ServiceAccount", "name": "rimward-hub", "namespace": "kube-system" }],
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": "kube-system" }],
         }),
     ]
 }

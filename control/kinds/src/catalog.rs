@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::kind::{Column, Conversion, Kind, Scope, Subresource};
 use crate::rules::Rules;
 use crate::{
-    apps, autoscaling, batch, cluster, core, extension, networking, pod, rbac, service, storage,
+    apps, autoscaling, batch, certificates, cluster, core, extension, networking, pod, rbac,
+    service, storage,
 };
 
 const RESOURCES: &str = include_str!("../facts/resources.json");
@@ -249,7 +250,7 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("coordination.k8s.io", "Lease") => cluster::LEASE,
         ("scheduling.k8s.io", "PriorityClass") => cluster::PRIORITY_CLASS,
         ("node.k8s.io", "RuntimeClass") => cluster::RUNTIME_CLASS,
-        ("certificates.k8s.io", _) => cluster::CERTIFICATE_SIGNING_REQUEST,
+        ("certificates.k8s.io", _) => certificates::CERTIFICATE_SIGNING_REQUEST,
         ("policy", "PodDisruptionBudget") => cluster::POD_DISRUPTION_BUDGET,
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => cluster::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => cluster::PRIORITY_LEVEL,

@@ -1,13 +1,12 @@
-//! Small kinds of the cluster's own machinery: leases, classes, certificates, budgets, slices.
+//! Small kinds of the cluster's own machinery: leases, classes, budgets, slices.
 
 use rimward_api::names;
 use serde_json::{Value, json};
 
 use crate::check::{self, selector};
-use crate::kind::Write;
 use crate::path::{Errors, Path};
 use crate::print;
-use crate::read::{Read, fill, fill_text, items_mut, keep, member};
+use crate::read::{Read, fill, fill_text, items_mut, member};
 use crate::rules::{Field, Rules};
 
 pub const LEASE: Rules = Rules {
@@ -123,70 +122,6 @@ pub const RUNTIME_CLASS: Rules = Rules {
     cells: print::node::runtime_class,
     ..Rules::PLAIN
 };
-
-pub const CERTIFICATE_SIGNING_REQUEST: Rules = Rules {
-    prepare_create: |object| object["status"] = json!({}),
-    prepare_update: |write, new, old| {
-        keep(new, old, "spec");
-        match write {
-            // Approval changes conditions only, signing the rest.
-            Write::Sub("approval") => {
-                let conditions = new.at("status").at("conditions").clone();
-                keep(new, old, "status");
-                if let Some(status) = member(new, "status") {
-                    status["conditions"] = conditions;
-                }
-            }
-            Write::Main => keep(new, old, "status"),
-            Write::Sub(_) => {}
-        }
-    },
-    create: certificate_signing_request,
-    update_sub: |_, new, old, e| {
-        if !old.at("status").text("certificate").is_empty()
-            && old.at("status").at("certificate") != new.at("status").at("certificate")
-        {
-            e.forbidden(
-                &Path::Root.field("status").field("certificate"),
-                "updates may not modify existing certificate content",
-            );
-        }
-    },
-    name: |_| Vec::new(),
-    status: true,
-    fields: &[("spec.signerName", Field::Text(&["spec", "signerName"]))],
-    cells: print::node::certificate_signing_request,
-    ..Rules::PLAIN
-};
-
-fn certificate_signing_request(object: &Value, e: &mut Errors) {
-    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    if spec.text("request").is_empty() {
-        e.required(&path.field("request"), "");
-    }
-    if spec.list("usages").is_empty() {
-        e.required(&path.field("usages"), "usages must be specified");
-    }
-    let (signer, at) = (spec.text("signerName"), path.field("signerName"));
-    match signer.split_once('/') {
-        _ if signer.is_empty() => e.required(&at, ""),
-        Some((domain, rest)) if !rest.is_empty() => {
-            e.invalid_each(&at, signer, names::dns1123_subdomain(domain));
-        }
-        _ => e.invalid(
-            &at,
-            signer,
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        ),
-    }
-    if spec.int("expirationSeconds").is_some_and(|s| s < 600) {
-        e.invalid(
-            &path.field("expirationSeconds"),
-            spec.at("expirationSeconds").clone(),
-            "may not specify a duration less than 600 seconds (10 minutes)",
-        );
-    }
-}
 
 pub const POD_DISRUPTION_BUDGET: Rules = Rules {
     prepare_create: |object| {

@@ -109,6 +109,12 @@ pub enum Write<'a> {
 /// Order on a write: decode and strict validation (schema) → `default` → `prepare_*` → generic
 /// metadata rules → admission → `validate_*`.
 pub trait Hooks: Send + Sync + 'static {
+    /// Why Kubernetes' conversion to its internal form refuses an object that decodes: 400, before any
+    /// rule is asked.
+    fn unconvertible(&self, _object: &Value) -> Option<String> {
+        None
+    }
+
     /// Fills the defaults that Kubernetes' `SetDefaults_*` fill. Must be idempotent.
     fn default(&self, _object: &mut Value) {}
 

@@ -15,6 +15,7 @@ pub mod rules;
 mod apps;
 mod autoscaling;
 mod batch;
+mod certificates;
 mod cluster;
 mod core;
 mod extension;

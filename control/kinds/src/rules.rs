@@ -29,6 +29,7 @@ pub type Selectable = (&'static str, Field);
 /// defaults or rules of its own, whose names are DNS subdomains.
 #[derive(Clone, Copy)]
 pub struct Rules {
+    pub unconvertible: fn(&Value) -> Option<String>,
     pub default: fn(&mut Value),
     /// Beyond dropping or resetting the status.
     pub prepare_create: fn(&mut Value),
@@ -53,6 +54,7 @@ pub struct Rules {
 
 impl Rules {
     pub const PLAIN: Self = Self {
+        unconvertible: |_| None,
         default: |_| {},
         prepare_create: |_| {},
         prepare_update: |_, _, _| {},
@@ -71,6 +73,10 @@ impl Rules {
 }
 
 impl Hooks for Rules {
+    fn unconvertible(&self, object: &Value) -> Option<String> {
+        (self.unconvertible)(object)
+    }
+
     fn default(&self, object: &mut Value) {
         (self.default)(object);
     }

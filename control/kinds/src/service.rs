@@ -141,10 +141,23 @@ fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
     }
     let before = old.at("spec");
     let Some(spec) = member(new, "spec") else { return };
+    link_addresses(spec, before);
     drop_what_the_type_lost(spec, before);
     keep_allocated(spec, before);
     cluster_ips(spec);
     families(spec);
+}
+
+/// A client that knows only `clusterIP`, and changes or clears it, means `clusterIPs` too.
+fn link_addresses(new: &mut Value, old: &Value) {
+    let (is, was) = (new.text("clusterIP").to_owned(), old.text("clusterIP"));
+    if is == was || new.at("clusterIPs") != old.at("clusterIPs") {
+        return;
+    }
+    match is.is_empty() && !was.is_empty() {
+        true => remove(new, "clusterIPs"),
+        false => new["clusterIPs"] = Value::from(vec![is]),
+    }
 }
 
 /// A client that changes the type, and leaves fields of the old type as they were, means them gone.

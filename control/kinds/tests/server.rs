@@ -110,6 +110,9 @@ impl Server {
             FieldValidation::Strict,
         );
         let mut object = decoded.map_err(|status| status.code)?.value;
+        if kind.hooks.unconvertible(&object).is_some() {
+            return Err(400);
+        }
         kind.hooks.default(&mut object);
         Ok(object)
     }

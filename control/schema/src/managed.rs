@@ -17,6 +17,7 @@ mod validate;
 
 pub use apply::apply;
 pub use overlay::overlay;
+pub(crate) use validate::go_print;
 
 use std::sync::LazyLock;
 

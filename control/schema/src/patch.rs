@@ -5,6 +5,7 @@
 //! pass it through [`decode_patched`].
 
 mod json;
+mod restore;
 mod strategic;
 
 use rimward_api::status::Details;
@@ -12,7 +13,8 @@ use rimward_api::{FieldError, GroupKind, Reason, Status};
 use serde_json::{Map, Value};
 
 use crate::decode::{self, Decoded, Expected, FieldValidation};
-use crate::model::Model;
+use crate::managed::go_print;
+use crate::model::{Model, Type};
 
 pub use json::json_patch;
 pub use strategic::strategic_merge_patch;
@@ -49,17 +51,44 @@ pub fn decode_patched(
     patched: &Value,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
+    decode_outcome(model, expected, patched, validation, || patched.to_string())
+}
+
+/// As [`decode_patched`], of a strategic merge patch, whose refusal shows the patch.
+pub fn decode_strategic(
+    model: &Model,
+    expected: &Expected<'_>,
+    patched: &Value,
+    patch: &[u8],
+    validation: FieldValidation,
+) -> Result<Decoded, Status> {
+    let shown = || go_print(&parse(patch).unwrap_or_default());
+    if let Some(why) = restore::refusal(model, &Type::Object(expected.definition), patched) {
+        return Err(wrong_outcome(&shown(), &why));
+    }
+    decode_outcome(model, expected, patched, validation, shown)
+}
+
+fn decode_outcome(
+    model: &Model,
+    expected: &Expected<'_>,
+    patched: &Value,
+    validation: FieldValidation,
+    shown: impl FnOnce() -> String,
+) -> Result<Decoded, Status> {
     decode::value(model, expected, patched, validation).map_err(|status| {
         let why =
             status.message.split_once(&format!(" cannot be handled as a {}: ", expected.kind));
-        let Some((_, why)) = why else { return status };
-        let nobody = GroupKind { group: String::new(), kind: String::new() };
-        Status::invalid(
-            &nobody,
-            "",
-            &[FieldError::invalid("patch", &patched.to_string().into(), why)],
-        )
+        match why {
+            Some((_, why)) => wrong_outcome(&shown(), why),
+            None => status,
+        }
     })
+}
+
+fn wrong_outcome(shown: &str, why: &str) -> Status {
+    let nobody = GroupKind { group: String::new(), kind: String::new() };
+    Status::invalid(&nobody, "", &[FieldError::invalid("patch", &shown.into(), why)])
 }
 
 /// Parses a patch that is JSON.

@@ -14,6 +14,7 @@ use crate::rules::Rules;
 const GENERATION: &str = "deprecated.daemonset.template.generation";
 
 pub const DAEMONSET: Rules = Rules {
+    unconvertible: |object| super::not_a_number(object, GENERATION),
     default,
     prepare_create: |object| {
         object["status"] = json!({ "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0 });

@@ -9,7 +9,15 @@ use crate::print;
 use crate::read::{Read, fill, fill_text, member};
 use crate::rules::Rules;
 
+/// A revision to return to, of clients of the first version.
+const ROLLBACK_TO: &str = "deprecated.deployment.rollback.revision";
+
 pub const DEPLOYMENT: Rules = Rules {
+    unconvertible: |object| {
+        let text = object.deep(&["metadata", "annotations", ROLLBACK_TO]).as_str()?;
+        let why = super::not_a_number(object, ROLLBACK_TO).filter(|_| !text.is_empty())?;
+        Some(format!("failed to parse annotation[{ROLLBACK_TO}]={text} as int64: {why}"))
+    },
     default,
     prepare_create: |object| object["status"] = json!({}),
     create: |object, e| deployment(object, e),

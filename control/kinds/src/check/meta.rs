@@ -139,8 +139,11 @@ fn owners(owners: &[Value], path: &Path<'_>, e: &mut Errors) {
     }
 }
 
+pub const NOT_STANDARD: &str =
+    "name is neither a standard finalizer name nor is it fully qualified";
+
 /// Finalizers that apimachinery itself knows without a domain.
-const PLAIN_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+pub const PLAIN_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
 fn finalizers(finalizers: &[Value], path: &Path<'_>, e: &mut Errors) {
     let has = |name: &str| finalizers.iter().any(|f| f == name);
@@ -148,11 +151,7 @@ fn finalizers(finalizers: &[Value], path: &Path<'_>, e: &mut Errors) {
         finalizer_name(finalizer, path, e);
         // The registry's rule comes on top: a name without a domain must be one that is known.
         if !finalizer.contains('/') && !PLAIN_FINALIZERS.contains(&finalizer) {
-            e.invalid(
-                &path.index(i),
-                finalizer,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            );
+            e.invalid(&path.index(i), finalizer, NOT_STANDARD);
         }
     }
     if has("orphan") && has("foregroundDeletion") {

@@ -66,6 +66,9 @@ fn finalizers(object: &Value, e: &mut Errors) {
     let list = path.field("finalizers");
     for finalizer in object.at("spec").list("finalizers").iter().filter_map(Value::as_str) {
         meta::finalizer_name(finalizer, &list, e);
+        if !finalizer.contains('/') && !meta::PLAIN_FINALIZERS.contains(&finalizer) {
+            e.invalid(&list, finalizer, meta::NOT_STANDARD);
+        }
     }
 }
 

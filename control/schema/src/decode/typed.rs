@@ -176,7 +176,7 @@ impl<'m, 'b> Decoder<'m, 'b> {
             (Presence::NonZero, Some(value)) => (!is_zero(&value, &field.ty)).then_some(value),
             (Presence::Always | Presence::PointerOrNull, None) => Some(unsaid(self.model, field)),
             (Presence::Always, Some(value))
-                if is_empty(&value) && stored_as_protobuf(definition) =>
+                if is_empty(&value) && !is_raw(&field.ty) && stored_as_protobuf(definition) =>
             {
                 Some(zero(self.model, &field.ty))
             }
@@ -446,8 +446,13 @@ fn is_zero(value: &Value, ty: &Type) -> bool {
         Value::Number(n) => n.as_f64() == Some(0.0),
         Value::String(s) => s.is_empty() && !matches!(ty, Type::IntOrString),
         Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
+        Value::Object(map) => map.is_empty() && !is_raw(ty),
     }
+}
+
+/// What is kept as sent is bytes to Go: `{}` says something.
+fn is_raw(ty: &Type) -> bool {
+    matches!(ty, Type::Raw | Type::Any)
 }
 
 fn is_empty(value: &Value) -> bool {

@@ -232,3 +232,42 @@ fn a_wrong_outcome_is_invalid() {
         )
     );
 }
+
+#[test]
+fn what_cannot_be_restored() {
+    let pod = builtin().of_kind("", "v1", "Pod").unwrap();
+    let expected = Expected { group: "", version: "v1", kind: "Pod", definition: pod };
+    let check = |patch: serde_json::Value, why: &str| {
+        let object = serde_json::json!({ "metadata": { "name": "x", "labels": { "a": "b" } } });
+        let body = patch.to_string();
+        let patched = strategic_merge_patch(builtin(), pod, &object, body.as_bytes()).unwrap();
+        let status = decode_strategic(
+            builtin(),
+            &expected,
+            &patched,
+            body.as_bytes(),
+            FieldValidation::Strict,
+        )
+        .unwrap_err();
+        assert_eq!(status.code, 422);
+        assert_eq!(status.message, format!("\"\" is invalid: patch: Invalid value: {why}"));
+    };
+    use serde_json::json;
+    check(
+        json!({ "metadata": { "labels": "invalid" } }),
+        "\"map[metadata:map[labels:invalid]]\": cannot restore map from string",
+    );
+    check(
+        json!({ "spec": { "hostNetwork": "yes" } }),
+        "\"map[spec:map[hostNetwork:yes]]\": unrecognized type: bool",
+    );
+    check(
+        json!({ "spec": { "nodeName": 7 } }),
+        "\"map[spec:map[nodeName:7]]\": cannot convert int64 to string",
+    );
+    check(json!({ "spec": "x" }), "\"map[spec:x]\": cannot restore struct from: string");
+    check(
+        json!({ "spec": { "bogus": 1 } }),
+        "\"map[spec:map[bogus:1]]\": strict decoding error: unknown field \"spec.bogus\"",
+    );
+}
