@@ -11,6 +11,7 @@ use crate::pools::Reservation;
 use crate::served::Served;
 use crate::server::Inner;
 
+pub mod certificate;
 pub mod ingress;
 pub mod namespace;
 pub mod node;
@@ -36,6 +37,8 @@ pub struct Review<'a> {
     pub user: &'a UserInfo,
     pub object: &'a mut Value,
     pub old: Option<&'a Value>,
+    /// Nothing will come of it.
+    pub dry_run: bool,
 }
 
 impl Review<'_> {
@@ -98,6 +101,9 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, 
     }
     if review.creates("networking.k8s.io", "ingresses") {
         ingress::admit(server, review).await?;
+    }
+    if review.served.is("certificates.k8s.io", "certificatesigningrequests") {
+        certificate::admit(review);
     }
     if review.served.kind.group == "rbac.authorization.k8s.io" {
         roles::admit(server, review)?;

@@ -6,8 +6,10 @@ use rimward_api::{Status, UserInfo};
 
 use crate::server::Inner;
 
+pub mod bootstrap_token;
 pub mod certificate;
 pub mod impersonation;
+pub mod oidc;
 pub mod tokens;
 
 /// What is known of the asking side before its request is read.
@@ -19,7 +21,8 @@ pub enum Peer {
     Connection(Option<UserInfo>),
 }
 
-/// The user of a request. A bearer token that is wrong is refused, also when a certificate came along.
+/// The user of a request. A certificate that the connection proved comes first; a bearer token that is
+/// wrong is refused.
 pub async fn authenticate(
     server: &Inner,
     peer: &Peer,
@@ -37,7 +40,7 @@ pub async fn authenticate(
         return Ok(UserInfo::anonymous());
     };
     let value = value.to_str().map_err(|_| Status::unauthorized())?;
-    let token = match value.split_once(' ') {
+    let token: String = match value.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().to_owned(),
         // Image tools know passwords only; a token is what they send as one.
         Some((scheme, pair)) if basic && scheme.eq_ignore_ascii_case("basic") => {
@@ -46,10 +49,42 @@ pub async fn authenticate(
         _ => return Ok(UserInfo::anonymous()),
     };
     let audiences = &server.config.api_audiences;
-    server.tokens.authenticate(server, &token, audiences).await.map(|(user, _)| user).map_err(|e| {
+    self::token(server, &token, audiences).await.map(|(user, _)| user).map_err(|e| {
         tracing::debug!(error = %e, "a token was refused");
         Status::unauthorized()
     })
+}
+
+/// The user of a bearer token, and which of the asked audiences it is for.
+pub async fn token(
+    server: &Inner,
+    token: &str,
+    audiences: &[String],
+) -> Result<(UserInfo, Vec<String>), tokens::Refused> {
+    let user = match bootstrap_token::parts(token) {
+        Some(parts) => bootstrap_token::authenticate(server, parts).await?,
+        None => match foreign_issuer(server, token) {
+            None => return server.tokens.authenticate(server, token, audiences).await,
+            Some(issuer) => Some(issuer.authenticate(token).await?),
+        },
+    };
+    let user = user.ok_or(tokens::Refused::Unknown)?;
+    // They say nothing of this server's audiences, and so are for itself alone.
+    let ours = |a: &&String| server.config.api_audiences.contains(a);
+    let common: Vec<String> = audiences.iter().filter(ours).cloned().collect();
+    match common.is_empty() {
+        false => Ok((user, common)),
+        true => Err(tokens::Refused::Audience(server.config.api_audiences.clone())),
+    }
+}
+
+/// The configured issuer of a token, if it is not this server's own.
+fn foreign_issuer<'a>(server: &'a Inner, token: &str) -> Option<&'a oidc::Issuer> {
+    if server.issuers.is_empty() {
+        return None;
+    }
+    let named = oidc::issuer_of(token)?;
+    server.issuers.iter().find(|i| i.url() == named && named != server.config.issuer)
 }
 
 fn password(pair: &str) -> Result<String, Status> {

@@ -7,7 +7,8 @@ use rimward_control_kinds::bootstrap;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::options::WriteOptions;
+use crate::options::{DeleteOptions, WriteOptions};
+use crate::rbac::Rule;
 use crate::rest::find;
 use crate::rest::write::{Author, Change};
 use crate::served::Served;
@@ -78,53 +79,69 @@ async fn ensure(
     match find(server, served, key).await {
         Ok(stored) => {
             let current = server.value(served, &stored)?;
+            if binds_another(&current, object) {
+                let options = DeleteOptions::default();
+                server.delete(served, key, &options, &user).await?;
+                return make(server, served, key, object, &author).await;
+            }
             let Some(change) = reconciled(served, &current, object) else { return Ok(()) };
             let rewrite = move |_| Ok(change.clone());
             let change = Change::Rewrite(&rewrite);
             server.update(served, key, "", change, &author, &mut warnings).await.map(|_| ())
         }
-        Err(e) if e.is_not_found() => {
-            let decoded = crate::decode::patched(
-                &server.registry,
-                served,
-                object.clone(),
-                rimward_control_schema::FieldValidation::Strict,
-                &mut warnings,
-            )?;
-            match server.create(served, &key.namespace, decoded, &author, &mut warnings).await {
-                // Another control plane on the same store was quicker.
-                Err(e) if e.is_already_exists() => Ok(()),
-                other => other.map(|_| ()),
-            }
-        }
+        Err(e) if e.is_not_found() => make(server, served, key, object, &author).await,
         Err(e) => Err(e),
     }
 }
 
-/// What a stored object becomes; None when it is as it should be. Roles and bindings gain what a
-/// newer version adds, unless their owner opted out; the endpoint of the API follows its address;
-/// everything else is the operator's once it is there.
+async fn make(
+    server: &Arc<Inner>,
+    served: &Arc<Served>,
+    key: &ObjectKey,
+    object: &Value,
+    author: &Author<'_>,
+) -> Result<(), Status> {
+    let mut warnings = Vec::new();
+    let decoded = crate::decode::patched(
+        &server.registry,
+        served,
+        object.clone(),
+        None,
+        rimward_control_schema::FieldValidation::Strict,
+        &mut warnings,
+    )?;
+    match server.create(served, &key.namespace, decoded, author, &mut warnings).await {
+        // Another control plane on the same store was quicker.
+        Err(e) if e.is_already_exists() => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+/// What a stored object becomes; None when it is as it should be. Roles and bindings regain what a
+/// version has or somebody took, unless their owner opted out; the endpoint of the API follows its
+/// address; everything else is the operator's once it is there.
 fn reconciled(served: &Served, current: &Value, wanted: &Value) -> Option<Value> {
     let mut new = current.clone();
-    let list = |o: &Value, field: &str| {
-        o.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
-    };
     if served.kind.group == "rbac.authorization.k8s.io" {
-        let annotation =
-            current.pointer("/metadata/annotations").and_then(|a| a.get(AUTOUPDATE)?.as_str());
-        // A role that others' rules are gathered into is its controller's.
-        if annotation != Some("true") || wanted.get("aggregationRule").is_some() {
+        if !updates(current) {
             return None;
         }
-        for field in ["rules", "subjects"] {
-            let mut all = list(current, field);
-            all.extend(
-                list(wanted, field).into_iter().filter(|w| !list(current, field).contains(w)),
-            );
-            if !all.is_empty() {
-                new[field] = all.into();
+        for field in ["labels", "annotations"] {
+            for (key, value) in wanted["metadata"][field].as_object().into_iter().flatten() {
+                if new["metadata"][field].get(key).is_none() {
+                    new["metadata"][field][key] = value.clone();
+                }
             }
         }
+        match wanted.pointer("/aggregationRule/clusterRoleSelectors") {
+            // The rules of such a role are its controller's.
+            Some(selectors) => {
+                let place = "clusterRoleSelectors";
+                add(&mut new["aggregationRule"], place, selectors, |all, s| all.contains(s));
+            }
+            None => add_rules(&mut new, wanted),
+        }
+        add(&mut new, "subjects", &wanted["subjects"], |all, s| all.contains(s));
     }
     for field in ["subsets", "endpoints"] {
         if let Some(value) = wanted.get(field) {
@@ -135,6 +152,40 @@ fn reconciled(served: &Served, current: &Value, wanted: &Value) -> Option<Value>
         new["ports"] = wanted["ports"].clone();
     }
     (new != *current).then_some(new)
+}
+
+/// Whether a role or binding follows the version that runs.
+fn updates(current: &Value) -> bool {
+    let annotations = current.pointer("/metadata/annotations");
+    annotations.and_then(|a| a.get(AUTOUPDATE)?.as_str()) != Some("false")
+}
+
+/// Appends to a list what it lacks of another.
+fn add(object: &mut Value, field: &str, wanted: &Value, has: fn(&[Value], &Value) -> bool) {
+    let mut all = object.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let before = all.len();
+    for item in wanted.as_array().into_iter().flatten() {
+        if !has(&all, item) {
+            all.push(item.clone());
+        }
+    }
+    if all.len() > before {
+        object[field] = all.into();
+    }
+}
+
+/// Appends the single permissions that no rule gives.
+fn add_rules(role: &mut Value, wanted: &Value) {
+    let held = Rule::all_of(role);
+    let parts: Vec<Rule> = Rule::all_of(wanted).iter().flat_map(Rule::breakdown).collect();
+    let missing = parts.iter().filter(|part| !held.iter().any(|h| h.covers(part)));
+    let missing: Vec<Value> = missing.map(Rule::to_value).collect();
+    add(role, "rules", &missing.into(), |_, _| false);
+}
+
+/// Whether a binding is to another role than it should be. That cannot change: it must be made anew.
+fn binds_another(current: &Value, wanted: &Value) -> bool {
+    updates(current) && wanted.get("roleRef").is_some_and(|r| current.get("roleRef") != Some(r))
 }
 
 /// How pods reach this server: `kubernetes.default`.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rimward_control_store::Store;
 
-use crate::audit::Audit;
+use crate::audit::Auditor;
+use crate::authn::oidc::Authenticator;
 
 #[derive(Clone)]
 pub struct Config {
@@ -33,8 +34,10 @@ pub struct Config {
     /// Requests in flight beyond which others wait: together the seats that priority levels share.
     pub reads_max: usize,
     pub writes_max: usize,
-    /// Hears of every request.
-    pub audit: Option<Arc<dyn Audit>>,
+    /// Issuers beside this server whose tokens are accepted.
+    pub issuers: Vec<Authenticator>,
+    /// Decides what is told of requests, and to whom.
+    pub audit: Option<Auditor>,
 }
 
 impl Config {
@@ -60,6 +63,7 @@ impl Config {
             history: Duration::from_secs(600),
             reads_max: 400,
             writes_max: 200,
+            issuers: Vec::new(),
             audit: None,
         }
     }

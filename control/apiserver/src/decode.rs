@@ -18,7 +18,18 @@ pub fn object(
     body: &Bytes,
     validation: FieldValidation,
 ) -> Result<Value, Status> {
-    expected(registry, served.expected(), call, body, validation)
+    let object = expected(registry, served.expected(), call, body, validation)?;
+    convertible(served, &object)?;
+    Ok(object)
+}
+
+/// What the kind cannot take over into its internal form is no object of it.
+fn convertible(served: &Served, object: &Value) -> Result<(), Status> {
+    let Some(why) = served.kind.hooks.unconvertible(object) else { return Ok(()) };
+    let (kind, version) = (&served.kind.kind, &served.kind.version);
+    Err(Status::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
+    )))
 }
 
 /// The body of a subresource that speaks a kind of its own.
@@ -84,16 +95,24 @@ pub fn options(registry: &Registry, call: &Call, body: &Bytes) -> Result<Bytes, 
     }
 }
 
-/// The outcome of a patch, brought into normal form.
+/// The outcome of a patch, brought into normal form. `strategic` is the patch, if it was one of those.
 pub fn patched(
     registry: &Registry,
     served: &Served,
     value: Value,
+    strategic: Option<&[u8]>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
     let Some(expected) = served.expected() else { return Ok(value) };
-    let decoded = schema::decode::value(registry.model, &expected, &value, validation)?;
+    let model = registry.model;
+    let decoded = match strategic {
+        None => schema::patch::decode_patched(model, &expected, &value, validation)?,
+        Some(patch) => {
+            schema::patch::decode_strategic(model, &expected, &value, patch, validation)?
+        }
+    };
+    convertible(served, &decoded.value)?;
     warnings.extend(decoded.warnings);
     Ok(decoded.value)
 }

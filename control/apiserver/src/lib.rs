@@ -29,6 +29,7 @@ mod meta;
 mod negotiate;
 mod options;
 mod pools;
+mod pretty;
 mod protobuf;
 mod record;
 mod rest;
@@ -52,7 +53,8 @@ pub mod nodes;
 
 mod body;
 
-pub use audit::{Audit, Event as AuditEvent};
+pub use audit::Auditor;
+pub use authn::oidc;
 pub use authn::tokens::KeyError;
 pub use body::{BoxBody, BoxError};
 pub use config::Config;

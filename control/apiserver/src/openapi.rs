@@ -16,8 +16,10 @@ use crate::request::Call;
 use crate::served::{Registry, Served};
 use crate::server::Inner;
 
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-const V2_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// As clients ask for it that do not know that this is no media type; they are answered with the one
+/// that is, since others refuse to read it.
+const V2_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Documents made so far, by path.
 #[derive(Default)]

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderValue, Request};
+use jiff::Timestamp;
 use rimward_api::{Status, UserInfo};
 
-use crate::audit;
+use crate::audit::{self, Arrival, Trail};
 use crate::authn::{self, Peer, impersonation};
 use crate::body::{self, BoxBody, Response};
 use crate::deadline;
 use crate::error;
 use crate::flow;
+use crate::pretty;
 use crate::request::{Attributes, Call, Query};
 use crate::rest;
 use crate::server::Inner;
@@ -26,6 +28,11 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query());
     let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
+    let arrival = server.config.audit.is_some().then(|| Arrival {
+        uri: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        source: parts.extensions.get::<audit::Source>().map(|s| s.0),
+        received: Timestamp::now(),
+    });
     let mut call = Call {
         method: parts.method,
         headers: parts.headers,
@@ -37,8 +44,10 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         warnings: Vec::new(),
     };
     let _running = (!call.attributes.is_long()).then(|| server.metrics.running(&call.attributes));
-    let (mut original, mut ids) = (None, None);
-    let mut response = match run(server, &mut call, peer, &mut original, &mut ids).await {
+    let (mut trail, mut ids) = (None, None);
+    let mut response = match run(server, &mut call, peer, arrival.as_ref(), &mut trail, &mut ids)
+        .await
+    {
         Ok(response) => response,
         Err(status) => error::respond_to(&call, &status),
     };
@@ -56,16 +65,11 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     tracing::debug!(
         user = %call.user.name, verb = %call.attributes.verb, path = %call.attributes.path, code, ?took, "answered"
     );
-    if let Some(audit) = &server.config.audit {
-        let acts_as = original.as_ref().map(|_| &call.user);
-        audit.answered(&audit::Event {
-            user: original.as_ref().unwrap_or(&call.user),
-            acts_as,
-            attributes: &call.attributes,
-            user_agent: call.header("user-agent"),
-            code,
-            took,
-        });
+    if !call.attributes.is_long() && pretty::wanted(&call) {
+        response = pretty::pretty(response).await;
+    }
+    if let Some(trail) = trail {
+        response = trail.answered(response, call.attributes.is_long()).await;
     }
     if call.method == http::Method::HEAD {
         *response.body_mut() = crate::body::empty();
@@ -77,7 +81,8 @@ async fn run(
     server: &Arc<Inner>,
     call: &mut Call,
     peer: &Peer,
-    original: &mut Option<UserInfo>,
+    arrival: Option<&Arrival>,
+    trail: &mut Option<Trail>,
     ids: &mut Option<flow::Ids>,
 ) -> Result<Response, Status> {
     // How long: reads are given up at the deadline; of writes, the reading of their body, since what
@@ -85,17 +90,36 @@ async fn run(
     if !call.attributes.is_long() {
         call.deadline = Some(deadline::of(&call.query, tokio::time::Instant::now())?);
     }
-    // Authentication: who asks. (Audit hears of the outcome, in `handle`.)
-    call.user = authn::authenticate(server, peer, &call.headers, false).await?;
+    // Authentication: who asks.
+    let authenticated = authn::authenticate(server, peer, &call.headers, false).await;
+    if let Ok(user) = &authenticated {
+        call.user = user.clone();
+    }
+    // Audit: what is told of it; also of those who could not say who they are.
+    if let (Some(auditor), Some(arrival)) = (&server.config.audit, arrival) {
+        *trail = auditor.begin(arrival, &call.user, &call.attributes, &call.headers);
+        if let Some(trail) = trail.as_mut().filter(|t| t.wants_request()) {
+            let body = rest::take_body(call).await?;
+            trail.request(&body);
+            *call.body.get_mut() = crate::body::full(body);
+        }
+    }
+    authenticated?;
     // Impersonation: as whom.
     if let Some(acts_as) = impersonation::impersonated(&server.rbac, &call.user, &call.headers)? {
-        *original = Some(std::mem::replace(&mut call.user, acts_as));
+        call.user = acts_as;
+        if let Some(trail) = trail {
+            trail.acts_as(&call.user);
+        }
     }
     // Flow control: when.
     let (told, seat) = server.flow.enter(&call.user, &call.attributes, &call.query).await;
     *ids = told;
     let seat = seat?;
     // Authorization: whether.
+    if let Some(trail) = trail {
+        tell_decision(server, call, trail);
+    }
     if !always_allowed(&call.attributes) {
         server.rbac.authorize(&call.user, &call.attributes)?;
     }
@@ -107,6 +131,16 @@ async fn run(
         None => rest::serve(server, call).await?,
     };
     Ok(body::keep_until_sent(response, seat.filter(|_| !call.attributes.is_long())))
+}
+
+fn tell_decision(server: &Inner, call: &Call, trail: &mut Trail) {
+    let (decision, reason) = match server.rbac.reason(&call.user, &call.attributes) {
+        Some(reason) => ("allow", reason),
+        None if always_allowed(&call.attributes) => ("allow", String::new()),
+        None => ("forbid", String::new()),
+    };
+    trail.annotate("authorization.k8s.io/decision", decision);
+    trail.annotate("authorization.k8s.io/reason", reason);
 }
 
 /// Probes must not depend on roles.

@@ -4,6 +4,8 @@
 //! Bindings are indexed by subject, so a decision looks at the rules of the asking user only,
 //! however many bindings there are.
 
+mod rule;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -15,145 +17,10 @@ use crate::mirror::Mirrored;
 use crate::request::Attributes;
 use crate::views::Stored;
 
+pub use rule::Rule;
+
 /// May do everything, whatever the roles say: the way in when they are broken.
 const MASTERS: &str = "system:masters";
-
-/// One PolicyRule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rule {
-    pub verbs: Vec<String>,
-    pub groups: Vec<String>,
-    pub resources: Vec<String>,
-    pub names: Vec<String>,
-    pub urls: Vec<String>,
-}
-
-fn has(list: &[String], wanted: &str) -> bool {
-    list.iter().any(|v| v == "*" || v == wanted)
-}
-
-impl Rule {
-    fn parse(value: &Value) -> Self {
-        let list = |field: &str| {
-            let items = value.get(field).and_then(Value::as_array).into_iter().flatten();
-            items.filter_map(Value::as_str).map(str::to_owned).collect()
-        };
-        Self {
-            verbs: list("verbs"),
-            groups: list("apiGroups"),
-            resources: list("resources"),
-            names: list("resourceNames"),
-            urls: list("nonResourceURLs"),
-        }
-    }
-
-    /// The rules of a Role or ClusterRole.
-    pub fn all_of(role: &Value) -> Vec<Self> {
-        role.get("rules").and_then(Value::as_array).into_iter().flatten().map(Self::parse).collect()
-    }
-
-    fn allows(&self, asked: &Attributes) -> bool {
-        if !has(&self.verbs, &asked.verb) {
-            return false;
-        }
-        match &asked.resource {
-            Some(r) => {
-                has(&self.groups, &r.group)
-                    && self.allows_resource(&r.resource, &r.subresource)
-                    && (self.names.is_empty() || self.names.contains(&r.name))
-            }
-            None => self.allows_url(&asked.path),
-        }
-    }
-
-    fn allows_resource(&self, resource: &str, subresource: &str) -> bool {
-        self.resources.iter().any(|r| match (r.as_str(), subresource) {
-            ("*", _) => true,
-            (r, "") => r == resource,
-            (r, sub) => match r.split_once('/') {
-                Some((parent, child)) => child == sub && (parent == "*" || parent == resource),
-                None => false,
-            },
-        })
-    }
-
-    fn allows_url(&self, path: &str) -> bool {
-        self.urls.iter().any(|u| match u.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix),
-            None => u == path,
-        })
-    }
-
-    /// The single permissions that a rule is made of.
-    fn breakdown(&self) -> Vec<Self> {
-        let mut parts = Vec::new();
-        for verb in &self.verbs {
-            for group in &self.groups {
-                for resource in &self.resources {
-                    let one = |names: Vec<String>| Self {
-                        verbs: vec![verb.clone()],
-                        groups: vec![group.clone()],
-                        resources: vec![resource.clone()],
-                        names,
-                        urls: Vec::new(),
-                    };
-                    match self.names.as_slice() {
-                        [] => parts.push(one(Vec::new())),
-                        names => parts.extend(names.iter().map(|n| one(vec![n.clone()]))),
-                    }
-                }
-            }
-            for url in &self.urls {
-                let (verbs, urls) = (vec![verb.clone()], vec![url.clone()]);
-                parts.push(Self { verbs, urls, ..Self::default() });
-            }
-        }
-        parts
-    }
-
-    /// Whether holding this rule is holding `part`, one of a [`Rule::breakdown`].
-    fn covers(&self, part: &Self) -> bool {
-        let within = |mine: &[String], theirs: &[String]| theirs.iter().all(|v| has(mine, v));
-        if !within(&self.verbs, &part.verbs) {
-            return false;
-        }
-        if let Some(url) = part.urls.first() {
-            return self.urls.iter().any(|u| {
-                u == "*" || u == url || u.strip_suffix('*').is_some_and(|p| url.starts_with(p))
-            });
-        }
-        let resource = &part.resources[0];
-        let resources = self.resources.iter().any(|r| {
-            let same_sub = r
-                .strip_prefix("*/")
-                .zip(resource.split_once('/'))
-                .is_some_and(|(mine, (_, theirs))| mine == theirs);
-            r == "*" || r == resource || same_sub
-        });
-        within(&self.groups, &part.groups)
-            && resources
-            && (self.names.is_empty() || part.names.first().is_some_and(|n| self.names.contains(n)))
-    }
-
-    /// As Kubernetes prints a rule that is not held.
-    fn show(&self) -> String {
-        let mut parts = Vec::new();
-        let lists = [
-            ("APIGroups", &self.groups),
-            ("Resources", &self.resources),
-            ("ResourceNames", &self.names),
-            ("NonResourceURLs", &self.urls),
-            ("Verbs", &self.verbs),
-        ];
-        for (name, list) in lists {
-            if !list.is_empty() {
-                let quoted: Vec<String> = list.iter().map(|v| format!("{v:?}")).collect();
-                parts.push(format!("{name}:[{}]", quoted.join(" ")));
-            }
-        }
-        format!("{{{}}}", parts.join(", "))
-    }
-}
 
 /// A role that a binding grants: the namespace is empty for a ClusterRole.
 type RoleKey = (String, String);
@@ -164,6 +31,21 @@ struct Grant {
     namespace: String,
     binding: String,
     role: RoleKey,
+    /// The subject as it is named to those who ask why: `Group "system:masters"`.
+    subject: String,
+}
+
+impl Grant {
+    /// Why a request was allowed, in Kubernetes' words.
+    fn reason(&self) -> String {
+        let (namespace, role) = &self.role;
+        let kind = if namespace.is_empty() { "ClusterRole" } else { "Role" };
+        let binding = match self.namespace.as_str() {
+            "" => format!("ClusterRoleBinding {:?}", self.binding),
+            namespace => format!("RoleBinding \"{}/{namespace}\"", self.binding),
+        };
+        format!("RBAC: allowed by {binding} of {kind} {role:?} to {}", self.subject)
+    }
 }
 
 #[derive(Default)]
@@ -194,15 +76,17 @@ impl Index {
         let mut subjects = Vec::new();
         for subject in object.get("subjects").and_then(Value::as_array).into_iter().flatten() {
             let text = |field: &str| subject.get(field).and_then(Value::as_str).unwrap_or_default();
-            let subject = match text("kind") {
-                "User" => format!("User:{}", text("name")),
-                "Group" => format!("Group:{}", text("name")),
+            let name = text("name");
+            let (subject, shown) = match text("kind") {
+                "User" => (format!("User:{name}"), format!("User {name:?}")),
+                "Group" => (format!("Group:{name}"), format!("Group {name:?}")),
                 "ServiceAccount" => {
                     let home = match text("namespace") {
                         "" => namespace,
                         home => home,
                     };
-                    format!("User:system:serviceaccount:{home}:{}", text("name"))
+                    let user = format!("User:system:serviceaccount:{home}:{name}");
+                    (user, format!("ServiceAccount \"{name}/{home}\""))
                 }
                 _ => continue,
             };
@@ -210,10 +94,26 @@ impl Index {
                 namespace: namespace.to_owned(),
                 binding: binding.to_owned(),
                 role: role.clone(),
+                subject: shown,
             });
             subjects.push(subject);
         }
         self.subjects.insert((namespace.to_owned(), binding.to_owned()), subjects);
+    }
+
+    /// What grants a user rights in a namespace, and the rules of each.
+    fn grants<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Grant, &'a [Rule])> {
+        let subjects = std::iter::once(format!("User:{}", user.name))
+            .chain(user.groups.iter().map(|g| format!("Group:{g}")));
+        subjects
+            .filter_map(|s| self.grants.get(&s))
+            .flatten()
+            .filter(move |g| g.namespace.is_empty() || g.namespace == namespace)
+            .filter_map(|g| Some((g, &**self.roles.get(&g.role)?)))
     }
 
     /// The rules that hold for a user in a namespace.
@@ -222,14 +122,7 @@ impl Index {
         user: &'a UserInfo,
         namespace: &'a str,
     ) -> impl Iterator<Item = &'a Rule> {
-        let subjects = std::iter::once(format!("User:{}", user.name))
-            .chain(user.groups.iter().map(|g| format!("Group:{g}")));
-        subjects
-            .filter_map(|s| self.grants.get(&s))
-            .flatten()
-            .filter(move |g| g.namespace.is_empty() || g.namespace == namespace)
-            .filter_map(|g| self.roles.get(&g.role))
-            .flat_map(|rules| rules.iter())
+        self.grants(user, namespace).flat_map(|(_, rules)| rules.iter())
     }
 }
 
@@ -255,6 +148,17 @@ impl Rbac {
         let namespace = asked.resource.as_ref().map_or("", |r| r.namespace.as_str());
         let index = self.index.read();
         index.rules(user, namespace).any(|rule| rule.allows(asked))
+    }
+
+    /// Why a user may do that; None if they may not.
+    pub fn reason(&self, user: &UserInfo, asked: &Attributes) -> Option<String> {
+        if user.in_group(MASTERS) {
+            return Some(String::new());
+        }
+        let namespace = asked.resource.as_ref().map_or("", |r| r.namespace.as_str());
+        let index = self.index.read();
+        let mut grants = index.grants(user, namespace);
+        grants.find(|(_, rules)| rules.iter().any(|r| r.allows(asked))).map(|(g, _)| g.reason())
     }
 
     /// Allowed, or the refusal that Kubernetes words so.
@@ -293,11 +197,7 @@ impl Rbac {
     /// Every rule that holds for a user in a namespace, for SelfSubjectRulesReview.
     pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
         if user.in_group(MASTERS) {
-            let star = || vec!["*".to_owned()];
-            return vec![
-                Rule { verbs: star(), groups: star(), resources: star(), ..Rule::default() },
-                Rule { verbs: star(), urls: star(), ..Rule::default() },
-            ];
+            return vec![Rule::everything(), Rule::every_path()];
         }
         self.index.read().rules(user, namespace).cloned().collect()
     }
@@ -310,12 +210,9 @@ impl Rbac {
     /// What of `rules` a user does not hold in a namespace: nobody grants what they do not have.
     pub fn not_held(&self, user: &UserInfo, namespace: &str, rules: &[Rule]) -> Option<String> {
         let held = self.rules_for(user, namespace);
-        let missing: Vec<String> = rules
-            .iter()
-            .flat_map(Rule::breakdown)
-            .filter(|part| !held.iter().any(|h| h.covers(part)))
-            .map(|part| part.show())
-            .collect();
+        let parts = rules.iter().flat_map(Rule::breakdown);
+        let missing = parts.filter(|part| !held.iter().any(|h| h.covers(part))).collect();
+        let missing = rule::shown(missing);
         (!missing.is_empty()).then(|| {
             let groups: Vec<String> = user.groups.iter().map(|g| format!("{g:?}")).collect();
             format!(

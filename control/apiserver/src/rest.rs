@@ -226,7 +226,7 @@ async fn patch(
     let author = Author { user: &call.user, options: &options };
     let change = match kind {
         PatchKind::Apply => {
-            Change::Apply(applied(server, served, key, &body, &options, &mut call.warnings)?)
+            Change::Apply(applied(served, key, &body, &options, &mut call.warnings)?)
         }
         kind => Change::Patch(kind, &body),
     };
@@ -235,36 +235,22 @@ async fn patch(
     answer(server, call, served, &written)
 }
 
-/// The body of an apply: checked as an object, kept as it was sent.
+/// The body of an apply, kept as it was sent: what it says of types and fields is checked when it is
+/// merged.
 fn applied(
-    server: &Inner,
     served: &Served,
     key: &ObjectKey,
     body: &Bytes,
     options: &WriteOptions,
     warnings: &mut Vec<String>,
 ) -> Result<serde_json::Value, Status> {
-    use rimward_control_schema::{Format, decode as schema};
-    let mut sent = schema::any(body, Format::Yaml)?;
-    if let Some(expected) = served.expected() {
-        let decoded = schema::object(
-            server.registry.model,
-            &expected,
-            body,
-            Format::Yaml,
-            options.validation,
-        )?;
-        warnings.extend(decoded.warnings);
-    }
-    if sent
-        .pointer("/metadata/managedFields")
-        .and_then(serde_json::Value::as_array)
-        .is_some_and(|m| !m.is_empty())
-    {
-        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    let decoded = rimward_control_schema::decode::applied(body, options.validation)?;
+    warnings.extend(decoded.warnings);
+    let mut sent = decoded.value;
+    if !sent["metadata"].is_null() && !sent["metadata"].is_object() {
+        return Ok(sent);
     }
     let meta = crate::meta::metadata(&mut sent);
-    meta.remove("managedFields");
     meta.entry("name").or_insert_with(|| key.name.as_str().into());
     if served.kind.namespaced() {
         meta.entry("namespace").or_insert_with(|| key.namespace.as_str().into());

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rimward_api::meta::str_at;
-use rimward_api::{Status, UserInfo};
+use rimward_api::{FieldError, GroupKind, Status, UserInfo};
 use serde_json::{Value, json};
 
+use crate::authn;
 use crate::body::Response;
 use crate::decode;
 use crate::negotiate::{self, Offer};
@@ -31,19 +32,43 @@ pub async fn answer(
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let mut review = decode::object(&server.registry, served, call, &body, options.validation)?;
-    review["status"] = match served.kind.resource.as_str() {
+    let own = review["metadata"].get("namespace").and_then(Value::as_str).unwrap_or_default();
+    if !own.is_empty() && own != namespace {
+        return Err(Status::bad_request(match served.kind.namespaced() {
+            true => {
+                "the namespace of the provided object does not match the namespace sent on the request"
+            }
+            false => "namespace is not allowed on this type",
+        }));
+    }
+    let spec = &review["spec"];
+    let checked = |within: Option<&str>, of_another: bool| {
+        let errors = question_errors(spec, within, of_another);
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let kind = GroupKind { group: served.kind.group.clone(), kind: served.kind.kind.clone() };
+        Err(Status::invalid(&kind, "", &errors))
+    };
+    let status = match served.kind.resource.as_str() {
         "selfsubjectreviews" => json!({ "userInfo": shown(&call.user) }),
-        "selfsubjectaccessreviews" => decision(server, &call.user, &review["spec"], None)?,
+        "selfsubjectaccessreviews" => {
+            checked(None, false)?;
+            decision(server, &call.user, spec)
+        }
         "subjectaccessreviews" => {
-            decision(server, &asked_user(&review["spec"])?, &review["spec"], None)?
+            checked(None, true)?;
+            decision(server, &asked_user(spec), spec)
         }
         "localsubjectaccessreviews" => {
-            decision(server, &asked_user(&review["spec"])?, &review["spec"], Some(namespace))?
+            checked(Some(namespace), true)?;
+            decision(server, &asked_user(spec), spec)
         }
-        "selfsubjectrulesreviews" => rules(server, &call.user, &review["spec"])?,
-        "tokenreviews" => token(server, &review["spec"]).await?,
+        "selfsubjectrulesreviews" => rules(server, &call.user, spec)?,
+        "tokenreviews" => token(server, spec).await?,
         other => return Err(Status::internal(format!("nobody answers {other}"))),
     };
+    review["status"] = status;
     review["kind"] = served.kind.kind.as_str().into();
     review["apiVersion"] = served.kind.api_version().into();
     if !review["metadata"].is_object() {
@@ -64,57 +89,96 @@ fn shown(user: &UserInfo) -> Value {
     shown
 }
 
-fn asked_user(spec: &Value) -> Result<UserInfo, Status> {
-    let name = str_at(spec, &["user"]).unwrap_or_default();
-    let groups = spec.get("groups").and_then(Value::as_array).into_iter().flatten();
-    let groups: Vec<String> = groups.filter_map(Value::as_str).map(str::to_owned).collect();
-    if name.is_empty() && groups.is_empty() {
-        return Err(Status::bad_request("at least one of user or group must be specified"));
+/// The user that a SubjectAccessReview asks about.
+fn asked_user(spec: &Value) -> UserInfo {
+    let text = |field| str_at(spec, &[field]).unwrap_or_default().to_owned();
+    let list = |value: &Value| -> Vec<String> {
+        let items = value.as_array().into_iter().flatten();
+        items.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let extra = spec.get("extra").and_then(Value::as_object).into_iter().flatten();
+    UserInfo {
+        name: text("user"),
+        uid: text("uid"),
+        groups: spec.get("groups").map(list).unwrap_or_default(),
+        extra: extra.map(|(key, values)| (key.to_lowercase(), list(values))).collect(),
     }
-    Ok(UserInfo { name: name.to_owned(), groups, ..UserInfo::default() })
 }
 
-fn decision(
-    server: &Inner,
-    user: &UserInfo,
-    spec: &Value,
-    within: Option<&str>,
-) -> Result<Value, Status> {
+/// What is wrong with a question about access; `within` is the namespace of a local one.
+fn question_errors(spec: &Value, within: Option<&str>, of_another: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let given = |field: &str| spec.get(field).filter(|v| v.is_object());
+    let (resource, path) = (given("resourceAttributes"), given("nonResourceAttributes"));
+    match (resource, path) {
+        (Some(_), Some(path)) => errors.push(FieldError::invalid(
+            "spec.nonResourceAttributes",
+            path,
+            "cannot be specified in combination with resourceAttributes",
+        )),
+        (None, None) => errors.push(FieldError::invalid(
+            "spec.resourceAttributes",
+            &Value::Null,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        )),
+        _ => {}
+    }
+    let nobody = str_at(spec, &["user"]).unwrap_or_default().is_empty()
+        && spec.get("groups").and_then(Value::as_array).is_none_or(Vec::is_empty);
+    if of_another && nobody {
+        errors.push(FieldError::invalid(
+            "spec.user",
+            &json!(""),
+            "at least one of user or group must be specified",
+        ));
+    }
+    let Some(within) = within else { return errors };
+    if let Some(namespace) = resource.map(|r| str_at(r, &["namespace"]).unwrap_or_default())
+        && namespace != within
+    {
+        errors.push(FieldError::invalid(
+            "spec.resourceAttributes.namespace",
+            &json!(namespace),
+            "must match metadata.namespace",
+        ));
+    }
+    if let Some(path) = path {
+        errors.push(FieldError::invalid(
+            "spec.nonResourceAttributes",
+            path,
+            "disallowed on this kind of request",
+        ));
+    }
+    errors
+}
+
+fn decision(server: &Inner, user: &UserInfo, spec: &Value) -> Value {
     let text = |of: &Value, field: &str| {
         of.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
-    let asked = match (spec.get("resourceAttributes"), spec.get("nonResourceAttributes")) {
-        (Some(r), None) => {
-            let namespace = text(r, "namespace");
-            if within.is_some_and(|ns| ns != namespace) {
-                return Err(Status::bad_request(
-                    "spec.resourceAttributes.namespace must be the review's own namespace",
-                ));
-            }
-            Attributes {
-                verb: text(r, "verb"),
-                path: String::new(),
-                resource: Some(Resource {
-                    group: text(r, "group"),
-                    version: text(r, "version"),
-                    namespace,
-                    resource: text(r, "resource"),
-                    subresource: text(r, "subresource"),
-                    name: text(r, "name"),
-                    rest: String::new(),
-                }),
-            }
-        }
-        (None, Some(u)) if within.is_none() => {
+    let asked = match (&spec["resourceAttributes"], &spec["nonResourceAttributes"]) {
+        (Value::Null, u) => {
             Attributes { verb: text(u, "verb"), path: text(u, "path"), resource: None }
         }
-        _ => {
-            return Err(Status::bad_request(
-                "exactly one of resourceAttributes or nonResourceAttributes must be specified",
-            ));
-        }
+        (r, _) => Attributes {
+            verb: text(r, "verb"),
+            path: String::new(),
+            resource: Some(Resource {
+                group: text(r, "group"),
+                version: text(r, "version"),
+                namespace: text(r, "namespace"),
+                resource: text(r, "resource"),
+                subresource: text(r, "subresource"),
+                name: text(r, "name"),
+                rest: String::new(),
+            }),
+        },
     };
-    Ok(json!({ "allowed": server.rbac.allows(user, &asked) }))
+    match server.rbac.reason(user, &asked) {
+        None => json!({ "allowed": false }),
+        Some(why) if why.is_empty() => json!({ "allowed": true }),
+        Some(why) => json!({ "allowed": true, "reason": why }),
+    }
 }
 
 fn rules(server: &Inner, user: &UserInfo, spec: &Value) -> Result<Value, Status> {
@@ -148,7 +212,7 @@ async fn token(server: &Inner, spec: &Value) -> Result<Value, Status> {
     if audiences.is_empty() {
         audiences.clone_from(&server.config.api_audiences);
     }
-    Ok(match server.tokens.authenticate(server, token, &audiences).await {
+    Ok(match authn::token(server, token, &audiences).await {
         Ok((user, audiences)) => {
             json!({ "authenticated": true, "user": shown(&user), "audiences": audiences })
         }

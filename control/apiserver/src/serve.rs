@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit;
 use crate::authn::{self, Peer, certificate};
 use crate::body::{BoxBody, BoxError, Response};
 use crate::error;
@@ -101,6 +102,7 @@ async fn connection(
     shutdown: CancellationToken,
 ) {
     let _small_answers_go_out_at_once = stream.set_nodelay(true);
+    let source = stream.peer_addr().ok().map(|a| audit::Source(a.ip().to_canonical()));
     let stream = match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return tracing::debug!(error = %e, "a TLS handshake failed"),
@@ -109,7 +111,10 @@ async fn connection(
     let presented = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let user = presented.and_then(|c| certificate::user(c.as_ref()));
     let peer = Arc::new(Peer::Connection(user));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(source) = source {
+            request.extensions_mut().insert(source);
+        }
         let (server, peer, extra) = (server.clone(), peer.clone(), extra.clone());
         async move { Ok::<Response, Infallible>(route(&server, request, &peer, extra.as_deref()).await) }
     });

@@ -10,6 +10,7 @@ use rimward_control_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::priority::Classes;
+use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
 use crate::discovery;
@@ -30,6 +31,8 @@ use crate::{bootstrap, sweep};
 pub enum StartError {
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Issuer(#[from] ConfigError),
     #[error("service_cidr: {0}")]
     ServiceCidr(#[from] NotACidr),
     #[error("node_port_range: {0}-{1} is empty or reaches below 1")]
@@ -55,6 +58,7 @@ pub(crate) struct Inner {
     pub store: Arc<dyn Store>,
     pub registry: Registry,
     pub tokens: Tokens,
+    pub issuers: Vec<Issuer>,
     pub rbac: Rbac,
     pub priorities: Arc<Classes>,
     pub mirrors: Mirrors,
@@ -92,6 +96,7 @@ impl ApiServer {
         };
         let store = config.store.clone();
         let tokens = Tokens::new(&config.token_key, &config.issuer)?;
+        let issuers = config.issuers.iter().cloned().map(Issuer::new).collect::<Result<_, _>>()?;
         let pools = Pools::new(config.service_cidr.parse()?, ports);
         pools.rebuild(&store, &prefix("", "services")).await.map_err(StartError::Services)?;
 
@@ -134,6 +139,7 @@ impl ApiServer {
             store,
             registry,
             tokens,
+            issuers,
             rbac,
             priorities,
             mirrors,

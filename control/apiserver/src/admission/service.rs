@@ -15,6 +15,7 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
     let mut errors = Vec::new();
     let mut reservations = Vec::new();
     let held = review.old.map(Held::of).unwrap_or_default();
+    let dry_run = review.dry_run;
     let service = &mut *review.object;
     if !service["spec"].is_object() {
         return Ok(reservations);
@@ -26,7 +27,12 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
     if kind != "ExternalName" {
         addresses(&server.pools, spec, &held, &mut hold, &mut errors);
     }
-    node_ports(&server.pools, spec, &kind, &held, &mut hold, &mut errors);
+    // A rehearsal takes no port, and so does not ask whether there is such a one.
+    let mut hold_port = |taken: Result<Reservation, Refusal>| match taken {
+        Err(Refusal::OutOfRange) if dry_run => Ok(()),
+        taken => hold(taken),
+    };
+    node_ports(&server.pools, spec, &kind, &held, &mut hold_port, &mut errors);
     if errors.is_empty() {
         return Ok(reservations);
     }

@@ -61,18 +61,18 @@ pub fn impersonated(
             }
         }
     };
+    if !groups.is_empty() {
+        acts_as.groups = with_system_group(&name, groups.clone());
+    }
     for group in groups {
         may("", "groups", "", "", &group)?;
-        if !acts_as.groups.contains(&group) {
-            acts_as.groups.insert(0, group);
-        }
     }
     if let Some(uid) = uid {
         may("authentication.k8s.io", "uids", "", "", &uid)?;
         acts_as.uid = uid;
     }
     for key in extras {
-        let extra = &key[EXTRA.len()..];
+        let extra = &unescaped(&key[EXTRA.len()..]);
         let values = all(key);
         for value in &values {
             may("authentication.k8s.io", "userextras", extra, "", value)?;
@@ -80,4 +80,49 @@ pub fn impersonated(
         acts_as.extra.insert(extra.to_owned(), values);
     }
     Ok(Some(acts_as))
+}
+
+/// Groups that were asked for are all of them, but for the one that everybody is in.
+fn with_system_group(name: &str, mut groups: Vec<String>) -> Vec<String> {
+    const AUTHENTICATED: &str = "system:authenticated";
+    const UNAUTHENTICATED: &str = "system:unauthenticated";
+    let said = groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED);
+    match (name, said) {
+        (_, true) => {}
+        ("system:anonymous", _) => groups.push(UNAUTHENTICATED.into()),
+        _ => groups.push(AUTHENTICATED.into()),
+    }
+    groups
+}
+
+/// Header names cannot carry every key: clients percent-encode it.
+fn unescaped(key: &str) -> String {
+    let mut out = Vec::with_capacity(key.len());
+    let mut rest = key.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok());
+        match code.and_then(|h| u8::from_str_radix(h, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8(out).unwrap_or_else(|_| key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_keys() {
+        assert_eq!(unescaped("example.com%2fscopes"), "example.com/scopes");
+        assert_eq!(unescaped("100%"), "100%");
+        assert_eq!(unescaped("%ff"), "%ff");
+    }
 }

@@ -35,6 +35,10 @@ pub enum Refused {
     Audience(Vec<String>),
     #[error("the token's {0} {1} is gone or another one")]
     Gone(&'static str, String),
+    #[error("invalid bearer token")]
+    Unknown,
+    #[error(transparent)]
+    Foreign(#[from] super::oidc::Refused),
     #[error("the store failed: {0}")]
     Store(#[from] rimward_control_store::Error),
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rimward_api::meta::str_at;
-use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
+use rimward_api::{FieldError, GroupKind, GroupResource, ObjectKey, Status};
 use serde_json::{Value, json};
 
 use crate::authn::tokens::{Bound, Reference};
@@ -42,6 +42,17 @@ pub async fn create(
     let spec = &request["spec"];
     let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(SECONDS_DEFAULT);
     let mut errors = Vec::new();
+    for (field, is, what) in
+        [("name", &key.name, "name"), ("namespace", &key.namespace, "namespace")]
+    {
+        let sent = str_at(&request, &["metadata", field]).unwrap_or_default();
+        if !sent.is_empty() && sent != is {
+            let why = format!("must match the service account {what} if specified");
+            let error = FieldError::invalid(format!("metadata.{field}"), &json!(sent), &why);
+            let kind = GroupKind { group: kind.0.into(), kind: kind.2.into() };
+            return Err(Status::invalid(&kind, &key.name, &[error]));
+        }
+    }
     if seconds < SECONDS_MIN {
         errors.push(FieldError::invalid(
             "spec.expirationSeconds",
@@ -58,12 +69,12 @@ pub async fn create(
     }
     if !errors.is_empty() {
         let kind = GroupKind { group: kind.0.into(), kind: kind.2.into() };
-        return Err(Status::invalid(&kind, &key.name, &errors));
+        return Err(Status::invalid(&kind, "", &errors));
     }
     let listed = spec.get("audiences").and_then(Value::as_array).into_iter().flatten();
     let mut audiences: Vec<String> = listed.filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
-        audiences = vec![server.config.api_audiences[0].clone()];
+        audiences.clone_from(&server.config.api_audiences);
     }
     let mut bound = Bound {
         namespace: key.namespace.clone(),
@@ -99,14 +110,14 @@ async fn bind(
 ) -> Result<(), Status> {
     let text = |field: &str| reference.get(field).and_then(Value::as_str).unwrap_or_default();
     let (name, uid) = (text("name"), text("uid"));
-    let resource = match text("kind") {
-        "Pod" => "pods",
-        "Secret" => "secrets",
-        "Node" => "nodes",
-        other => {
+    let resource = match (text("apiVersion"), text("kind")) {
+        ("v1", "Pod") => "pods",
+        ("v1", "Secret") => "secrets",
+        ("v1", "Node") => "nodes",
+        (version, kind) => {
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
             return Err(Status::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to a {other:?}: only Pod, Secret and Node can be bound to",
-                key.name
+                "cannot bind token to object of type {group}/{version}, Kind={kind}"
             )));
         }
     };
@@ -114,13 +125,7 @@ async fn bind(
     let namespace = if served.kind.namespaced() { key.namespace.as_str() } else { "" };
     let stored = find(server, served, &ObjectKey::new(namespace, name)).await?;
     let found = stored.record.uid().to_owned();
-    if !uid.is_empty() && uid != found {
-        let why = format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-        );
-        return Err(Status::conflict(&served.group_resource(), name, &why));
-    }
-    let own = Reference { name: name.to_owned(), uid: found };
+    let own = Reference { name: name.to_owned(), uid: found.clone() };
     match resource {
         "secrets" => bound.secret = Some(own),
         "nodes" => bound.node = Some(own),
@@ -136,6 +141,13 @@ async fn bind(
             bound.node = node_of(server, &pod).await?;
             bound.pod = Some(own);
         }
+    }
+    if !uid.is_empty() && uid != found {
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
+        // Kubernetes names the kind where a resource would stand.
+        return Err(Status::conflict(&GroupResource::new("", text("kind")), name, &why));
     }
     Ok(())
 }

@@ -106,6 +106,7 @@ impl Inner {
             user: author.user,
             object: &mut object,
             old: None,
+            dry_run: author.options.dry_run,
         };
         let mut admitted = admission::admit(self, &mut review).await?;
         let mut errors = rules::validate_create(kind, &object);
@@ -271,6 +272,7 @@ impl Inner {
                     &self.registry,
                     served,
                     merged,
+                    None,
                     author.options.validation,
                     warnings,
                 )?;
@@ -335,11 +337,12 @@ impl Inner {
                 let before = live();
                 let after =
                     decode::apply_patch(&self.registry, served.definition, *kind, &before, body)?;
-                decode::patched(&self.registry, served, after, validation, warnings)?
+                let strategic = (*kind == decode::PatchKind::Strategic).then_some(&body[..]);
+                decode::patched(&self.registry, served, after, strategic, validation, warnings)?
             }
             Change::Apply(applied) => {
                 let merged = self.apply(served, Some(&live()), applied, subresource, author)?;
-                decode::patched(&self.registry, served, merged, validation, warnings)?
+                decode::patched(&self.registry, served, merged, None, validation, warnings)?
             }
             Change::Rewrite(rewrite) => rewrite(live())?,
         };
@@ -418,6 +421,7 @@ impl Inner {
             user: author.user,
             object: &mut new,
             old: Some(&old),
+            dry_run: author.options.dry_run,
         };
         let mut admitted = admission::admit(self, &mut review).await?;
         if kind.hooks.has_generation() && subresource != "status" {

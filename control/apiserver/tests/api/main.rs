@@ -10,6 +10,7 @@ mod deletion;
 mod discovery;
 mod encodings;
 mod flow;
+mod every_route;
 mod kubectl;
 mod lists;
 mod nodes;
