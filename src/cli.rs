@@ -86,6 +86,60 @@ pub struct ControlPorts {
     pub node_grace_seconds: u64,
 }
 
+/// What is told of requests. The names are those of kube-apiserver.
+#[cfg(feature = "control")]
+#[derive(Args)]
+pub struct AuditOptions {
+    /// The audit policy (audit.k8s.io/v1 Policy, YAML): what is told of which request.
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// Where audit events go, as lines of JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    pub audit_log_path: Option<PathBuf>,
+    /// Megabytes at which the audit log is rotated.
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    pub audit_log_maxsize: u64,
+    /// Rotated audit logs that are kept; 0 keeps all.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub audit_log_maxbackup: usize,
+    /// Days that rotated audit logs are kept; 0 keeps them for good.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    pub audit_log_maxage: u64,
+}
+
+/// Issuers beside the cluster itself whose tokens are accepted. The names are those of kube-apiserver.
+#[cfg(feature = "control")]
+#[derive(Args)]
+pub struct OidcOptions {
+    /// Issuers as an AuthenticationConfiguration (apiserver.config.k8s.io/v1, YAML).
+    #[arg(long, value_name = "FILE", conflicts_with = "oidc_issuer_url")]
+    pub authentication_config: Option<PathBuf>,
+    /// URL of an OpenID Connect issuer.
+    #[arg(long, value_name = "URL", requires = "oidc_client_id")]
+    pub oidc_issuer_url: Option<String>,
+    /// The audience that its tokens must be for.
+    #[arg(long, value_name = "ID", requires = "oidc_issuer_url")]
+    pub oidc_client_id: Option<String>,
+    /// The claim that is the user's name.
+    #[arg(long, value_name = "CLAIM", default_value = "sub")]
+    pub oidc_username_claim: String,
+    /// What user names begin with; `-` is nothing. [default: the issuer's URL and `#`, nothing for `email`]
+    #[arg(long, value_name = "PREFIX")]
+    pub oidc_username_prefix: Option<String>,
+    /// The claim that lists the user's groups.
+    #[arg(long, value_name = "CLAIM")]
+    pub oidc_groups_claim: Option<String>,
+    /// What groups begin with.
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub oidc_groups_prefix: String,
+    /// A claim that tokens must have, as `key=value`; repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub oidc_required_claim: Vec<String>,
+    /// PEM file of the authority to trust for the issuer. [default: those of the machine]
+    #[arg(long, value_name = "FILE")]
+    pub oidc_ca_file: Option<PathBuf>,
+}
+
 #[cfg(feature = "node")]
 #[derive(Args)]
 pub struct NodeOptions {
@@ -120,6 +174,10 @@ pub struct Up {
     #[command(flatten)]
     pub ports: ControlPorts,
     #[command(flatten)]
+    pub audit: AuditOptions,
+    #[command(flatten)]
+    pub oidc: OidcOptions,
+    #[command(flatten)]
     pub node: NodeOptions,
 }
 
@@ -130,6 +188,10 @@ pub struct Control {
     pub data_dir: DataDir,
     #[command(flatten)]
     pub ports: ControlPorts,
+    #[command(flatten)]
+    pub audit: AuditOptions,
+    #[command(flatten)]
+    pub oidc: OidcOptions,
 }
 
 #[cfg(feature = "node")]

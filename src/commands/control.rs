@@ -1,26 +1,96 @@
 //! `rimward control`
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use rimward_control_plane::{Config, Plane};
+use anyhow::Context as _;
+use rimward_control_plane::{AuditConfig, Config, LogConfig, Plane, oidc};
 
-use crate::cli::{Control, ControlPorts};
+use crate::cli::{AuditOptions, Control, ControlPorts, OidcOptions};
 use crate::shutdown;
 
-pub fn config(data_dir: std::path::PathBuf, ports: &ControlPorts) -> Config {
-    Config {
+pub fn config(
+    data_dir: std::path::PathBuf,
+    ports: &ControlPorts,
+    audit: &AuditOptions,
+    oidc: &OidcOptions,
+) -> anyhow::Result<Config> {
+    Ok(Config {
         data_dir,
         api: SocketAddr::new(ports.listen, ports.api_port),
         tunnel: SocketAddr::new(ports.listen, ports.tunnel_port),
         advertise: ports.advertise_address,
         node_grace: Duration::from_secs(ports.node_grace_seconds),
+        audit: audit_config(audit),
+        issuers: issuers(oidc)?,
+    })
+}
+
+/// The issuers that a file or the flags name.
+fn issuers(options: &OidcOptions) -> anyhow::Result<Vec<oidc::Authenticator>> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    if let Some(path) = &options.authentication_config {
+        let text = read(path)?;
+        return oidc::parse(&text).with_context(|| format!("{}", path.display()));
     }
+    let (Some(url), Some(audience)) = (&options.oidc_issuer_url, &options.oidc_client_id) else {
+        return Ok(Vec::new());
+    };
+    let claim = options.oidc_username_claim.clone();
+    let prefix = match options.oidc_username_prefix.as_deref() {
+        Some("-") => String::new(),
+        Some(prefix) => prefix.to_owned(),
+        None if claim == "email" => String::new(),
+        None => format!("{url}#"),
+    };
+    let rule = |pair: &String| {
+        let (claim, value) =
+            pair.split_once('=').with_context(|| format!("{pair:?} is not KEY=VALUE"))?;
+        Ok(oidc::RequiredClaim { claim: claim.to_owned(), required_value: value.to_owned() })
+    };
+    Ok(vec![oidc::Authenticator {
+        issuer: oidc::IssuerConfig {
+            url: url.clone(),
+            discovery_url: None,
+            certificate_authority: options.oidc_ca_file.as_deref().map(read).transpose()?,
+            audiences: vec![audience.clone()],
+            audience_match_policy: None,
+        },
+        claim_validation_rules: options
+            .oidc_required_claim
+            .iter()
+            .map(rule)
+            .collect::<anyhow::Result<_>>()?,
+        claim_mappings: oidc::Mappings {
+            username: oidc::Prefixed { claim, prefix },
+            groups: options
+                .oidc_groups_claim
+                .clone()
+                .map(|claim| oidc::Prefixed { claim, prefix: options.oidc_groups_prefix.clone() }),
+            uid: None,
+        },
+    }])
+}
+
+fn audit_config(options: &AuditOptions) -> Option<AuditConfig> {
+    Some(AuditConfig {
+        policy: options.audit_policy_file.clone()?,
+        log: LogConfig {
+            path: options.audit_log_path.clone()?,
+            bytes_max: options.audit_log_maxsize << 20,
+            backups_max: options.audit_log_maxbackup,
+            age_max: Duration::from_secs(options.audit_log_maxage * 86_400),
+        },
+    })
 }
 
 pub async fn run(args: Control) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
-    let plane = Plane::start(config(args.data_dir.path()?, &args.ports), shutdown.clone()).await?;
+    let config = config(args.data_dir.path()?, &args.ports, &args.audit, &args.oidc)?;
+    let plane = Plane::start(config, shutdown.clone()).await?;
     shutdown.cancelled().await;
     plane.stopped().await;
     Ok(())

@@ -17,7 +17,8 @@ use crate::shutdown;
 pub async fn run(args: Up) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let dir = args.data_dir.path()?;
-    let plane = Plane::start(control::config(dir.clone(), &args.ports), shutdown.clone()).await?;
+    let config = control::config(dir.clone(), &args.ports, &args.audit, &args.oidc)?;
+    let plane = Plane::start(config, shutdown.clone()).await?;
     let tunnel = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), plane.tunnel_addr.port());
     let mut config = node::config(&dir, &args.node, tunnel.to_string())?;
     let api_port = plane.api_addr.port();

@@ -9,6 +9,9 @@
 
 pub mod backends;
 pub mod claim;
+pub mod csr_approving;
+pub mod csr_cleaner;
+pub mod csr_signing;
 pub mod deployment;
 pub mod driver;
 pub mod endpoints;
@@ -20,10 +23,13 @@ pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod pods;
 pub mod replicaset;
+pub mod role_aggregation;
 pub mod root_ca;
+pub mod service_account_token;
 pub mod serviceaccount;
 pub mod staleness;
 pub mod taint_eviction;
+pub mod token_cleaner;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +50,8 @@ pub struct Config {
     pub node_gone_quarantine: Duration,
     /// How many ended pods are kept; 0 keeps all.
     pub terminated_pods_max: usize,
+    /// Signs what CertificateSigningRequests ask for; without it nothing is signed.
+    pub authority: Option<Arc<dyn csr_signing::Authority>>,
 }
 
 impl Default for Config {
@@ -53,6 +61,7 @@ impl Default for Config {
             node_monitor_grace: Duration::from_secs(40),
             node_gone_quarantine: Duration::from_secs(40),
             terminated_pods_max: 12_500,
+            authority: None,
         }
     }
 }
@@ -85,6 +94,16 @@ pub const ALL: &[Entry] = &[
         start: taint_eviction::start,
     },
     entry(pod_gc::NAME, pod_gc::start),
+    entry(role_aggregation::NAME, role_aggregation::start),
+    entry(service_account_token::NAME, service_account_token::start),
+    entry(token_cleaner::NAME, token_cleaner::start),
+    Entry {
+        name: csr_approving::NAME,
+        identity: csr_signing::IDENTITY,
+        start: csr_approving::start,
+    },
+    Entry { name: csr_signing::NAME, identity: csr_signing::IDENTITY, start: csr_signing::start },
+    Entry { name: csr_cleaner::NAME, identity: csr_signing::IDENTITY, start: csr_cleaner::start },
 ];
 
 /// The running controllers.

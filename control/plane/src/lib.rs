@@ -3,6 +3,7 @@
 //!
 //! It decides nothing else: every part is configured here and lives in its own crate.
 
+mod authority;
 mod door;
 mod kubeconfig;
 pub mod pki;
@@ -14,7 +15,10 @@ use std::sync::Arc;
 use rimward_api::UserInfo;
 use rimward_client::{Client, Informers};
 use rimward_control_apiserver::ApiServer;
+pub use rimward_control_apiserver::audit::LogConfig;
+use rimward_control_apiserver::audit::{self, Auditor};
 use rimward_control_apiserver::config::Config as ApiConfig;
+pub use rimward_control_apiserver::oidc;
 use rimward_control_hub::{Hub, NetworkConfig};
 use rimward_control_registry::Registry;
 use rimward_control_store_rocksdb::RocksStore;
@@ -41,6 +45,18 @@ pub struct Config {
     pub advertise: Option<IpAddr>,
     /// How long a node may be silent before it is NotReady.
     pub node_grace: std::time::Duration,
+    /// What is told of requests; None tells nothing.
+    pub audit: Option<AuditConfig>,
+    /// Issuers beside the cluster itself whose tokens are accepted.
+    pub issuers: Vec<oidc::Authenticator>,
+}
+
+/// The audit log.
+#[derive(Clone, Debug)]
+pub struct AuditConfig {
+    /// The file of the policy.
+    pub policy: PathBuf,
+    pub log: LogConfig,
 }
 
 /// Why the control plane did not start. Each text says what to do.
@@ -62,6 +78,8 @@ pub enum Error {
     Api(#[from] rimward_control_apiserver::StartError),
     #[error(transparent)]
     Registry(#[from] rimward_control_registry::Error),
+    #[error("{path}: {what}; see --audit-policy-file and --audit-log-path")]
+    Audit { path: PathBuf, what: String },
     #[error("{0}")]
     Part(String),
 }
@@ -99,8 +117,10 @@ impl Plane {
 
         let store = RocksStore::open(&dir.join("store"), Default::default())?;
         let advertise = SocketAddr::new(endpoint_address(reach), api_addr.port());
-        let api_config =
+        let mut api_config =
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
+        api_config.issuers.clone_from(&config.issuers);
+        api_config.audit = config.audit.as_ref().map(auditor).transpose()?;
         let api = ApiServer::start(api_config).await?;
 
         let tasks = TaskTracker::new();
@@ -133,7 +153,7 @@ impl Plane {
         .map_err(part)?;
         api.set_nodes(Arc::new(hub.clone()));
 
-        start_deciders(&api, &informers, &pki, &config, &tasks, &shutdown);
+        start_deciders(&api, &informers, &pki, &config, &tasks, &shutdown)?;
         let tls = tls_config(&pki, &server)?;
         let serving = api.clone();
         let stop = shutdown.clone();
@@ -160,7 +180,7 @@ fn start_deciders(
     config: &Config,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
-) {
+) -> Result<(), Error> {
     let scheduler = rimward_control_scheduler::Scheduler::start(
         api.client(UserInfo::authenticated("system:kube-scheduler", &[]), "rimward-scheduler"),
         informers,
@@ -175,11 +195,25 @@ fn start_deciders(
         rimward_control_controllers::Config {
             root_ca_pem: pki.ca_pem.clone(),
             node_monitor_grace: config.node_grace,
+            authority: Some(Arc::new(authority::Authority::new(pki.issuer()?))),
             ..Default::default()
         },
         shutdown.clone(),
     );
     tasks.spawn(controllers.join());
+    Ok(())
+}
+
+/// Reads the policy and opens the log: a control plane that cannot tell what it should does not start.
+fn auditor(config: &AuditConfig) -> Result<Auditor, Error> {
+    let wrong = |path: &std::path::Path, what: &dyn std::fmt::Display| Error::Audit {
+        path: path.to_owned(),
+        what: what.to_string(),
+    };
+    let text = std::fs::read_to_string(&config.policy).map_err(|e| wrong(&config.policy, &e))?;
+    let policy = audit::Policy::parse(&text).map_err(|e| wrong(&config.policy, &e))?;
+    let log = audit::Log::open(config.log.clone()).map_err(|e| wrong(&config.log.path, &e))?;
+    Ok(Auditor { policy: Arc::new(policy), sink: Arc::new(log) })
 }
 
 async fn bind(config: &Config) -> Result<(TcpListener, UdpSocket), Error> {

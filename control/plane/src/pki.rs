@@ -84,7 +84,8 @@ impl Pki {
         Ok(pki)
     }
 
-    fn issuer(&self) -> Result<Issuer<'static, KeyPair>, Error> {
+    /// The CA as one that signs.
+    pub fn issuer(&self) -> Result<Issuer<'static, KeyPair>, Error> {
         let damaged = |file: &str, e: rcgen::Error| Error::Damaged {
             path: self.dir.join(file),
             what: e.to_string(),
