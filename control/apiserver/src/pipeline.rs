@@ -45,12 +45,11 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     };
     let _running = (!call.attributes.is_long()).then(|| server.metrics.running(&call.attributes));
     let (mut trail, mut ids) = (None, None);
-    let mut response = match run(server, &mut call, peer, arrival.as_ref(), &mut trail, &mut ids)
-        .await
-    {
-        Ok(response) => response,
-        Err(status) => error::respond_to(&call, &status),
-    };
+    let mut response =
+        match run(server, &mut call, peer, arrival.as_ref(), &mut trail, &mut ids).await {
+            Ok(response) => response,
+            Err(status) => error::respond_to(&call, &status),
+        };
     if call.attributes.is_long() && response.status().is_success() {
         response = body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)));
     }
