@@ -131,7 +131,7 @@ fn node_errors(asked: &Asked, wrong: &mut Vec<&'static str>) {
     if asked.organizations != ["system:nodes"] {
         wrong.push("subject organization is not system:nodes");
     }
-    if !asked.common_name.strip_prefix("system:node:").is_some_and(|n| !n.is_empty()) {
+    if asked.common_name.strip_prefix("system:node:").is_none_or(str::is_empty) {
         wrong.push("subject common name does not begin with system:node:");
     }
 }
