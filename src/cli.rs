@@ -161,6 +161,9 @@ pub struct NodeOptions {
     /// PEM file of a certificate authority to trust for image registries; repeatable.
     #[arg(long, value_name = "FILE")]
     pub registry_ca: Vec<PathBuf>,
+    /// PEM file of certificate authorities that Wasm guests trust for HTTPS, besides the system's.
+    #[arg(long, value_name = "FILE")]
+    pub guest_ca: Option<PathBuf>,
     /// HOST:PORT of an image registry that speaks plain HTTP; repeatable.
     #[arg(long, value_name = "HOST:PORT")]
     pub plain_http_registry: Vec<String>,

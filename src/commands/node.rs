@@ -58,6 +58,7 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             ca_files: options.registry_ca.clone(),
             plain_http: options.plain_http_registry.clone(),
         },
+        guest_ca: options.guest_ca.clone(),
         exe: std::env::current_exe().context("cannot find this program's own file")?,
         version: env!("CARGO_PKG_VERSION").into(),
     })

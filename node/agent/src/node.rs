@@ -49,6 +49,8 @@ pub struct Config {
     /// `host:port` names that mean the cluster's own image registry.
     pub registry_hosts: Vec<String>,
     pub remote_registries: RemoteConfig,
+    /// PEM certificates that guests trust besides the system's.
+    pub guest_ca: Option<PathBuf>,
     /// This program, which the Wasm runtime starts again for its hosts.
     pub exe: PathBuf,
     pub version: String,
@@ -266,6 +268,7 @@ async fn start_pods(
 
     let mut wasm = rimward_node_wasm::Config::new(config.data_dir.clone(), config.exe.clone());
     wasm.user_mode = config.user_mode;
+    wasm.ca_bundle = config.guest_ca.clone();
     match net {
         Net::Root(net) => wasm.netns = Some(net.namespace()),
         Net::User(_) => {

@@ -51,10 +51,11 @@ struct Inner {
 }
 
 impl WasmRuntime {
-    /// Fails if the data directory cannot be written.
-    pub fn new(config: Config) -> std::io::Result<Self> {
+    /// Fails if the data directory cannot be written, or the CA bundle not be used.
+    pub fn new(mut config: Config) -> std::io::Result<Self> {
         let run = config.data_dir.join("run");
         std::fs::create_dir_all(&run)?;
+        config.ca_bundle = files::trusted(&config)?;
         let (events, outbox) = mpsc::unbounded_channel();
         Ok(Self(Arc::new(Inner {
             cache: Cache::new(&config),

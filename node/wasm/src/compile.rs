@@ -12,7 +12,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
 use crate::artifact::{Compiled, Kind};
-use crate::host::{privileges, version};
+use crate::host::{privileges, seccomp, version};
 
 const IMAGE_BYTES_MAX: u64 = 256 << 20;
 
@@ -51,6 +51,7 @@ fn run(args: &[String]) -> Result<Compiled, String> {
             .map_err(|error| format!("cannot drop root for wasm-compile: {error}"))?;
     }
     privileges::no_new_privileges();
+    seccomp::confine(seccomp::Work::Compile)?;
 
     let mut wasm = Vec::new();
     let read = Read::by_ref(&mut source).take(IMAGE_BYTES_MAX + 1).read_to_end(&mut wasm);

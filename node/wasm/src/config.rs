@@ -23,7 +23,7 @@ pub struct Config {
     pub host_uid: u32,
     /// The group that may walk to pods' files; every host is in it when the agent is root.
     pub host_gid: u32,
-    /// PEM certificates that guests trust besides the system's.
+    /// PEM certificates that guests trust besides the system's. Read once, when the runtime starts.
     pub ca_bundle: Option<PathBuf>,
     /// Offer WASI 0.3.
     pub allow_p3: bool,

@@ -18,7 +18,9 @@ pub(crate) mod privileges;
 mod program;
 mod resolver;
 mod runs;
+pub(crate) mod seccomp;
 mod serve;
+mod slots;
 mod task;
 pub(crate) mod version;
 
@@ -94,6 +96,8 @@ fn run(settings: Settings) -> Result<(), String> {
             .map_err(|error| format!("cannot become user {}: {error}", user.uid))?;
     }
     privileges::no_new_privileges();
+    // A host that cannot be confined does not run guests.
+    seccomp::confine(seccomp::Work::Host)?;
 
     // From here on there are threads.
     let no_threads = |error: std::io::Error| format!("cannot start threads: {error}");

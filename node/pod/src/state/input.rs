@@ -214,6 +214,7 @@ impl PodState {
                 self.run(index, at);
                 self.post_start(index);
                 if let Some(exit) = early {
+                    self.failed(index, &exit);
                     self.exited(index, exit, now);
                 }
             }
@@ -307,7 +308,10 @@ impl PodState {
                 let index = self.find(&id).unwrap_or(usize::MAX);
                 match self.containers.get_mut(index).map(|c| &mut c.phase) {
                     Some(Phase::Starting(starting)) => starting.early_exit = Some(exit),
-                    Some(Phase::Running(_)) => self.exited(index, exit, now),
+                    Some(Phase::Running(_)) => {
+                        self.failed(index, &exit);
+                        self.exited(index, exit, now);
+                    }
                     // Too late: it counts as ended already.
                     Some(Phase::Fresh | Phase::Ended(_)) | None => {
                         self.queue.push(Action::Forget { id, runtime });
@@ -319,6 +323,15 @@ impl PodState {
                     self.container_event(index, true, &reason, message);
                 }
             }
+        }
+    }
+
+    /// An Event for an end of which the runtime knows more than a code: a trap, a limit. The status has the
+    /// rest of it, which is where it happened.
+    fn failed(&mut self, index: usize, exit: &Exit) {
+        let cause = exit.message.lines().next().unwrap_or_default();
+        if exit.code != 0 && !cause.is_empty() {
+            self.container_event(index, true, "Failed", format!("Error: {cause}"));
         }
     }
 

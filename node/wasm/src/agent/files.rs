@@ -13,6 +13,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::{ContainerSpec, Mount, RunId};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use super::records::run_key;
 use crate::config::Config;
@@ -45,6 +47,28 @@ pub(super) fn prepare(
             .map_err(|error| failed(&mount.host_path, error))?;
     }
     Ok(())
+}
+
+/// The node's CA bundle, copied to where hosts can read it: they are another user, and what they read must
+/// not change under them.
+pub(super) fn trusted(config: &Config) -> std::io::Result<Option<PathBuf>> {
+    let Some(bundle) = &config.ca_bundle else { return Ok(None) };
+    let unusable = |cause: &dyn std::fmt::Display| {
+        std::io::Error::other(format!("the CA bundle {}: {cause}", bundle.display()))
+    };
+    let pem = std::fs::read(bundle).map_err(|error| unusable(&error))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable(&error))?;
+    if certificates.is_empty() {
+        return Err(unusable(&"it has no certificate in PEM form"));
+    }
+    let copy = config.data_dir.join("guest-ca.pem");
+    let new = copy.with_extension("new");
+    std::fs::write(&new, pem)?;
+    std::fs::set_permissions(&new, PermissionsExt::from_mode(0o644))?;
+    std::fs::rename(&new, &copy)?;
+    Ok(Some(copy))
 }
 
 /// Lets the group `gid` walk from `top` to `path`, which must be below it; others are left alone.

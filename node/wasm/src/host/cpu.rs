@@ -4,6 +4,12 @@
 //! at its rate and holds one period (100 ms, as the kernel's own bandwidth control has); when it is
 //! empty the guest is not polled until it holds some again. Epochs bound a poll to about a
 //! millisecond, so no guest keeps a thread, limit or not.
+//!
+//! A poll takes an epoch's worth from the bucket before it begins and settles when it ends, so that a
+//! crowd of requests that run at once cannot all spend the same time; what a poll took beyond that is a
+//! debt, paid before anyone of the container runs again. Those who wait are let in one by one as the
+//! bucket fills. Nothing is forgiven and nothing is lost short of a whole period's rest: over any time
+//! longer than a few periods a container that wants to gets its limit, and no more.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -102,8 +108,20 @@ impl Cpu {
         self.used_nanos.load(Ordering::Relaxed)
     }
 
-    fn wait(&self) -> Option<Duration> {
-        self.bucket.as_ref()?.lock().wait(Instant::now())
+    /// Leave to poll the guest now, or how long to wait before asking again. `waiting` is whether the
+    /// caller was told to wait before.
+    fn admit(&self, waiting: bool) -> Result<(), Duration> {
+        match &self.bucket {
+            Some(bucket) => bucket.lock().admit(Instant::now(), waiting),
+            None => Ok(()),
+        }
+    }
+
+    /// One who waited wants to run no more.
+    fn gave_up(&self) {
+        if let Some(bucket) = &self.bucket {
+            bucket.lock().waiting -= 1;
+        }
     }
 
     /// Threads' CPU clock is a system call; it is worth it only where time is a limit. Elsewhere the
@@ -121,7 +139,7 @@ impl Cpu {
         let nanos = spent.as_nanos() as u64;
         self.used_nanos.fetch_add(nanos, Ordering::Relaxed);
         if let Some(bucket) = &self.bucket {
-            bucket.lock().nanos -= nanos as i64;
+            bucket.lock().settle(nanos);
         }
     }
 }
@@ -130,30 +148,56 @@ impl Cpu {
 struct Bucket {
     millis: u64,
     nanos: i64,
+    /// What of the filling was less than a nanosecond, in thousandths: small limits fill slowly.
+    remainder: u64,
     filled_at: Instant,
+    /// Polls that were told to wait and have not run since.
+    waiting: u32,
 }
+
+/// What a poll takes in advance: an epoch ends it.
+const ADVANCE: i64 = EPOCH.as_nanos() as i64;
 
 impl Bucket {
     fn new(millis: u64, now: Instant) -> Self {
-        Self { millis, nanos: Self::capacity(millis), filled_at: now }
+        let nanos = Self::capacity(millis);
+        Self { millis, nanos, remainder: 0, filled_at: now, waiting: 0 }
     }
 
     fn capacity(millis: u64) -> i64 {
         (PERIOD.as_nanos() as u64 * millis / 1000) as i64
     }
 
-    /// None: go ahead. Else how long until there is a slice of time to spend.
-    fn wait(&mut self, now: Instant) -> Option<Duration> {
-        let real = now.saturating_duration_since(self.filled_at).min(PERIOD * 100);
+    fn fill(&mut self, now: Instant) {
+        // A debt is paid over any time; what is beyond a period of rest would not fit in any case.
+        let real = now.saturating_duration_since(self.filled_at).as_nanos();
+        let thousandths = real * u128::from(self.millis) + u128::from(self.remainder);
         self.filled_at = now;
-        self.nanos = (self.nanos + (real.as_nanos() as u64 * self.millis / 1000) as i64)
-            .min(Self::capacity(self.millis));
+        self.remainder = (thousandths % 1000) as u64;
+        let filled = i64::try_from(thousandths / 1000).unwrap_or(i64::MAX);
+        self.nanos = self.nanos.saturating_add(filled).min(Self::capacity(self.millis));
+    }
+
+    fn admit(&mut self, now: Instant, waiting: bool) -> Result<(), Duration> {
+        self.fill(now);
+        self.waiting -= u32::from(waiting);
         if self.nanos > 0 {
-            return None;
+            self.nanos -= ADVANCE;
+            return Ok(());
         }
-        // A few epochs' worth, so that a throttled guest does not wake every millisecond for little.
-        let slice = (Self::capacity(self.millis) / 4).min(4 * EPOCH.as_nanos() as i64).max(1);
-        Some(Duration::from_nanos((slice - self.nanos) as u64 * 1000 / self.millis))
+        self.waiting += 1;
+        // A few epochs' worth, so that a throttled guest does not wake every millisecond for little;
+        // and behind those who wait already, so that a crowd does not wake for one place. Who comes
+        // back and finds it taken keeps its turn.
+        let slice = (Self::capacity(self.millis) / 4).clamp(1, 4 * ADVANCE);
+        let ahead = if waiting { 0 } else { i64::from(self.waiting - 1) * ADVANCE };
+        let missing = slice.saturating_add(ahead).saturating_sub(self.nanos);
+        Err(Duration::from_nanos((missing as u64).saturating_mul(1000) / self.millis))
+    }
+
+    /// A poll that was admitted took `nanos`.
+    fn settle(&mut self, nanos: u64) {
+        self.nanos += ADVANCE - nanos as i64;
     }
 }
 
@@ -183,10 +227,11 @@ impl<T> Future for Metered<T> {
         loop {
             if let Some(sleep) = &mut this.throttled {
                 std::task::ready!(sleep.as_mut().poll(cx));
-                this.throttled = None;
             }
-            let Some(wait) = this.cpu.wait() else { break };
-            this.throttled = Some(Box::pin(tokio::time::sleep(wait)));
+            match this.cpu.admit(this.throttled.take().is_some()) {
+                Ok(()) => break,
+                Err(wait) => this.throttled = Some(Box::pin(tokio::time::sleep(wait))),
+            }
         }
         let _running = this.ticker.enter();
         let before = this.cpu.now();
@@ -196,41 +241,105 @@ impl<T> Future for Metered<T> {
     }
 }
 
+impl<T> Drop for Metered<T> {
+    fn drop(&mut self) {
+        if self.throttled.is_some() {
+            self.cpu.gave_up();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A guest that always wants to run, in slices of `slice`, for `total` of real time.
-    fn share(millis: u64, slice: Duration, total: Duration) -> f64 {
-        let start = Instant::now();
-        let (mut now, mut used) = (start, Duration::ZERO);
-        let mut bucket = Bucket::new(millis, start);
-        while now < start + total {
-            match bucket.wait(now) {
-                Some(wait) => now += wait,
-                None => {
-                    now += slice;
-                    used += slice;
-                    bucket.nanos -= slice.as_nanos() as i64;
-                }
-            }
+    /// `guests` that always want to run, on as many cores, in polls of `slice`, woken `late`, for `total`.
+    #[derive(Clone, Copy)]
+    struct Load {
+        guests: usize,
+        slice: Duration,
+        late: Duration,
+        total: Duration,
+    }
+
+    const ALONE: Load =
+        Load { guests: 1, slice: EPOCH, late: Duration::ZERO, total: Duration::from_secs(20) };
+
+    /// The share of one core that the guests get together.
+    fn share(millis: u64, load: Load) -> f64 {
+        #[derive(Clone, Copy)]
+        enum Guest {
+            Waits,
+            Runs,
         }
-        used.as_secs_f64() / total.as_secs_f64()
+        let start = Instant::now();
+        let (mut used, mut bucket) = (Duration::ZERO, Bucket::new(millis, start));
+        let mut guests = vec![(start, None); load.guests];
+        loop {
+            let next = guests.iter_mut().min_by_key(|(at, _)| *at).expect("there are guests");
+            let (now, guest) = *next;
+            if now > start + load.total {
+                return used.as_secs_f64() / load.total.as_secs_f64();
+            }
+            if matches!(guest, Some(Guest::Runs)) {
+                bucket.settle(load.slice.as_nanos() as u64);
+                used += load.slice;
+            }
+            *next = match bucket.admit(now, matches!(guest, Some(Guest::Waits))) {
+                Ok(()) => (now + load.slice, Some(Guest::Runs)),
+                Err(wait) => (now + wait + load.late, Some(Guest::Waits)),
+            };
+        }
+    }
+
+    #[track_caller]
+    fn check_share(millis: u64, load: Load) {
+        let (got, expected) = (share(millis, load), millis as f64 / 1000.0);
+        // One period's worth may be had at once, and a poll's end is not exact.
+        let exact = 0.005 * expected.max(0.2) + 0.1 * expected / load.total.as_secs_f64();
+        assert!((got - expected).abs() <= exact, "{millis}: {got}");
     }
 
     #[test]
     fn a_limit_is_a_share_of_real_time() {
-        for (millis, expected) in [(200, 0.2), (50, 0.05), (1000, 1.0), (1, 0.001)] {
-            let got = share(millis, EPOCH, Duration::from_secs(20));
-            assert!((got - expected).abs() < 0.01 * expected.max(0.2), "{millis}: {got}");
+        for millis in [1, 50, 200, 1000] {
+            check_share(millis, ALONE);
+            check_share(millis, Load { slice: EPOCH / 7, ..ALONE });
         }
+        // Polls that are longer than an epoch, a machine that is late to wake.
+        check_share(200, Load { slice: EPOCH * 3, ..ALONE });
+        check_share(200, Load { late: Duration::from_millis(30), ..ALONE });
+    }
+
+    #[test]
+    fn a_crowd_shares_one_limit() {
+        for guests in [2, 16, 300] {
+            check_share(200, Load { guests, ..ALONE });
+            check_share(200, Load { guests, slice: EPOCH / 3, ..ALONE });
+        }
+        check_share(2500, Load { guests: 8, ..ALONE });
     }
 
     #[test]
     fn rest_saves_up_one_period_at_most() {
         let start = Instant::now();
         let mut bucket = Bucket::new(500, start);
-        assert_eq!(bucket.wait(start + Duration::from_secs(60)), None);
+        assert_eq!(bucket.admit(start + Duration::from_secs(60), false), Ok(()));
+        bucket.settle(0);
         assert_eq!(bucket.nanos, 50_000_000);
+    }
+
+    #[test]
+    fn a_debt_is_paid_in_full() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(100, start);
+        assert_eq!(bucket.admit(start, false), Ok(()));
+        bucket.settle(Duration::from_secs(10).as_nanos() as u64);
+        // 10 s at a tenth of a core: nearly 100 s.
+        let wait = bucket.admit(start, false).unwrap_err();
+        assert!((98..=101).contains(&wait.as_secs()), "{wait:?}");
+        assert!(bucket.admit(start + Duration::from_secs(90), true).is_err());
+        assert_eq!(bucket.admit(start + Duration::from_secs(101), true), Ok(()));
+        assert_eq!(bucket.waiting, 0);
     }
 }

@@ -9,7 +9,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime::{Engine, PoolConcurrencyLimitError};
@@ -31,6 +30,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView, p3};
 use super::cpu::{Metered, Ticker};
 use super::guest::{Container, over_limit};
 use super::program::Program;
+use super::slots::{Slot, Turns};
 use crate::address::unprivileged_port;
 
 const BACKLOG: u32 = 1024;
@@ -39,48 +39,11 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 /// For what a guest does after its response.
 const AFTER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Requests that wait for a slot, and how long.
-const QUEUE_MAX: usize = 4096;
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a component's start function.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between tries when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const DEFAULT_PORT: u16 = 8080;
-
-/// Slots for instances, shared by all of a host.
-pub(crate) struct Slots {
-    free: Arc<Semaphore>,
-    waiting: AtomicUsize,
-}
-
-impl Slots {
-    pub fn new(count: u32) -> Self {
-        Self { free: Arc::new(Semaphore::new(count as usize)), waiting: AtomicUsize::new(0) }
-    }
-
-    /// A slot at once, or none.
-    pub fn now(&self) -> Option<OwnedSemaphorePermit> {
-        self.free.clone().try_acquire_owned().ok()
-    }
-
-    /// A slot, after a wait that is bounded in length and in company.
-    async fn soon(&self) -> Option<OwnedSemaphorePermit> {
-        if let Some(slot) = self.now() {
-            return Some(slot);
-        }
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if before >= QUEUE_MAX {
-            return None;
-        }
-        tokio::time::timeout(QUEUE_TIMEOUT, self.free.clone().acquire_owned()).await.ok()?.ok()
-    }
-}
 
 /// Takes a reason and a message.
 type Notice = Box<dyn Fn(&Container, &str, String) + Send + Sync>;
@@ -91,7 +54,7 @@ pub(crate) struct Handler {
     pub program: Arc<Program>,
     pub engine: Engine,
     pub ticker: Arc<Ticker>,
-    pub slots: Arc<Slots>,
+    pub turns: Turns,
     /// Tells the agent of a request that was refused for memory.
     pub notice: Notice,
 }
@@ -137,7 +100,7 @@ impl Handler {
         };
         let instantiate =
             Metered::new(instantiate, self.container.cpu.clone(), self.ticker.clone());
-        match tokio::time::timeout(QUEUE_TIMEOUT, instantiate).await {
+        match tokio::time::timeout(PROBE_TIMEOUT, instantiate).await {
             Ok(result) => result,
             Err(_) => Err(wasmtime::Error::msg("its start function does not return")),
         }
@@ -232,7 +195,7 @@ impl Handler {
     }
 
     async fn request(self: Arc<Self>, request: Request<Incoming>) -> Response<Reply> {
-        let Some(slot) = self.slots.soon().await else {
+        let Some(slot) = self.turns.soon().await else {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "no instance is free\n");
         };
         let head_only = request.method() == Method::HEAD;
@@ -252,7 +215,7 @@ impl Handler {
         self: Arc<Self>,
         request: Request<Incoming>,
         answer: oneshot::Sender<Head>,
-        _slot: OwnedSemaphorePermit,
+        _slot: Slot,
     ) -> wasmtime::Result<()> {
         let mut store = self.container.store(&self.engine)?;
         match &*self.program {
@@ -306,6 +269,7 @@ impl Handler {
             Failure::Silent => wasmtime::Error::msg("the handler returned without a response"),
             Failure::Guest(error) => error,
         };
+        // An image of many modules fills the pool with fewer instances than there are slots.
         if error.is::<PoolConcurrencyLimitError>() {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "no instance is free\n");
         }

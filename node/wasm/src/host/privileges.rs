@@ -1,11 +1,8 @@
 //! What a process gives up before it touches bytes from outside.
 //!
 //! Order matters: limits and namespaces need root, the user change ends root, and only then may
-//! privileges be frozen. All of it happens before a second thread exists.
-//!
-//! TODO-security: a seccomp filter for hosts. The list of system calls that wasmtime, tokio and
-//! rustls make must be measured on all three architectures first: a filter that is too tight kills
-//! guests that did nothing wrong.
+//! privileges be frozen and system calls be limited (see `seccomp`). All of it happens before a second
+//! thread exists.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -12,8 +12,9 @@ use wasmtime::Engine;
 
 use super::cpu::Ticker;
 use super::guest::{Container, Surroundings, below, over_limit};
-use super::handler::{Handler, Slots};
+use super::handler::Handler;
 use super::program::{Loader, Program};
+use super::slots::{Slots, Turns};
 use super::{Settings, handler, log, resolver, task};
 use crate::artifact::Artifact;
 use crate::protocol::{Reply, Run, ToAgent};
@@ -74,7 +75,7 @@ impl Host {
             writer: log::Writer::start().map_err(threads)?,
             engine,
             programs: Mutex::default(),
-            slots: Arc::new(Slots::new(slots)),
+            slots: Arc::new(Slots::new(slots, settings.isolated)),
             tasks,
             names: Arc::default(),
             first_free_port: crate::address::first_free_port(settings.user_mode),
@@ -160,7 +161,7 @@ impl Host {
             data_dir: settings.data_dir.clone(),
             resolver: Arc::new(resolver::Resolver::new(addresses.clone(), self.names.clone())),
             addresses,
-            ca_bundle: settings.ca_bundle.clone(),
+            ca_bundle: settings.ca_bundle.as_deref().map(|path| below(&settings.data_dir, path)),
         };
         let path = below(&settings.data_dir, &spec.log_path);
         let log = log::Log::open(&path, self.writer.clone()).map_err(|cause| {
@@ -195,7 +196,7 @@ impl Host {
             program,
             engine: self.engine.clone(),
             ticker: self.ticker.clone(),
-            slots: self.slots.clone(),
+            turns: Turns::new(self.slots.clone()),
             notice: Box::new(notice),
         });
         handler.probe().await.map_err(cannot_run)?;

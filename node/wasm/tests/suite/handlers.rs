@@ -139,6 +139,11 @@ const GREEDY: &str = r#"(component
         (with "import-func-handle" (func $handle))))
     (export "wasi:http/incoming-handler@0.2.0" (instance $h)))"#;
 
+/// A guest that runs without end when it is asked.
+pub fn endless() -> String {
+    GREEDY.replace("(drop (memory.grow (i32.const 16)))", "")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_memory_limit_fails_alone_and_is_noticed() {
     let mut node = Node::new().await;
@@ -167,8 +172,7 @@ async fn a_request_over_the_memory_limit_fails_alone_and_is_noticed() {
 async fn a_client_that_goes_away_ends_its_guest() {
     let node = Node::new().await;
     let file = node.dir.join("endless.wasm");
-    let endless = GREEDY.replace("(drop (memory.grow (i32.const 16)))", "");
-    std::fs::write(&file, wat::parse_str(endless).unwrap()).unwrap();
+    std::fs::write(&file, wat::parse_str(endless()).unwrap()).unwrap();
     let spec = node.spec_of("endless", &file, "sha256:endless");
     node.runtime.start(spec.clone()).await.unwrap();
     let memory = async || node.runtime.usage(&spec.id).await.unwrap().memory_bytes;

@@ -6,5 +6,7 @@
 mod adopt;
 mod handlers;
 mod images;
+mod limits;
 mod node;
+mod outgoing;
 mod tasks;

@@ -88,20 +88,15 @@ async fn a_trap_is_told_with_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_task_is_throttled_and_stops_at_once() {
+async fn a_throttled_task_stops_at_once() {
     let mut node = Node::new().await;
     let mut spec = node.spec("burn-rust-p2.wasm");
-    spec.resources.cpu_limit_millis = Some(200);
+    spec.resources.cpu_limit_millis = Some(10);
     node.runtime.start(spec.clone()).await.unwrap();
-    let usage =
-        async || Duration::from_nanos(node.runtime.usage(&spec.id).await.unwrap().cpu_nanos);
-    until("the first period is used up", async || usage().await > Duration::from_millis(25)).await;
-    let (start, before) = (Instant::now(), usage().await);
-    // Long enough that one slice more or less does not matter.
-    until("three seconds pass", async || start.elapsed() > Duration::from_secs(3)).await;
-    let share = (usage().await - before).as_secs_f64() / start.elapsed().as_secs_f64();
-    assert!((0.14..0.23).contains(&share), "it took {share} of a core");
-
+    until("it has used up its first period", async || {
+        node.runtime.usage(&spec.id).await.unwrap().cpu_nanos > 1_000_000
+    })
+    .await;
     let start = Instant::now();
     node.runtime.stop(&spec.id, Duration::from_secs(30)).await;
     let exit = node.exit(&spec.id).await;

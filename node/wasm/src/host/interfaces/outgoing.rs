@@ -100,10 +100,21 @@ async fn open(
         let stream = tokio_rustls::TlsConnector::from(config)
             .connect(name, stream)
             .await
-            .map_err(Error::Tls)?;
+            .map_err(tls_error)?;
         return Ok(Box::new(stream));
     }
     Err(last)
+}
+
+/// A certificate that is not trusted is told apart from a handshake that failed: a guest's owner can put
+/// the first one right.
+fn tls_error(error: std::io::Error) -> Error {
+    match error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            Error::TlsCertificateError
+        }
+        _ => Error::Tls(error),
+    }
 }
 
 async fn connect(container: &Container, ip: IpAddr, port: u16) -> std::io::Result<TcpStream> {
