@@ -62,7 +62,7 @@ fn served_of(server: &Inner, object: &Value) -> Option<Arc<Served>> {
     let is = |s: &&Arc<Served>| {
         s.kind.group == gv.group && s.kind.version == gv.version && s.kind.kind == kind
     };
-    server.registry.all().iter().find(is).cloned()
+    server.registry().all().iter().find(is).cloned()
 }
 
 async fn ensure(
@@ -103,7 +103,6 @@ async fn make(
 ) -> Result<(), Status> {
     let mut warnings = Vec::new();
     let decoded = crate::decode::patched(
-        &server.registry,
         served,
         object.clone(),
         None,

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use rimward_api::{Reason, Status};
-use rimward_control_schema::{self as schema, Expected, FieldValidation, Format};
+use rimward_control_schema::{self as schema, Expected, FieldValidation, Format, Model};
 use serde_json::Value;
 
+use crate::definitions;
 use crate::negotiate::{self, Sent};
 use crate::protobuf;
 use crate::request::Call;
@@ -12,13 +13,18 @@ use crate::served::{Registry, Served};
 
 /// The body of a create or update of the kind itself, in normal form, with warnings put aside.
 pub fn object(
-    registry: &Registry,
     served: &Served,
     call: &mut Call,
     body: &Bytes,
     validation: FieldValidation,
 ) -> Result<Value, Status> {
-    let object = expected(registry, served.expected(), call, body, validation)?;
+    if let Some(custom) = &served.custom {
+        let sent = negotiate::sent(&call.headers)?;
+        let (value, warnings) = definitions::body::decode(served, custom, body, sent, validation)?;
+        call.warnings.extend(warnings);
+        return Ok(value);
+    }
+    let object = expected(&served.model, served.expected(), call, body, validation)?;
     convertible(served, &object)?;
     Ok(object)
 }
@@ -42,11 +48,11 @@ pub fn spoken(
 ) -> Result<Value, Status> {
     let definition = registry.model.of_kind(group, version, kind);
     let expects = definition.map(|definition| Expected { group, version, kind, definition });
-    expected(registry, expects, call, body, validation)
+    expected(registry.model, expects, call, body, validation)
 }
 
 fn expected(
-    registry: &Registry,
+    model: &Model,
     expected: Option<Expected<'_>>,
     call: &mut Call,
     body: &Bytes,
@@ -54,7 +60,6 @@ fn expected(
 ) -> Result<Value, Status> {
     let sent = negotiate::sent(&call.headers)?;
     let Some(expected) = expected else { return untyped(body, sent) };
-    let model = registry.model;
     let decoded = match sent {
         Sent::Json => schema::decode::object(model, &expected, body, Format::Json, validation)?,
         Sent::Yaml => schema::decode::object(model, &expected, body, Format::Yaml, validation)?,
@@ -97,15 +102,19 @@ pub fn options(registry: &Registry, call: &Call, body: &Bytes) -> Result<Bytes, 
 
 /// The outcome of a patch, brought into normal form. `strategic` is the patch, if it was one of those.
 pub fn patched(
-    registry: &Registry,
     served: &Served,
     value: Value,
     strategic: Option<&[u8]>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
+    if let Some(custom) = &served.custom {
+        let (value, more) = definitions::body::patched(served, custom, &value, validation)?;
+        warnings.extend(more);
+        return Ok(value);
+    }
     let Some(expected) = served.expected() else { return Ok(value) };
-    let model = registry.model;
+    let model = &served.model;
     let decoded = match strategic {
         None => schema::patch::decode_patched(model, &expected, &value, validation)?,
         Some(patch) => {
@@ -138,7 +147,7 @@ pub fn patch_kind(call: &Call) -> Result<PatchKind, Status> {
 
 /// Applies a patch to an object; the outcome is neither checked nor in normal form.
 pub fn apply_patch(
-    registry: &Registry,
+    model: &Model,
     definition: Option<schema::DefId>,
     kind: PatchKind,
     object: &Value,
@@ -148,7 +157,7 @@ pub fn apply_patch(
         (PatchKind::Json, _) => schema::patch::json_patch(object, body),
         (PatchKind::Merge, _) => schema::patch::merge_patch(object, body),
         (PatchKind::Strategic, Some(definition)) => {
-            schema::patch::strategic_merge_patch(registry.model, definition, object, body)
+            schema::patch::strategic_merge_patch(model, definition, object, body)
         }
         (PatchKind::Strategic, None) => Err(crate::error::unsupported_media()),
         (PatchKind::Apply, _) => Err(Status::new(

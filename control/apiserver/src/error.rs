@@ -70,6 +70,34 @@ pub fn unsupported_media() -> Status {
     }
 }
 
+/// A patch of a kind that custom resources do not take.
+pub fn no_strategic_merge() -> Status {
+    let accepted =
+        "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+    let message = format!(
+        "the body of the request was in an unknown format - accepted media types include: {accepted}"
+    );
+    Status {
+        code: 415,
+        reason: Reason::UnsupportedMediaType,
+        message,
+        details: Some(Box::new(Details::default())),
+    }
+}
+
+/// No more objects of a kind whose definition is going.
+pub fn terminating(served: &crate::served::Served) -> Status {
+    let resource = served.group_resource();
+    let message = format!("create is not supported on resources of kind \"{resource}\"");
+    let details = Details { group: resource.group, kind: resource.resource, ..Details::default() };
+    Status {
+        code: 405,
+        reason: Reason::MethodNotAllowed,
+        message,
+        details: Some(Box::new(details)),
+    }
+}
+
 pub fn not_implemented(what: &str) -> Status {
     Status::new(501, Reason::Unknown, format!("{what} is not implemented by this server"))
 }

@@ -37,6 +37,7 @@ mod table;
 mod views;
 mod watch;
 
+mod definitions;
 mod discovery;
 mod health;
 mod metrics;
@@ -58,6 +59,7 @@ pub use authn::oidc;
 pub use authn::tokens::KeyError;
 pub use body::{BoxBody, BoxError};
 pub use config::Config;
+pub use definitions::Converts;
 pub use nodes::Nodes;
 pub use paths::GIT_VERSION;
 pub use pools::NotACidr;

@@ -190,7 +190,7 @@ pub async fn show(server: &Inner) -> String {
     server.flow.encode(&mut out);
     out += "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge\n";
     let mut told = std::collections::HashSet::new();
-    for served in server.registry.all() {
+    for served in server.registry().all() {
         if !served.kind.verbs.iter().any(|v| v == "list") || !told.insert(&served.kind.storage) {
             continue;
         }

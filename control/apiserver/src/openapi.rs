@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rimward_api::{GroupVersion, Status};
-use rimward_control_schema::openapi::{self as model, ResourceInfo, SubresourceInfo};
+use rimward_control_schema::openapi::{
+    self as model, CustomInfo, Dialect, ResourceInfo, SubresourceInfo,
+};
 use serde_json::{Value, json};
 
 use crate::body::Response;
+use crate::definitions::{self, Custom};
 use crate::error;
 use crate::paths::{GIT_VERSION, document, etag};
 use crate::request::Call;
@@ -28,6 +32,13 @@ pub struct Documents {
 }
 
 impl Documents {
+    /// The documents that hold for another registry too, by their names.
+    pub fn kept(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let made = self.made.lock();
+        let kept = made.iter().filter(|(name, _)| keep(name));
+        Self { made: Mutex::new(kept.map(|(name, made)| (name.clone(), made.clone())).collect()) }
+    }
+
     /// The document, made on a thread for blocking work when it is not there yet: the whole of v2
     /// takes long enough to be noticed by others.
     async fn get(
@@ -47,34 +58,28 @@ impl Documents {
 }
 
 pub async fn serve(server: &Arc<Inner>, call: &Call, path: &str) -> Result<Response, Status> {
-    let owned = server.clone();
+    let registry: Arc<Registry> = Guard::into_inner(server.registry());
+    let (owned, documents) = (registry.clone(), &registry.openapi);
     match path {
         "/openapi/v2" => {
             let accept = call.header("accept");
             let protobuf = accept.contains(V2_PROTOBUF) || accept.contains(V2_PROTOBUF_OLD);
             let made = match protobuf {
                 true => {
-                    server
-                        .openapi
-                        .get("v2.pb", move || model::v2_protobuf(&v2(&owned)).into())
-                        .await?
+                    documents.get("v2.pb", move || model::v2_protobuf(&v2(&owned)).into()).await?
                 }
-                false => server.openapi.get("v2", move || v2(&owned).to_string().into()).await?,
+                false => documents.get("v2", move || v2(&owned).to_string().into()).await?,
             };
             let content = if protobuf { V2_PROTOBUF } else { "application/json" };
             Ok(document(call, content, &made.0, &made.1))
         }
-        "/openapi/v3" => Ok(index(call, &server.registry)),
+        "/openapi/v3" => Ok(index(call, &registry)),
         _ => {
             let under = path.strip_prefix("/openapi/v3/").unwrap_or_default();
-            let Some(gv) = versions(&server.registry).into_iter().find(|gv| name_of(gv) == under)
-            else {
+            let Some(gv) = versions(&registry).into_iter().find(|gv| name_of(gv) == under) else {
                 return Ok(error::page_not_found());
             };
-            let made = server
-                .openapi
-                .get(under, move || v3(&owned.registry, &gv).to_string().into())
-                .await?;
+            let made = documents.get(under, move || v3(&owned, &gv).to_string().into()).await?;
             let mut response = document(call, "application/json", &made.0, &made.1);
             if call.query.get("hash").is_some() {
                 // A path with the hash names one content for ever.
@@ -107,8 +112,13 @@ fn index(call: &Call, registry: &Registry) -> Response {
     let mut paths = serde_json::Map::new();
     for gv in versions(registry) {
         let name = name_of(&gv);
-        // Built-in documents change with the program only, so its version stands for their content.
-        let hash = etag(format!("{GIT_VERSION} {name}").as_bytes());
+        // Built-in documents change with the program only, so its version stands for their content;
+        // those of custom kinds with their schemas.
+        let customs = customs(registry, &gv);
+        let marks =
+            customs.map(|(s, c)| format!("{} {}", s.kind.resource, Custom::mark(&c.version)));
+        let content = format!("{GIT_VERSION} {name} {}", marks.collect::<Vec<_>>().join(" "));
+        let hash = etag(content.as_bytes());
         paths.insert(
             name.clone(),
             json!({ "serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}") }),
@@ -150,15 +160,51 @@ fn info(registry: &Registry, served: &Served) -> Option<ResourceInfo> {
     })
 }
 
-fn v2(server: &Inner) -> Value {
-    let registry = &server.registry;
-    let all: Vec<ResourceInfo> = registry.all().iter().filter_map(|s| info(registry, s)).collect();
-    model::v2_document(registry.model, &all)
+/// The custom kinds of a group and version.
+fn customs<'r>(
+    registry: &'r Registry,
+    gv: &'r GroupVersion,
+) -> impl Iterator<Item = (&'r Served, &'r Custom)> {
+    let of = |s: &&Arc<Served>| s.kind.group == gv.group && s.kind.version == gv.version;
+    let some = registry.all().iter().filter(of);
+    some.filter_map(|s| Some((&**s, &**s.custom.as_ref()?)))
+}
+
+fn custom_info<'s>(
+    registry: &Registry,
+    served: &'s Served,
+    custom: &Custom,
+    dialect: Dialect,
+) -> Option<CustomInfo<'s>> {
+    Some(CustomInfo {
+        model: &served.model,
+        info: info(registry, served)?,
+        list_kind: custom.definition.list_kind.clone(),
+        schema: definitions::openapi::schema(custom, dialect),
+    })
+}
+
+fn v2(registry: &Registry) -> Value {
+    let builtin = registry.all().iter().filter(|s| s.custom.is_none());
+    let all: Vec<ResourceInfo> = builtin.filter_map(|s| info(registry, s)).collect();
+    let mut document = model::v2_document(registry.model, &all);
+    let customs = registry.all().iter().filter_map(|s| Some((&**s, &**s.custom.as_ref()?)));
+    let customs: Vec<CustomInfo<'_>> =
+        customs.filter_map(|(s, c)| custom_info(registry, s, c, Dialect::V2)).collect();
+    model::add_custom(&mut document, &customs, Dialect::V2);
+    document
 }
 
 fn v3(registry: &Registry, gv: &GroupVersion) -> Value {
-    let of = |s: &&Arc<Served>| s.kind.group == gv.group && s.kind.version == gv.version;
+    let of = |s: &&Arc<Served>| {
+        s.custom.is_none() && s.kind.group == gv.group && s.kind.version == gv.version
+    };
     let some: Vec<ResourceInfo> =
         registry.all().iter().filter(of).filter_map(|s| info(registry, s)).collect();
-    model::v3_document(registry.model, &gv.group, &gv.version, &some)
+    let mut document = model::v3_document(registry.model, &gv.group, &gv.version, &some);
+    let customs = customs(registry, gv);
+    let customs: Vec<CustomInfo<'_>> =
+        customs.filter_map(|(s, c)| custom_info(registry, s, c, Dialect::V3)).collect();
+    model::add_custom(&mut document, &customs, Dialect::V3);
+    document
 }

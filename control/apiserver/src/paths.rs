@@ -34,7 +34,7 @@ pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status>
             || path.starts_with("/api/")
             || path.starts_with("/apis/") =>
         {
-            Ok(discovery::serve(&server.discovery, call, path))
+            Ok(discovery::serve(server.registry().discovery(), call, path))
         }
         path => Ok(health::serve(server, call, path).unwrap_or_else(error::page_not_found)),
     }
@@ -42,7 +42,7 @@ pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status>
 
 fn index(server: &Inner) -> Response {
     let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into()];
-    for served in server.registry.all().iter().filter(|s| !s.kind.group.is_empty()) {
+    for served in server.registry().all().iter().filter(|s| !s.kind.group.is_empty()) {
         for path in
             [format!("/apis/{}", served.kind.group), served.kind.group_version().url_prefix()]
         {

@@ -58,8 +58,11 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         ids.tell(&mut response);
     }
     let (code, took) = (response.status().as_u16(), began.elapsed());
-    let known =
-        call.attributes.resource.as_ref().is_some_and(|r| server.registry.get(&r.gvr()).is_some());
+    let known = call
+        .attributes
+        .resource
+        .as_ref()
+        .is_some_and(|r| server.registry().get(&r.gvr()).is_some());
     server.metrics.answered(&call.attributes, known, code, took);
     tracing::debug!(
         user = %call.user.name, verb = %call.attributes.verb, path = %call.attributes.path, code, ?took, "answered"

@@ -17,6 +17,7 @@ use std::ops::Range;
 use bytes::{BufMut as _, Bytes};
 use rimward_api::meta::str_at;
 use rimward_control_kinds::Kind;
+use rimward_control_schema::{Format, decode};
 use rimward_control_store::Revision;
 use serde_json::{Map, Value};
 
@@ -65,6 +66,11 @@ impl Record {
 
     /// The record of an object.
     pub fn encode(object: &Value, kind: &Kind) -> Result<Bytes, TooLong> {
+        Self::encode_marked(object, kind, "")
+    }
+
+    /// The record of an object, marked: see [`Record::mark`].
+    pub fn encode_marked(object: &Value, kind: &Kind, mark: &str) -> Result<Bytes, TooLong> {
         let mut body = Vec::with_capacity(1024);
         body.extend_from_slice(BODY_HEAD);
         body.push(b'{');
@@ -95,7 +101,11 @@ impl Record {
             put_str(&mut out, "metadata.labels", key)?;
             put_str(&mut out, "metadata.labels", value.as_str().unwrap_or_default())?;
         }
-        out.put_u16_le(kind.selectable_fields.len() as u16);
+        out.put_u16_le(kind.selectable_fields.len() as u16 + u16::from(!mark.is_empty()));
+        if !mark.is_empty() {
+            put_str(&mut out, "a field label", "")?;
+            put_str(&mut out, "the mark", mark)?;
+        }
         for field in &kind.selectable_fields {
             put_str(&mut out, "a field label", field)?;
             put_str(
@@ -155,6 +165,12 @@ impl Record {
         facts.find(name)
     }
 
+    /// The version and schema that a custom resource was written under, `v1#…`; it stands among the
+    /// selectable fields, under no name. Empty for built-in kinds.
+    pub fn mark(&self) -> &str {
+        self.field("").unwrap_or_default()
+    }
+
     /// Uids of the owners. (Stored for whoever collects garbage from records; today's collector reads
     /// whole objects.)
     #[cfg(test)]
@@ -185,8 +201,10 @@ impl Record {
 
     /// The whole object, parsed.
     pub fn to_value(&self, kind: &Kind, revision: Revision) -> Result<Value, Damaged> {
-        let mut object: Value =
-            serde_json::from_slice(self.body()).map_err(|_| Damaged("its body is not JSON"))?;
+        // serde_json stops at 128 levels; our own reader, which let the body in, goes deeper.
+        let mut object: Value = serde_json::from_slice(self.body())
+            .or_else(|_| decode::any(self.body(), Format::Json))
+            .map_err(|_| Damaged("its body is not JSON"))?;
         object["kind"] = kind.kind.as_str().into();
         object["apiVersion"] = kind.api_version().into();
         object["metadata"]["resourceVersion"] = revision.to_string().into();

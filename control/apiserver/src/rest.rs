@@ -36,8 +36,8 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     let Some(target) = call.attributes.resource.clone() else {
         return paths::serve(server, call).boxed().await;
     };
-    let Some(served) = server.registry.get(&target.gvr()).cloned() else {
-        return match server.registry.has_version(&target.group, &target.version) {
+    let Some(served) = server.registry().get(&target.gvr()).cloned() else {
+        return match server.registry().has_version(&target.group, &target.version) {
             true => Err(error::no_such_resource()),
             false => Ok(error::page_not_found()),
         };
@@ -79,6 +79,9 @@ async fn main(
     key: &ObjectKey,
 ) -> Result<Response, Status> {
     let verb = call.attributes.verb.clone();
+    if let Some(custom) = &served.custom {
+        call.warnings.extend(custom.version.deprecation.clone());
+    }
     if !served.kind.verbs.contains(&verb) {
         return Err(error::method_not_allowed());
     }
@@ -159,7 +162,7 @@ pub async fn read(
 pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<Stored, Status> {
     let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
     let entry = entry.ok_or_else(|| Status::not_found(&served.group_resource(), &key.name))?;
-    Stored::open(&entry)
+    server.present_one(served, Stored::open(&entry)?).await
 }
 
 async fn get(
@@ -186,7 +189,7 @@ async fn create(
     negotiate::accepted(&call.headers, served)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let object = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let object = decode::object(served, call, &body, options.validation)?;
     let author = Author { user: &call.user, options: &options };
     let written = server.create(served, namespace, object, &author, &mut call.warnings).await?;
     warn_not_yet(call, served);
@@ -203,7 +206,7 @@ async fn update(
     negotiate::accepted(&call.headers, served)?;
     let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let object = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let object = decode::object(served, call, &body, options.validation)?;
     let author = Author { user: &call.user, options: &options };
     let change = Change::Replace(object);
     let written = server.update(served, key, sub, change, &author, &mut call.warnings).await?;
@@ -220,6 +223,9 @@ async fn patch(
 ) -> Result<Response, Status> {
     negotiate::accepted(&call.headers, served)?;
     let kind = decode::patch_kind(call)?;
+    if kind == PatchKind::Strategic && served.custom.is_some() {
+        return Err(error::no_strategic_merge());
+    }
     let options =
         WriteOptions::parse(&call.query, "PatchOptions", call.agent(), kind == PatchKind::Apply)?;
     let body = take_body(call).await?;

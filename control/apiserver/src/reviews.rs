@@ -31,7 +31,7 @@ pub async fn answer(
     let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let mut review = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let mut review = decode::object(served, call, &body, options.validation)?;
     let own = review["metadata"].get("namespace").and_then(Value::as_str).unwrap_or_default();
     if !own.is_empty() && own != namespace {
         return Err(Status::bad_request(match served.kind.namespaced() {

@@ -1,15 +1,24 @@
 //! The kinds as this server serves them: the catalog joined with the schema model and what the
 //! engine keeps per kind.
+//!
+//! What is served changes: a CustomResourceDefinition brings kinds and takes them away. A
+//! [`Registry`] never changes; the server swaps it for the next one, and a request goes on with the
+//! [`Served`] that it began with.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rimward_api::{GroupKind, GroupResource, GroupVersionResource, ObjectKey};
+use rimward_control_kinds::custom::version::priority;
 use rimward_control_kinds::{Catalog, Kind};
 use rimward_control_schema::{DefId, Expected, Model};
 
-use crate::record;
+use crate::definitions::Custom;
+use crate::{discovery, openapi, record};
 
 /// One served resource.
 pub struct Served {
@@ -21,8 +30,12 @@ pub struct Served {
     pub stored_definition: Option<DefId>,
     /// What stands before the resourceVersion of an answer.
     pub head: Bytes,
-    /// Position in the registry: a small identity for caches.
+    /// A small identity for caches, never used twice in a process.
     pub index: u32,
+    /// The model that the definitions are of.
+    pub model: ModelRef,
+    /// What sets a custom kind apart; None for a built-in one.
+    pub custom: Option<Arc<Custom>>,
     pub rules: WriteRules,
     /// Whether it has wire numbers.
     pub protobuf: bool,
@@ -39,6 +52,8 @@ pub struct WriteRules {
     pub orphans_by_default: bool,
     /// Changed annotations count as a new generation too.
     pub annotations_count: bool,
+    /// A changed status counts too: a custom kind whose status is not a subresource.
+    pub status_counts: bool,
 }
 
 impl WriteRules {
@@ -70,6 +85,18 @@ impl WriteRules {
                 ("batch", "jobs") | ("", "replicationcontrollers")
             ),
             annotations_count: (group, resource) == ("apps", "deployments"),
+            status_counts: false,
+        }
+    }
+
+    /// Those of custom kinds.
+    pub fn of_custom(has_status: bool) -> Self {
+        Self {
+            create_on_update: false,
+            returns_deleted: false,
+            orphans_by_default: false,
+            annotations_count: false,
+            status_counts: !has_status,
         }
     }
 }
@@ -95,6 +122,11 @@ impl Served {
         self.kind.group_resource()
     }
 
+    /// Group, version and resource, as a URL names them.
+    pub fn resource(&self) -> GroupVersionResource {
+        GroupVersionResource::new(&self.kind.group, &self.kind.version, &self.kind.resource)
+    }
+
     pub fn group_kind(&self) -> GroupKind {
         GroupKind { group: self.kind.group.clone(), kind: self.kind.kind.clone() }
     }
@@ -114,24 +146,48 @@ impl Served {
     }
 }
 
-/// All served resources.
+/// The schema model of a kind: the built-in kinds share one, a custom kind has its own.
+#[derive(Clone)]
+pub enum ModelRef {
+    Builtin(&'static Model),
+    Own(Arc<Model>),
+}
+
+impl Deref for ModelRef {
+    type Target = Model;
+    fn deref(&self) -> &Model {
+        match self {
+            Self::Builtin(model) => model,
+            Self::Own(model) => model,
+        }
+    }
+}
+
+/// The next [`Served::index`].
+pub fn next_index() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// All resources that are served at one moment.
 pub struct Registry {
+    /// Of the built-in kinds, and of options, reviews and subresources that every kind speaks.
     pub model: &'static Model,
     all: Vec<Arc<Served>>,
     by_resource: HashMap<GroupVersionResource, usize>,
+    /// How many of `all` are built in: they stand first.
+    builtin: usize,
+    discovery: OnceLock<discovery::Documents>,
+    pub openapi: openapi::Documents,
 }
 
 impl Registry {
     pub fn builtin() -> Self {
-        Self::new(&Catalog::builtin(), rimward_control_schema::builtin())
-    }
-
-    fn new(catalog: &Catalog, model: &'static Model) -> Self {
+        let (catalog, model) = (Catalog::builtin(), rimward_control_schema::builtin());
         let all: Vec<Arc<Served>> = catalog
             .all()
             .iter()
-            .enumerate()
-            .map(|(index, kind)| {
+            .map(|kind| {
                 let stored = catalog
                     .all()
                     .iter()
@@ -143,22 +199,55 @@ impl Registry {
                     definition: model.id(&kind.schema),
                     stored_definition: model.id(&stored.schema),
                     head: record::head(&kind.api_version(), &kind.kind),
-                    index: index as u32,
+                    index: next_index(),
+                    model: ModelRef::Builtin(model),
                     rules: WriteRules::of(&kind.group, &kind.resource),
                     protobuf: model
                         .id(&kind.schema)
                         .is_some_and(|id| !model.get(id).message().is_empty()),
+                    custom: None,
                 })
             })
             .collect();
-        let by_resource = all
-            .iter()
-            .enumerate()
-            .map(|(i, s)| {
-                (GroupVersionResource::new(&s.kind.group, &s.kind.version, &s.kind.resource), i)
-            })
-            .collect();
-        Self { model, all, by_resource }
+        let builtin = all.len();
+        Self::of(model, all, builtin)
+    }
+
+    /// The built-in kinds of this registry, and these. A resource that is built in stays what it is.
+    pub fn with(&self, custom: impl IntoIterator<Item = Arc<Served>>) -> Self {
+        let mut all = self.all[..self.builtin].to_vec();
+        let is_new = |s: &Arc<Served>| match self.by_resource.get(&s.resource()) {
+            Some(at) => *at >= self.builtin,
+            None => true,
+        };
+        let mut custom: Vec<Arc<Served>> = custom.into_iter().filter(is_new).collect();
+        custom.sort_by_cached_key(|s| {
+            let kind = &s.kind;
+            (kind.group.clone(), Reverse(priority(&kind.version)), kind.resource.clone())
+        });
+        all.extend(custom);
+        let mut next = Self::of(self.model, all, self.builtin);
+        let customs = |registry: &Self| {
+            let custom = &registry.all[registry.builtin..];
+            custom.iter().map(|s| s.kind.group_version().url_prefix()).collect::<HashSet<_>>()
+        };
+        let changed: HashSet<String> = &customs(self) | &customs(&next);
+        // What no custom kind is part of stays as it is.
+        next.openapi =
+            self.openapi.kept(|name| name.contains('/') && !changed.contains(&format!("/{name}")));
+        next
+    }
+
+    fn of(model: &'static Model, all: Vec<Arc<Served>>, builtin: usize) -> Self {
+        let by_resource = all.iter().enumerate().map(|(i, s)| (s.resource(), i)).collect();
+        Self {
+            model,
+            all,
+            by_resource,
+            builtin,
+            discovery: OnceLock::new(),
+            openapi: openapi::Documents::default(),
+        }
     }
 
     /// In the order of discovery.
@@ -171,12 +260,17 @@ impl Registry {
     }
 
     /// A built-in resource, in the first version that serves it.
-    pub fn resource(&self, group: &str, resource: &str) -> Option<&Arc<Served>> {
-        self.all.iter().find(|s| s.is(group, resource))
+    pub fn resource(&self, group: &str, resource: &str) -> Option<Arc<Served>> {
+        self.all[..self.builtin].iter().find(|s| s.is(group, resource)).cloned()
     }
 
     /// Whether a group and version is served at all.
     pub fn has_version(&self, group: &str, version: &str) -> bool {
         self.all.iter().any(|s| s.kind.group == group && s.kind.version == version)
+    }
+
+    /// The discovery documents, made when first asked for.
+    pub fn discovery(&self) -> &discovery::Documents {
+        self.discovery.get_or_init(|| discovery::Documents::of(self))
     }
 }

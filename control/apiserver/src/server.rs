@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::RwLock;
 use rimward_api::{Status, UserInfo};
 use rimward_client::Transport;
@@ -13,13 +14,12 @@ use crate::admission::priority::Classes;
 use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
-use crate::discovery;
+use crate::definitions::{Converts, Definitions, keeper};
 use crate::flow::{self, Flow};
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrors;
 use crate::nodes::Nodes;
-use crate::openapi;
 use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
@@ -56,7 +56,8 @@ pub struct ApiServer {
 pub(crate) struct Inner {
     pub config: Config,
     pub store: Arc<dyn Store>,
-    pub registry: Registry,
+    /// What is served at the moment; see [`Inner::registry`].
+    pub served: ArcSwap<Registry>,
     pub tokens: Tokens,
     pub issuers: Vec<Issuer>,
     pub rbac: Rbac,
@@ -66,9 +67,9 @@ pub(crate) struct Inner {
     pub flow: Arc<Flow>,
     pub metrics: Metrics,
     pub nodes: RwLock<Option<Arc<dyn Nodes>>>,
+    /// Who asks the conversion webhooks of custom resources.
+    pub converts: RwLock<Option<Arc<dyn Converts>>>,
     pub shared: Shared,
-    pub discovery: discovery::Documents,
-    pub openapi: openapi::Documents,
     pub ready: AtomicBool,
     pub stop: CancellationToken,
     // Prefixes that every pod or token asks for.
@@ -77,6 +78,14 @@ pub(crate) struct Inner {
     pub pods_prefix: String,
     pub secrets_prefix: String,
     pub nodes_prefix: String,
+}
+
+impl Inner {
+    /// What is served at this moment: a look that costs no more than a pointer. Take out of it what a
+    /// request needs, and let it go before waiting for anything.
+    pub fn registry(&self) -> Guard<Arc<Registry>> {
+        self.served.load()
+    }
 }
 
 impl ApiServer {
@@ -122,6 +131,10 @@ impl ApiServer {
             let prefix = prefix("flowcontrol.apiserver.k8s.io", resource);
             mirrors.add(&store, &prefix, part, stop.clone()).await?;
         }
+        let definitions = Arc::new(Definitions::default());
+        let prefix_of_definitions = prefix("apiextensions.k8s.io", "customresourcedefinitions");
+        let mirror = definitions.clone();
+        mirrors.add(&store, &prefix_of_definitions, mirror, stop.clone()).await?;
 
         let inner = Arc::new(Inner {
             namespaces_prefix: prefix("", "namespaces"),
@@ -129,15 +142,14 @@ impl ApiServer {
             pods_prefix: prefix("", "pods"),
             secrets_prefix: prefix("", "secrets"),
             nodes_prefix: prefix("", "nodes"),
-            discovery: discovery::Documents::of(&registry),
-            openapi: openapi::Documents::default(),
             flow,
             metrics: Metrics::new(),
             nodes: RwLock::default(),
+            converts: RwLock::default(),
             shared: views::shared(),
             ready: AtomicBool::new(false),
             store,
-            registry,
+            served: ArcSwap::from_pointee(registry),
             tokens,
             issuers,
             rbac,
@@ -147,8 +159,10 @@ impl ApiServer {
             stop,
             config,
         });
+        definitions.attach(&inner);
         bootstrap::run(&inner).await?;
         sweep::start(&inner);
+        tokio::spawn(keeper::run(inner.clone(), definitions));
         let (of_statuses, of_seats) = (inner.clone(), inner.clone());
         tokio::spawn(async move {
             let stop = of_statuses.stop.clone();
@@ -169,6 +183,11 @@ impl ApiServer {
     /// Tells how nodes are reached; until then logs answer 503.
     pub fn set_nodes(&self, nodes: Arc<dyn Nodes>) {
         *self.inner.nodes.write() = Some(nodes);
+    }
+
+    /// Tells who asks conversion webhooks; until then conversions that need one fail.
+    pub fn set_converts(&self, converts: Arc<dyn Converts>) {
+        *self.inner.converts.write() = Some(converts);
     }
 
     /// Whether a user may do that to a resource: for endpoints beside the API (the image registry).

@@ -47,7 +47,7 @@ async fn expire_events(server: Arc<Inner>) {
 }
 
 async fn follow_events(server: &Inner) -> Result<std::convert::Infallible, Error> {
-    let served = server.registry.resource("", "events").expect("a built-in kind");
+    let served = server.registry().resource("", "events").expect("a built-in kind");
     let prefix = served.kind.storage.clone();
     let ttl = server.config.event_ttl;
     let mut due = stored_events(server, &prefix).await?;

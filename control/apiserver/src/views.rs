@@ -155,12 +155,12 @@ impl Inner {
         let (object, definition) = match (shape, served.definition) {
             (Shape::Metadata, _) | (_, None) => {
                 let meta = stored.metadata_value()?;
-                (json!({ "metadata": meta }), self.registry.model.expect(PARTIAL))
+                (json!({ "metadata": meta }), self.registry().model.expect(PARTIAL))
             }
             (_, Some(definition)) => (self.value(served, stored)?, definition),
         };
         let mut out = Vec::with_capacity(stored.record.body().len());
-        protobuf::message(self.registry.model, definition, &object, &mut out);
+        protobuf::message(self.registry().model, definition, &object, &mut out);
         let message = Bytes::from(out);
         if shareable {
             self.shared.insert(key, message.clone());
@@ -262,7 +262,7 @@ impl ListMeta {
     /// The protobuf message.
     pub fn message(&self, server: &Inner) -> Vec<u8> {
         let mut out = Vec::new();
-        let model = server.registry.model;
+        let model = server.registry().model;
         protobuf::message(model, model.expect(LIST_META), &self.to_value(), &mut out);
         out
     }

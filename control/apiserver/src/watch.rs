@@ -5,6 +5,7 @@
 //! made once and shared by all who watch.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,9 +209,10 @@ impl Watcher {
                 self.deadline
             });
             let stop = self.server.stop.clone();
+            let gone = self.served.custom.as_ref().map(|c| c.gone.clone());
             tokio::select! {
                 batch = feed.next() => match batch {
-                    Ok(batch) => self.take(&batch),
+                    Ok(batch) => self.take(&batch).await,
                     Err(Error::Compacted { asked, oldest }) => self.expire(asked, oldest),
                     Err(Error::Closed) => return None,
                     Err(e) => self.fail(&error::store(e)),
@@ -219,31 +221,36 @@ impl Watcher {
                     self.ended = Instant::now() >= self.deadline;
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
                     if self.options.bookmarks {
-                        self.catch_up();
+                        self.catch_up().await;
                         let line = self.bookmark(false);
                         self.pending.push_back(line);
                     }
                 }
                 () = stop.cancelled() => return None,
+                // The kind is no longer served.
+                () = async { match &gone { Some(gone) => gone.cancelled().await, None => pending().await } } => {
+                    return None;
+                }
             }
         }
     }
 
     /// Lets the feed say how far it is although nothing of ours happened. Asked for only now: a feed
     /// that always said so would wake every watcher at every commit.
-    fn catch_up(&mut self) {
+    async fn catch_up(&mut self) {
         let Some(feed) = self.feed.as_mut() else { return };
         feed.progress(true);
         let batch = feed.next().now_or_never();
         feed.progress(false);
         if let Some(Ok(batch)) = batch {
-            self.take(&batch);
+            self.take(&batch).await;
         }
     }
 
-    fn take(&mut self, batch: &Batch) {
+    async fn take(&mut self, batch: &Batch) {
+        self.follow_definition();
         for event in &batch.events {
-            match self.line(event) {
+            match self.line(event).await {
                 Ok(Some(line)) => self.pending.push_back(line),
                 Ok(None) => {}
                 Err(e) => return self.fail(&e),
@@ -252,9 +259,31 @@ impl Watcher {
         self.revision = self.revision.max(batch.revision);
     }
 
+    /// A custom kind may have changed since the watch began: it goes on in the form of today.
+    fn follow_definition(&mut self) {
+        if self.served.custom.is_some()
+            && let Some(served) = self.server.registry().get(&self.served.resource())
+        {
+            self.served = served.clone();
+        }
+    }
+
+    async fn present(&mut self, stored: Option<Stored>) -> Result<Option<Stored>, Status> {
+        match stored {
+            Some(stored) if self.served.custom.is_some() && !self.metadata_only() => {
+                self.server.present_one(&self.served, stored).await.map(Some)
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn metadata_only(&self) -> bool {
+        self.form.shape == Shape::Metadata && self.options.fields.terms.is_empty()
+    }
+
     /// What an event is to this watcher. An object that leaves the selection is seen as deleted, in
     /// its last selected form.
-    fn line(&mut self, event: &Event) -> Result<Option<Bytes>, Status> {
+    async fn line(&mut self, event: &Event) -> Result<Option<Bytes>, Status> {
         let selects = self.options.selects();
         let new = event.entry.as_ref().map(Stored::open).transpose()?;
         // Without a selector, the form before matters only when nothing came after.
@@ -262,6 +291,7 @@ impl Watcher {
             Some(previous) if selects || new.is_none() => Some(Stored::open(previous)?),
             _ => None,
         };
+        let (new, old) = (self.present(new).await?, self.present(old).await?);
         let matches = |stored: &Option<Stored>| match stored {
             Some(s) if selects => {
                 let key = s.key.strip_prefix(self.served.kind.storage.as_str()).unwrap_or(&s.key);

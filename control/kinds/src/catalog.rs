@@ -9,8 +9,8 @@ use serde::Deserialize;
 use crate::kind::{Column, Conversion, Kind, Scope, Subresource};
 use crate::rules::Rules;
 use crate::{
-    apps, autoscaling, batch, certificates, cluster, core, extension, networking, pod, rbac,
-    service, storage,
+    apps, autoscaling, batch, certificates, cluster, core, custom, extension, networking, pod,
+    rbac, service, storage,
 };
 
 const RESOURCES: &str = include_str!("../facts/resources.json");
@@ -185,7 +185,6 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
         }
         ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
         ("admissionregistration.k8s.io", _) => "it is not called on admission yet",
-        ("apiextensions.k8s.io", "CustomResourceDefinition") => "its resources are not served yet",
         ("apiregistration.k8s.io", "APIService") => "requests are not forwarded to it yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         ("", "ResourceQuota" | "LimitRange") => "it is not enforced yet",
@@ -269,7 +268,7 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         }
         ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => extension::MUTATING_POLICY,
         ("admissionregistration.k8s.io", _) => extension::POLICY_BINDING,
-        ("apiextensions.k8s.io", _) => extension::CUSTOM_RESOURCE_DEFINITION,
+        ("apiextensions.k8s.io", _) => custom::definition::CUSTOM_RESOURCE_DEFINITION,
         ("apiregistration.k8s.io", _) => extension::API_SERVICE,
         _ => cluster::ANSWERED,
     }

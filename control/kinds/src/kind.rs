@@ -140,6 +140,11 @@ pub trait Hooks: Send + Sync + 'static {
         rimward_api::names::dns1123_subdomain(name)
     }
 
+    /// Whether a finalizer may be a name without a domain that nobody knows: custom resources only.
+    fn any_finalizer(&self) -> bool {
+        false
+    }
+
     /// Whether spec changes bump `metadata.generation` (kinds with a spec that Kubernetes counts).
     fn has_generation(&self) -> bool {
         false
@@ -163,6 +168,11 @@ pub trait Hooks: Send + Sync + 'static {
     /// Warnings on a write (deprecated fields and the like), without the `299` framing.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Warnings on an update; those of the object, unless it matters what is new.
+    fn update_warnings(&self, new: &Value, _old: &Value) -> Vec<String> {
+        self.warnings(new)
     }
 
     /// The grace period in seconds with which a delete without options marks the object; None

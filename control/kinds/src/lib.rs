@@ -18,6 +18,7 @@ mod batch;
 mod certificates;
 mod cluster;
 mod core;
+pub mod custom;
 mod extension;
 mod networking;
 pub mod pod;

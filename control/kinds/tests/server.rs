@@ -158,7 +158,7 @@ impl Server {
         kind.hooks.prepare_update(Write::Main, &mut new, &old);
         allocate(kind, &mut new);
         admit_pod_update(kind, &mut new, &old);
-        let mut errors = meta::validate_update(&new, &old);
+        let mut errors = meta::validate_update(kind, &new, &old);
         errors.extend(kind.hooks.validate_update(Write::Main, &new, &old));
         if errors.is_empty() { Ok(new) } else { Err(refused(&errors)) }
     }

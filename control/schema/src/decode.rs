@@ -6,6 +6,7 @@
 mod scalar;
 pub(crate) mod scanner;
 mod typed;
+mod unstructured;
 mod yaml;
 
 use rimward_api::{GroupVersion, Status};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use crate::model::{DefId, Model};
 pub(crate) use scalar::quote;
 use scanner::{Scanner, SyntaxError};
+pub use unstructured::{Unstructured, unstructured};
 
 /// The largest body that is decoded, as Kubernetes' request limit.
 pub const BODY_BYTES_MAX: usize = 3 << 20;
@@ -146,6 +148,25 @@ pub fn applied(body: &[u8], validation: FieldValidation) -> Result<Decoded, Stat
         }
         FieldValidation::Warn => Ok(Decoded { value, warnings: strict }),
         _ => Ok(Decoded { value, warnings: Vec::new() }),
+    }
+}
+
+/// A part of an object, in normal form.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub value: Value,
+    /// The first value of a wrong type, in Go's words.
+    pub error: Option<String>,
+    /// `unknown field "x"`; empty unless asked for.
+    pub strict: Vec<String>,
+}
+
+/// Brings a part of an object into the form of its definition: metadata of a custom resource.
+pub fn part(model: &Model, definition: DefId, value: &Value, strict: bool) -> Part {
+    match typed::decode(model, definition, value.to_string().as_bytes(), strict) {
+        Ok(outcome) => Part { value: outcome.value, error: outcome.error, strict: outcome.strict },
+        // Deeper than a body may be.
+        Err(e) => Part { value: Value::Null, error: Some(e.to_string()), strict: Vec::new() },
     }
 }
 

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::model::{DefId, Model, Type};
 
-/// Fills declared defaults into objects that are there; never makes an object to put one in.
+/// Fills declared defaults into objects that are there; never makes an object to put one in. For
+/// built-in kinds: a custom one fills in its defaults by its own schema, nulls and all.
 /// `SetDefaults_*` functions of Kubernetes are the kinds' business.
 pub fn apply_defaults(model: &Model, definition: DefId, object: &mut Value) {
     fill(model, &Type::Object(definition), object);
@@ -52,7 +53,8 @@ fn reaches_object(ty: &Type) -> bool {
 impl Model {
     /// Whether a default is declared in the definition or anywhere below it.
     fn has_defaults(&self, id: DefId) -> bool {
-        self.defaulted.get_or_init(|| find_defaulted(self))[id.0 as usize]
+        self.defaulted.get_or_init(|| find_defaulted(self)).get(id.0 as usize).copied()
+            == Some(true)
     }
 }
 

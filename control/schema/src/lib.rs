@@ -22,5 +22,5 @@ pub mod openapi;
 pub mod patch;
 
 pub use builtin::builtin;
-pub use decode::{Decoded, Expected, FieldValidation, Format};
+pub use decode::{Decoded, Expected, FieldValidation, Format, Unstructured};
 pub use model::{DefId, Definition, Field, Model, Part, Type};

@@ -8,8 +8,14 @@ use rimward_api::GroupVersionKind;
 use serde_json::Value;
 
 /// A graph of definitions. Names are those of OpenAPI: `io.k8s.api.core.v1.Pod`.
+///
+/// A model may stand on another: that of a custom kind holds its own definitions and refers to
+/// the built-in ones (ObjectMeta) by their ids.
 #[derive(Debug, Default)]
 pub struct Model {
+    base: Option<&'static Model>,
+    /// How many ids are the base's: they come first.
+    base_len: u32,
     definitions: Vec<Definition>,
     by_name: HashMap<Box<str>, DefId>,
     by_kind: HashMap<GroupVersionKind, DefId>,
@@ -31,6 +37,8 @@ pub struct Definition {
     pub fields: Box<[Field]>,
     /// `x-kubernetes-map-type: atomic`: owned and merged as a whole.
     pub atomic: bool,
+    /// Fields that are not declared may be there too: `x-kubernetes-preserve-unknown-fields`.
+    pub open: bool,
     /// Indices of the fields that are there even when nobody said them; filled by [`Model::add`].
     pub(crate) constant: Box<[u16]>,
     /// The protobuf message, laid out when first asked for: most definitions never are.
@@ -186,13 +194,24 @@ impl Model {
         Self::default()
     }
 
+    /// A model that knows all that `base` knows, and more.
+    pub fn on(base: &'static Model) -> Self {
+        Self { base: Some(base), base_len: base.len(), ..Self::default() }
+    }
+
+    /// How many definitions there are, with those of the base.
+    fn len(&self) -> u32 {
+        self.base_len + self.definitions.len() as u32
+    }
+
     /// The definition of that name.
     pub fn definition(&self, name: &str) -> Option<&Definition> {
         self.id(name).map(|id| self.get(id))
     }
 
     pub fn id(&self, name: &str) -> Option<DefId> {
-        self.by_name.get(name).copied()
+        let own = self.by_name.get(name).copied();
+        own.or_else(|| self.base.and_then(|base| base.id(name)))
     }
 
     /// The id of a name that is known to be there.
@@ -204,27 +223,38 @@ impl Model {
     }
 
     pub fn get(&self, id: DefId) -> &Definition {
-        &self.definitions[id.0 as usize]
+        match self.base {
+            Some(base) if id.0 < self.base_len => base.get(id),
+            _ => &self.definitions[(id.0 - self.base_len) as usize],
+        }
     }
 
+    /// The model's own definitions, without those of the base.
     pub fn definitions(&self) -> impl Iterator<Item = (DefId, &Definition)> {
-        self.definitions.iter().enumerate().map(|(i, d)| (DefId(i as u32), d))
+        let numbered = self.definitions.iter().enumerate();
+        numbered.map(|(i, d)| (DefId(self.base_len + i as u32), d))
     }
 
     /// The definition of a kind.
     pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<DefId> {
         let kind =
             GroupVersionKind { group: group.into(), version: version.into(), kind: kind.into() };
-        self.by_kind.get(&kind).copied()
+        let own = self.by_kind.get(&kind).copied();
+        own.or_else(|| self.base.and_then(|base| base.of_kind(group, version, &kind.kind)))
     }
 
     /// Adds a definition; one of the same name is replaced and keeps its id, so a definition may be
     /// referred to (by [`Model::reserve`]) before it is there.
     ///
     /// # Panics
-    /// When it has more than [`FIELDS_MAX`] fields.
+    /// When a built-in one has more than [`FIELDS_MAX`] fields, which typed decoding can tell apart.
     pub fn add(&mut self, mut definition: Definition) -> DefId {
-        assert!(definition.fields.len() <= FIELDS_MAX, "{} has too many fields", definition.name);
+        let typed = self.base.is_none();
+        assert!(
+            !typed || definition.fields.len() <= FIELDS_MAX,
+            "{} has too many fields",
+            definition.name
+        );
         definition.fields.sort_by(|a, b| a.name.cmp(&b.name));
         let constant = |f: &Field| matches!(f.presence, Presence::Always | Presence::PointerOrNull);
         let fields = definition.fields.iter().enumerate();
@@ -235,23 +265,23 @@ impl Model {
         if let [kind] = definition.kinds.as_slice() {
             self.by_kind.insert(kind.clone(), id);
         }
-        self.definitions[id.0 as usize] = definition;
+        self.definitions[(id.0 - self.base_len) as usize] = definition;
         id
     }
 
     /// The id that a name has or will have.
     pub fn reserve(&mut self, name: &str) -> DefId {
-        if let Some(id) = self.id(name) {
-            return id;
+        if let Some(id) = self.by_name.get(name) {
+            return *id;
         }
-        let id = DefId(self.definitions.len() as u32);
+        let id = DefId(self.len());
         self.definitions.push(Definition::new(name, vec![], Box::default(), false));
         self.by_name.insert(name.into(), id);
         id
     }
 }
 
-/// The most fields that one definition can have.
+/// The most fields that one built-in definition can have.
 pub const FIELDS_MAX: usize = 128;
 
 impl Definition {
@@ -266,6 +296,7 @@ impl Definition {
             kinds,
             fields,
             atomic,
+            open: false,
             constant: Box::default(),
             message: OnceLock::new(),
         }

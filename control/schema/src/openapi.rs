@@ -4,6 +4,7 @@
 //! Documents are made when somebody asks and kept by the caller: they are large, and the model in
 //! memory holds no descriptions.
 
+mod custom;
 mod enums;
 mod paths;
 mod protobuf;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::builtin::descriptions;
 use crate::model::{DefId, Model};
 
+pub use custom::{CustomInfo, add_custom};
 pub use protobuf::v2_protobuf;
 
 /// A resource as the documents show it.
@@ -43,13 +45,14 @@ pub struct SubresourceInfo {
 
 /// The version of OpenAPI that a document is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dialect {
+pub enum Dialect {
     V2,
     V3,
 }
 
 impl Dialect {
-    fn reference(self, name: &str) -> Value {
+    /// A reference to a definition.
+    pub fn reference(self, name: &str) -> Value {
         match self {
             Self::V2 => json!({ "$ref": format!("#/definitions/{name}") }),
             Self::V3 => json!({ "$ref": format!("#/components/schemas/{name}") }),

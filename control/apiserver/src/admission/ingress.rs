@@ -22,12 +22,12 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<(), Status
         return Ok(());
     }
     let served =
-        server.registry.resource("networking.k8s.io", "ingressclasses").expect("a built-in kind");
+        server.registry().resource("networking.k8s.io", "ingressclasses").expect("a built-in kind");
     let request = ListRequest { prefix: served.kind.storage.clone(), ..ListRequest::default() };
     let mut newest: Option<(String, String)> = None;
     for entry in server.store.list(request).await.map_err(error::store)?.entries {
         let stored = Stored::open(&entry)?;
-        let class: Value = stored.stored_value(served)?;
+        let class: Value = stored.stored_value(&served)?;
         let default = class.pointer("/metadata/annotations").and_then(|a| a.get(IS_DEFAULT));
         if default.and_then(Value::as_str) != Some("true") {
             continue;

@@ -16,12 +16,12 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<(), Status
     };
     let name = name.to_owned();
     let served =
-        server.registry.resource("node.k8s.io", "runtimeclasses").expect("a built-in kind");
+        server.registry().resource("node.k8s.io", "runtimeclasses").expect("a built-in kind");
     let key = format!("{}{name}", served.kind.storage);
     let Some(entry) = server.store.get(&key, None).await.map_err(error::store)? else {
         return Err(review.forbidden(&format!("pod rejected: RuntimeClass {name:?} not found")));
     };
-    let class = Stored::open(&entry)?.stored_value(served)?;
+    let class = Stored::open(&entry)?.stored_value(&served)?;
     let spec = &mut review.object["spec"];
     if let Some(overhead) = class.pointer("/overhead/podFixed") {
         spec["overhead"] = overhead.clone();

@@ -248,7 +248,7 @@ pub async fn keep_statuses(server: Arc<Inner>) {
 }
 
 async fn tell(server: &Arc<Inner>, name: &str, condition: Value) -> Result<(), Status> {
-    let served = server.registry.resource("flowcontrol.apiserver.k8s.io", "flowschemas");
+    let served = server.registry().resource("flowcontrol.apiserver.k8s.io", "flowschemas");
     let served = served.expect("a built-in kind").clone();
     let user = UserInfo::authenticated("system:apiserver", &["system:masters"]);
     let options = WriteOptions::parse(&Query::default(), "UpdateOptions", MANAGER, false)?;

@@ -26,7 +26,7 @@ pub async fn create(
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let binding =
-        decode::spoken(&server.registry, ("", "v1", "Binding"), call, &body, options.validation)?;
+        decode::spoken(&server.registry(), ("", "v1", "Binding"), call, &body, options.validation)?;
     let text = |path: &[&str]| str_at(&binding, path).unwrap_or_default();
     let name = match (key.name.as_str(), text(&["metadata", "name"])) {
         ("", sent) => sent.to_owned(),
@@ -50,7 +50,7 @@ pub async fn create(
         let kind = GroupKind { group: String::new(), kind: "Binding".into() };
         return Err(Status::invalid(&kind, &name, &errors));
     }
-    let served = server.registry.resource("", "pods").expect("a built-in kind").clone();
+    let served = server.registry().resource("", "pods").expect("a built-in kind");
     let resource = served.group_resource();
     let now = meta::time(jiff::Timestamp::now());
     let bind = |mut pod: Value| {

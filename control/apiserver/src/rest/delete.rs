@@ -6,6 +6,8 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use rimward_api::meta::str_at;
 use rimward_api::{ObjectKey, Status, UserInfo};
+use rimward_control_kinds::custom::definition::CLEANUP;
+use rimward_control_kinds::custom::names::set_condition;
 use rimward_control_store::{CommitError, Expect, Op, Txn};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -13,11 +15,11 @@ use tokio::task::JoinSet;
 use crate::admission;
 use crate::body::Response;
 use crate::decode;
+use crate::definitions::stored::Encoded;
 use crate::error;
 use crate::meta;
 use crate::negotiate;
 use crate::options::{DeleteOptions, ListOptions, Propagation};
-use crate::record::Record;
 use crate::request::Call;
 use crate::rest::list::{self, Reader};
 use crate::served::Served;
@@ -58,7 +60,9 @@ fn plan(served: &Served, object: &Value, options: &DeleteOptions, now: Timestamp
     let changed_finalizers = finalizers != finalizers_of(object);
     set_finalizers(&mut new, &finalizers);
     // A namespace is finalized through its own subresource too.
-    let held = !finalizers.is_empty() || !own_finalizers(served, object).is_empty();
+    let held = served.is(DEFINITIONS.0, DEFINITIONS.1) && deleting.is_none()
+        || !finalizers.is_empty()
+        || !own_finalizers(served, object).is_empty();
 
     match (&deleting, grace) {
         (None, grace) => {
@@ -69,6 +73,9 @@ fn plan(served: &Served, object: &Value, options: &DeleteOptions, now: Timestamp
             mark(&mut new, now + SignedDuration::from_secs(seconds), seconds);
             if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|g| *g > 0) {
                 meta::metadata(&mut new).insert("generation".into(), (generation + 1).into());
+            }
+            if served.is(DEFINITIONS.0, DEFINITIONS.1) {
+                hold_definition(&mut new, now);
             }
             if served.is("", "namespaces") {
                 new["status"]["phase"] = "Terminating".into();
@@ -91,6 +98,21 @@ fn plan(served: &Served, object: &Value, options: &DeleteOptions, now: Timestamp
         (Some(_), _) if changed_finalizers => Plan::Mark(Box::new(new)),
         (Some(_), _) => Plan::Wait,
     }
+}
+
+const DEFINITIONS: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
+
+/// A definition stays until its objects are gone: the keeper lets it go.
+fn hold_definition(object: &mut Value, now: Timestamp) {
+    let mut finalizers = finalizers_of(object);
+    if !finalizers.iter().any(|f| f == CLEANUP) {
+        finalizers.push(CLEANUP.to_owned());
+    }
+    set_finalizers(object, &finalizers);
+    let message =
+        "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    let pending = ("InstanceDeletionPending", true, message.to_owned());
+    set_condition(&mut object["status"], "Terminating", pending, now);
 }
 
 /// The grace period that counts; None for kinds that have none.
@@ -180,7 +202,7 @@ impl Inner {
         for _ in 0..ATTEMPTS_MAX {
             let entry = self.store.get(&store_key, None).await.map_err(error::store)?;
             let Some(entry) = entry else { return Err(Status::not_found(&resource, &key.name)) };
-            let stored = Stored::open(&entry)?;
+            let stored = self.present_one(served, Stored::open(&entry)?).await?;
             check_preconditions(served, key, &stored, options)?;
             let object = stored.stored_value(served)?;
             let plan = plan(served, &object, options, Timestamp::now());
@@ -192,9 +214,7 @@ impl Inner {
                     (op, None)
                 }
                 Plan::Mark(new) => {
-                    let bytes = Record::encode(new, &served.stored)
-                        .map_err(|e| Status::bad_request(e.to_string()))?;
-                    let record = Record::open(&bytes).expect("was just encoded");
+                    let Encoded { bytes, answer: record } = self.encode(served, new).await?;
                     let expect = Expect::At(entry.revision);
                     (Op::Put { key: store_key.clone(), value: bytes, expect }, Some(record))
                 }
@@ -255,7 +275,7 @@ pub async fn one(
 ) -> Result<Response, Status> {
     let form = negotiate::accepted(&call.headers, served)?;
     let options =
-        DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
+        DeleteOptions::parse(&call.query, &decode::options(&server.registry(), call, body)?)?;
     let defaulted = served.rules.orphans_by_default && options.propagation.is_none();
     if defaulted && served.is("batch", "jobs") {
         call.warnings.push(
@@ -286,7 +306,7 @@ pub async fn collection(
 ) -> Result<Response, Status> {
     let form = negotiate::accepted(&call.headers, served)?;
     let options =
-        DeleteOptions::parse(&call.query, &decode::options(&server.registry, call, body)?)?;
+        DeleteOptions::parse(&call.query, &decode::options(&server.registry(), call, body)?)?;
     let selected = ListOptions::parse(&call.query, &served.kind, false)?;
     let (items, list_meta) = Reader::start(server, served, namespace, selected)?.gather().await?;
     let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));

@@ -27,7 +27,7 @@ pub async fn create(
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
     let eviction = decode::spoken(
-        &server.registry,
+        &server.registry(),
         ("policy", "v1", "Eviction"),
         call,
         &body,

@@ -22,7 +22,7 @@ pub async fn update(
 ) -> Result<Response, Status> {
     let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let sent = decode::object(&server.registry, served, call, &body, options.validation)?;
+    let sent = decode::object(served, call, &body, options.validation)?;
     let finalize = |mut namespace: Value| {
         // The version and identity that the client named stay preconditions.
         for field in ["resourceVersion", "uid"] {

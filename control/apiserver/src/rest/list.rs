@@ -34,7 +34,10 @@ pub async fn list(
 ) -> Result<Response, Status> {
     let form = negotiate::accepted(&call.headers, served)?;
     let options = ListOptions::parse(&call.query, &served.kind, false)?;
-    let reader = Reader::start(server, served, namespace, options)?;
+    let mut reader = Reader::start(server, served, namespace, options)?;
+    if form.shape == Shape::Metadata {
+        reader = reader.metadata_only();
+    }
     let plain = form.encoding == Encoding::Json && form.shape != Shape::Table;
     if plain && reader.options.limit == 0 && reader.only.is_none() {
         return stream(call, form.shape, reader).await;
@@ -175,6 +178,8 @@ pub struct Reader {
     pub revision: Option<Revision>,
     remaining: usize,
     pub done: bool,
+    /// Records are only asked for their metadata: then their form does not matter.
+    metadata: bool,
 }
 
 impl Reader {
@@ -214,7 +219,19 @@ impl Reader {
             revision: None,
             remaining: 0,
             done: false,
+            metadata: false,
         })
+    }
+
+    /// Leaves records of custom kinds in the form that they are stored in, if selection allows.
+    pub fn metadata_only(mut self) -> Self {
+        let names = |field: &str| matches!(field, "metadata.name" | "metadata.namespace");
+        self.metadata = self.options.fields.terms.iter().all(|(field, ..)| names(field));
+        self
+    }
+
+    async fn present(&self, stored: Vec<Stored>) -> Result<Vec<Stored>, Status> {
+        if self.metadata { Ok(stored) } else { self.server.present(&self.served, stored).await }
     }
 
     /// Everything, or up to the limit with a token that goes on from there.
@@ -258,9 +275,9 @@ impl Reader {
             let entry = self.server.store.get(key, self.at).await.map_err(|e| self.explain(e))?;
             let Some(entry) = entry else { return Ok(Vec::new()) };
             self.revision = self.revision.max(Some(entry.revision));
-            let stored = Stored::open(&entry)?;
-            let selected = self.options.matches(&stored.record, self.relative(&stored.key));
-            return Ok(if selected { vec![stored] } else { Vec::new() });
+            let mut found = self.present(vec![Stored::open(&entry)?]).await?;
+            found.retain(|s| self.options.matches(&s.record, self.relative(&s.key)));
+            return Ok(found);
         }
         let request =
             ListRequest { prefix: self.prefix.clone(), after: self.after.take(), limit, at };
@@ -271,8 +288,11 @@ impl Reader {
         self.after = page.entries.last().map(|e| e.key.to_string());
         let all = !self.options.selects();
         let mut items = Vec::with_capacity(if all { page.entries.len() } else { 0 });
-        for entry in &page.entries {
-            let stored = Stored::open(entry)?;
+        // What is selected by its own fields must be in its form before.
+        let early = self.served.custom.is_some();
+        let opened = page.entries.iter().map(Stored::open).collect::<Result<Vec<_>, _>>();
+        let opened = if early { self.present(opened?).await? } else { opened? };
+        for stored in opened {
             if all || self.options.matches(&stored.record, self.relative(&stored.key)) {
                 items.push(stored);
             }

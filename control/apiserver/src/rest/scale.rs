@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rimward_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as TypedSelector;
 use rimward_api::selector::LabelSelector;
 use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
+use rimward_control_kinds::custom::jsonpath::{segments, simple};
 use serde_json::{Value, json};
 
 use crate::body::Response;
@@ -36,10 +37,68 @@ pub async fn serve(
         "update" => replace(server, call, served, key).await?,
         _ => patch(server, call, served, key).await?,
     };
-    Ok(views::encoded(call, 200, form, &scale_of(&object)))
+    let paths = Paths::of(served);
+    if call.attributes.verb == "get"
+        && served.custom.is_some()
+        && simple(&object, &paths.spec).is_none()
+    {
+        return Err(Status::internal(format!(
+            "the spec replicas field {:?} does not exist",
+            paths.spec
+        )));
+    }
+    Ok(views::encoded(call, 200, form, &scale_of(&object, &paths)))
 }
 
-fn scale_of(object: &Value) -> Value {
+/// Where a kind keeps what a Scale shows.
+struct Paths {
+    spec: String,
+    status: String,
+    /// None for a label selector of the usual form.
+    selector: Option<String>,
+}
+
+impl Paths {
+    fn of(served: &Served) -> Self {
+        let scale = served.custom.as_ref().and_then(|c| c.version.scale.as_ref());
+        match scale {
+            Some(scale) => Self {
+                spec: scale.spec_replicas.clone(),
+                status: scale.status_replicas.clone(),
+                selector: Some(scale.selector.clone()),
+            },
+            None => Self {
+                spec: ".spec.replicas".to_owned(),
+                status: ".status.replicas".to_owned(),
+                selector: None,
+            },
+        }
+    }
+
+    fn selector(&self, object: &Value) -> String {
+        match &self.selector {
+            None => selector_text(object),
+            Some(path) if path.is_empty() => String::new(),
+            Some(path) => {
+                simple(object, path).and_then(Value::as_str).unwrap_or_default().to_owned()
+            }
+        }
+    }
+
+    /// Sets the replicas that are asked for, making the objects on the way.
+    fn set(&self, object: &mut Value, replicas: i64) {
+        let mut at = object;
+        for key in segments(&self.spec) {
+            if !at.is_object() {
+                *at = json!({});
+            }
+            at = &mut at[key];
+        }
+        *at = replicas.into();
+    }
+}
+
+fn scale_of(object: &Value, paths: &Paths) -> Value {
     let meta = &object["metadata"];
     let mut shown = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -47,11 +106,11 @@ fn scale_of(object: &Value) -> Value {
             shown[field] = value.clone();
         }
     }
-    let number = |path: &str| object.pointer(path).and_then(Value::as_i64).unwrap_or(0);
+    let number = |path: &str| simple(object, path).and_then(Value::as_i64).unwrap_or(0);
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": shown,
-        "spec": { "replicas": number("/spec/replicas") },
-        "status": { "replicas": number("/status/replicas"), "selector": selector_text(object) },
+        "spec": { "replicas": number(&paths.spec) },
+        "status": { "replicas": number(&paths.status), "selector": paths.selector(object) },
     })
 }
 
@@ -67,7 +126,12 @@ fn selector_text(object: &Value) -> String {
 }
 
 /// Sets the replicas that a Scale asks for, if they may be.
-fn rescale(object: &mut Value, scale: &Value, key: &ObjectKey) -> Result<(), Status> {
+fn rescale(
+    object: &mut Value,
+    scale: &Value,
+    key: &ObjectKey,
+    paths: &Paths,
+) -> Result<(), Status> {
     let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
     if replicas < 0 {
         let kind = GroupKind { group: KIND.0.into(), kind: KIND.2.into() };
@@ -86,7 +150,7 @@ fn rescale(object: &mut Value, scale: &Value, key: &ObjectKey) -> Result<(), Sta
             object["metadata"][field] = value.clone();
         }
     }
-    object["spec"]["replicas"] = replicas.into();
+    paths.set(object, replicas);
     Ok(())
 }
 
@@ -98,7 +162,7 @@ async fn replace(
 ) -> Result<Value, Status> {
     let options = WriteOptions::parse(&call.query, "UpdateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let scale = decode::spoken(&server.registry, KIND, call, &body, options.validation)?;
+    let scale = decode::spoken(&server.registry(), KIND, call, &body, options.validation)?;
     let named = scale["metadata"].get("name").and_then(Value::as_str).unwrap_or_default();
     if named != key.name {
         return Err(Status::bad_request(format!(
@@ -106,8 +170,9 @@ async fn replace(
             key.name
         )));
     }
+    let paths = Paths::of(served);
     let rewrite = |mut object: Value| {
-        rescale(&mut object, &scale, key)?;
+        rescale(&mut object, &scale, key, &paths)?;
         Ok(object)
     };
     write(server, call, served, key, &options, &rewrite).await
@@ -125,11 +190,12 @@ async fn patch(
     }
     let options = WriteOptions::parse(&call.query, "PatchOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let definition = server.registry.model.of_kind(KIND.0, KIND.1, KIND.2);
+    let definition = server.registry().model.of_kind(KIND.0, KIND.1, KIND.2);
+    let paths = Paths::of(served);
     let rewrite = |mut object: Value| {
-        let before = scale_of(&object);
-        let after = decode::apply_patch(&server.registry, definition, kind, &before, &body)?;
-        rescale(&mut object, &after, key)?;
+        let before = scale_of(&object, &paths);
+        let after = decode::apply_patch(server.registry().model, definition, kind, &before, &body)?;
+        rescale(&mut object, &after, key, &paths)?;
         Ok(object)
     };
     write(server, call, served, key, &options, &rewrite).await

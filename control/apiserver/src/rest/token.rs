@@ -35,10 +35,10 @@ pub async fn create(
     let kind = ("authentication.k8s.io", "v1", "TokenRequest");
     let request = match body.iter().all(u8::is_ascii_whitespace) {
         true => json!({ "spec": {} }),
-        false => decode::spoken(&server.registry, kind, call, &body, options.validation)?,
+        false => decode::spoken(&server.registry(), kind, call, &body, options.validation)?,
     };
-    let accounts = server.registry.resource("", "serviceaccounts").expect("a built-in kind");
-    let account = find(server, accounts, key).await?;
+    let accounts = server.registry().resource("", "serviceaccounts").expect("a built-in kind");
+    let account = find(server, &accounts, key).await?;
     let spec = &request["spec"];
     let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(SECONDS_DEFAULT);
     let mut errors = Vec::new();
@@ -121,16 +121,16 @@ async fn bind(
             )));
         }
     };
-    let served = server.registry.resource("", resource).expect("a built-in kind");
+    let served = server.registry().resource("", resource).expect("a built-in kind");
     let namespace = if served.kind.namespaced() { key.namespace.as_str() } else { "" };
-    let stored = find(server, served, &ObjectKey::new(namespace, name)).await?;
+    let stored = find(server, &served, &ObjectKey::new(namespace, name)).await?;
     let found = stored.record.uid().to_owned();
     let own = Reference { name: name.to_owned(), uid: found.clone() };
     match resource {
         "secrets" => bound.secret = Some(own),
         "nodes" => bound.node = Some(own),
         _ => {
-            let pod = stored.stored_value(served)?;
+            let pod = stored.stored_value(&served)?;
             let runs_as = str_at(&pod, &["spec", "serviceAccountName"]).unwrap_or_default();
             if runs_as != key.name {
                 return Err(Status::bad_request(format!(

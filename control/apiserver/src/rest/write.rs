@@ -18,10 +18,10 @@ use serde_json::Value;
 
 use crate::admission::{self, Admitted, Operation, Review};
 use crate::decode;
+use crate::definitions::stored::Encoded;
 use crate::error;
 use crate::meta;
 use crate::options::{WriteOptions, parse_revision};
-use crate::record::Record;
 use crate::rest::delete::finalized;
 use crate::served::Served;
 use crate::server::Inner;
@@ -66,6 +66,22 @@ impl Inner {
         author: &Author<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Written, Status> {
+        self.create_recorded(served, namespace, object, false, author, warnings).await
+    }
+
+    /// As [`Inner::create`]; `recorded` says that an apply made the record of its fields already.
+    async fn create_recorded(
+        &self,
+        served: &Arc<Served>,
+        namespace: &str,
+        object: Value,
+        recorded: bool,
+        author: &Author<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Written, Status> {
+        if served.custom.as_ref().is_some_and(|c| c.definition.terminating) {
+            return Err(error::terminating(served));
+        }
         let mut object = object;
         let now = Timestamp::now();
         match str_at(&object, &["metadata", "namespace"]).unwrap_or_default() {
@@ -90,7 +106,9 @@ impl Inner {
         self.apply_defaults(served, &mut object);
         let mut object = to_stored(served, object);
         let kind = &served.stored;
-        self.record_manager(served, None, &mut object, author, "", now);
+        if !recorded {
+            self.record_manager(served, None, &mut object, author, "", now);
+        }
         // The uid comes first: some kinds make labels of it.
         meta::fill_for_create(&mut object, namespace, kind.hooks.has_generation(), now);
         kind.hooks.prepare_create(&mut object);
@@ -149,8 +167,8 @@ impl Inner {
 
     /// Defaults that the schema declares, then those that the kind computes.
     pub fn apply_defaults(&self, served: &Served, object: &mut Value) {
-        if let Some(definition) = served.definition {
-            schema::defaults::apply_defaults(self.registry.model, definition, object);
+        if let Some(definition) = served.definition.filter(|_| served.custom.is_none()) {
+            schema::defaults::apply_defaults(&served.model, definition, object);
         }
         served.kind.hooks.default(object);
     }
@@ -165,21 +183,15 @@ impl Inner {
         now: Timestamp,
     ) {
         let Some(definition) = served.stored_definition else { return };
-        let has_status = served.kind.subresource("status").is_some();
-        let ignored: &[&str] = match subresource {
-            "" if has_status => &["status"],
-            "status" => &["spec"],
-            _ => &[],
-        };
         let api_version = served.stored.api_version();
         let write = schema::managed::Write {
             manager: &author.options.manager,
             api_version: &api_version,
             subresource,
             now,
-            ignored,
+            ignored: ignored(served, subresource),
         };
-        schema::managed::update(self.registry.model, definition, old, new, &write);
+        schema::managed::update(&served.model, definition, old, new, &write);
     }
 
     async fn insert(
@@ -190,16 +202,19 @@ impl Inner {
         admitted: &Admitted,
         dry_run: bool,
     ) -> Result<Inserted, Status> {
-        let bytes = encode(served, object)?;
-        let stored = |revision| {
-            let record = Record::open(&bytes).expect("was just encoded");
-            Stored { key: key.into(), record, revision, kept: !dry_run }
+        let encoded = self.encode(served, object).await?;
+        let stored = |revision| Stored {
+            key: key.into(),
+            record: encoded.answer.clone(),
+            revision,
+            kept: !dry_run,
         };
         if dry_run {
             let there = self.store.get(key, None).await.map_err(error::store)?;
             return Ok(if there.is_some() { Inserted::Exists } else { Inserted::Done(stored(0)) });
         }
-        let put = Op::Put { key: key.to_owned(), value: bytes.clone(), expect: Expect::Absent };
+        let put =
+            Op::Put { key: key.to_owned(), value: encoded.bytes.clone(), expect: Expect::Absent };
         let ops = std::iter::once(put).chain(admitted.check.clone()).collect();
         match self.store.commit(Txn { ops }).await {
             Ok(revision) => Ok(Inserted::Done(stored(revision))),
@@ -229,10 +244,16 @@ impl Inner {
                     .await;
             };
             let current = Stored::open(&entry)?;
+            let as_it_is = match &served.custom {
+                Some(custom) => custom.is_newest(&current.record),
+                None => true,
+            };
+            let current = self.present_one(served, current).await?;
             let mut notes = Vec::new();
-            let draft =
+            let mut draft =
                 self.draft(served, key, subresource, &change, &current, author, &mut notes)?;
             let conditional = draft.conditional;
+            draft.as_it_is = as_it_is;
             match self.store_update(served, subresource, draft, current, author, &mut notes).await?
             {
                 Some(stored) => {
@@ -268,15 +289,11 @@ impl Inner {
                     return Err(missing());
                 }
                 let merged = self.apply(served, None, &applied, subresource, author)?;
-                let decoded = decode::patched(
-                    &self.registry,
-                    served,
-                    merged,
-                    None,
-                    author.options.validation,
-                    warnings,
-                )?;
-                return self.create(served, &key.namespace, decoded, author, warnings).await;
+                let validation = author.options.validation;
+                let decoded = decode::patched(served, merged, None, validation, warnings)?;
+                return self
+                    .create_recorded(served, &key.namespace, decoded, true, author, warnings)
+                    .await;
             }
             _ => return Err(missing()),
         };
@@ -299,10 +316,10 @@ impl Inner {
             api_version: &api_version,
             subresource,
             now: Timestamp::now(),
-            ignored: if subresource.is_empty() { &["status"] } else { &["spec"] },
+            ignored: ignored(served, subresource),
         };
         schema::managed::apply(
-            self.registry.model,
+            &served.model,
             definition,
             live,
             applied,
@@ -336,13 +353,13 @@ impl Inner {
             Change::Patch(kind, body) => {
                 let before = live();
                 let after =
-                    decode::apply_patch(&self.registry, served.definition, *kind, &before, body)?;
+                    decode::apply_patch(&served.model, served.definition, *kind, &before, body)?;
                 let strategic = (*kind == decode::PatchKind::Strategic).then_some(&body[..]);
-                decode::patched(&self.registry, served, after, strategic, validation, warnings)?
+                decode::patched(served, after, strategic, validation, warnings)?
             }
             Change::Apply(applied) => {
                 let merged = self.apply(served, Some(&live()), applied, subresource, author)?;
-                decode::patched(&self.registry, served, merged, None, validation, warnings)?
+                decode::patched(served, merged, None, validation, warnings)?
             }
             Change::Rewrite(rewrite) => rewrite(live())?,
         };
@@ -393,7 +410,7 @@ impl Inner {
                 Timestamp::now(),
             );
         }
-        Ok(Draft { old, new, conditional })
+        Ok(Draft { old, new, conditional, as_it_is: true })
     }
 
     /// None when another write came first.
@@ -406,7 +423,7 @@ impl Inner {
         author: &Author<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<Stored>, Status> {
-        let Draft { old, mut new, .. } = draft;
+        let Draft { old, mut new, as_it_is, .. } = draft;
         let kind = &served.stored;
         let write = if subresource.is_empty() { Write::Main } else { Write::Sub(subresource) };
         meta::carry_over(&mut new, &old);
@@ -427,23 +444,23 @@ impl Inner {
         if kind.hooks.has_generation() && subresource != "status" {
             let annotations = |o: &Value| o["metadata"].get("annotations").cloned();
             let counted = served.rules.annotations_count && annotations(&new) != annotations(&old);
-            if counted || !meta::same_spec(&new, &old) {
+            let status = served.rules.status_counts && new.get("status") != old.get("status");
+            if counted || status || !meta::same_spec(&new, &old) {
                 let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
                 meta::metadata(&mut new).insert("generation".into(), generation.into());
             }
         }
-        let mut errors = rules::validate_update(&new, &old);
+        let mut errors = rules::validate_update(kind, &new, &old);
         errors.extend(kind.hooks.validate_update(write, &new, &old));
         if !errors.is_empty() {
             let name = str_at(&new, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));
         }
-        warnings.extend(kind.hooks.warnings(&new));
-        if meta::same_but_times(&new, &old) {
+        warnings.extend(kind.hooks.update_warnings(&new, &old));
+        if as_it_is && meta::same_but_times(&new, &old) {
             return Ok(Some(current));
         }
-        let bytes = encode(served, &new)?;
-        let record = Record::open(&bytes).expect("was just encoded");
+        let Encoded { bytes, answer: record } = self.encode(served, &new).await?;
         let ends = finalized(served, &new);
         if author.options.dry_run {
             return Ok(Some(Stored { record, kept: false, ..current }));
@@ -489,6 +506,8 @@ struct Draft {
     old: Value,
     new: Value,
     conditional: bool,
+    /// The stored record is in the form in which it would be written now.
+    as_it_is: bool,
 }
 
 enum Inserted {
@@ -497,8 +516,15 @@ enum Inserted {
     NamespaceChanged,
 }
 
-fn encode(served: &Served, object: &Value) -> Result<Bytes, Status> {
-    Record::encode(object, &served.stored).map_err(|e| Status::bad_request(e.to_string()))
+/// What a write cannot change and so does not own, by the paths that Kubernetes resets.
+fn ignored(served: &Served, subresource: &str) -> &'static [&'static str] {
+    let has_status = served.kind.subresource("status").is_some();
+    match subresource {
+        "" if has_status => &["status"],
+        "status" if served.custom.is_some() => &["metadata", "spec"],
+        "status" => &["spec"],
+        _ => &[],
+    }
 }
 
 /// Whether a patch itself names the resourceVersion it is for.

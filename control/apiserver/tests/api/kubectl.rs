@@ -25,13 +25,13 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 
 /// A CA, and PEMs that it signed.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test-ca");
@@ -54,7 +54,7 @@ impl Authority {
     }
 }
 
-fn tls(ca: &Authority) -> Arc<rustls::ServerConfig> {
+pub fn tls(ca: &Authority) -> Arc<rustls::ServerConfig> {
     let (cert, key) = ca.sign(&["localhost", "127.0.0.1"], None);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();
@@ -79,12 +79,12 @@ fn tls(ca: &Authority) -> Arc<rustls::ServerConfig> {
     Arc::new(config)
 }
 
-struct Kubectl {
-    dir: tempfile::TempDir,
+pub struct Kubectl {
+    pub dir: tempfile::TempDir,
 }
 
 impl Kubectl {
-    fn new(ca: &Authority, port: u16) -> Self {
+    pub fn new(ca: &Authority, port: u16) -> Self {
         use base64::Engine as _;
         let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         let (cert, key) = ca.sign(&[], Some(("kubernetes-admin", "system:masters")));
@@ -111,7 +111,7 @@ impl Kubectl {
         command
     }
 
-    async fn run(&self, args: &str) -> (bool, String) {
+    pub async fn run(&self, args: &str) -> (bool, String) {
         let run = self.command(args).output();
         let output = tokio::time::timeout(Duration::from_secs(60), run)
             .await
@@ -122,7 +122,7 @@ impl Kubectl {
         (output.status.success(), text)
     }
 
-    async fn check(&self, args: &str, expected: &[&str]) {
+    pub async fn check(&self, args: &str, expected: &[&str]) {
         let (ok, text) = self.run(args).await;
         assert!(ok, "kubectl {args}: {text}");
         for wanted in expected {

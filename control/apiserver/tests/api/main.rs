@@ -5,6 +5,11 @@
 mod access;
 mod allocation;
 mod cluster;
+mod crd;
+mod crd_hostile;
+mod crd_kubectl;
+mod crd_objects;
+mod crd_versions;
 mod defaulting;
 mod deletion;
 mod discovery;

@@ -14,17 +14,18 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let (meta, path) = (object.at("metadata"), Path::Root.field("metadata"));
     let name_rule = |name: &str, prefix: bool| kind.hooks.validate_name(name, prefix);
-    object_meta(meta, kind.namespaced(), &name_rule, &path, &mut errors);
+    let finalizers = Finalizers::of(kind);
+    object_meta_with(meta, kind.namespaced(), &name_rule, finalizers, &path, &mut errors);
     errors.into_vec()
 }
 
 /// The metadata rules for an update.
-pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
+pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let e = &mut errors;
     let (meta, before, path) =
         (new.at("metadata"), old.at("metadata"), Path::Root.field("metadata"));
-    common(meta, &path, e);
+    common(meta, Finalizers::of(kind), &path, e);
     let new_finalizers =
         meta.list("finalizers").iter().filter(|f| !before.list("finalizers").contains(f));
     if before.has("deletionTimestamp") {
@@ -49,11 +50,38 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.into_vec()
 }
 
+/// Which names of finalizers are good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finalizers {
+    /// With a domain, or one of Kubernetes' own.
+    Known,
+    /// Any qualified name: custom resources.
+    Any,
+}
+
+impl Finalizers {
+    fn of(kind: &Kind) -> Self {
+        if kind.hooks.any_finalizer() { Self::Any } else { Self::Known }
+    }
+}
+
 /// `ValidateObjectMeta`: of an object, or of a template in it (which has no namespace rule).
 pub fn object_meta(
     meta: &Value,
     namespaced: bool,
     name_rule: &dyn Fn(&str, bool) -> Vec<String>,
+    path: &Path<'_>,
+    e: &mut Errors,
+) {
+    object_meta_with(meta, namespaced, name_rule, Finalizers::Known, path, e);
+}
+
+/// As [`object_meta`], for kinds whose finalizers have a rule of their own.
+pub fn object_meta_with(
+    meta: &Value,
+    namespaced: bool,
+    name_rule: &dyn Fn(&str, bool) -> Vec<String>,
+    finalizers: Finalizers,
     path: &Path<'_>,
     e: &mut Errors,
 ) {
@@ -76,15 +104,15 @@ pub fn object_meta(
         (false, true) => {}
     }
     super::not_negative(meta.at("generation"), &path.field("generation"), e);
-    common(meta, path, e);
+    common(meta, finalizers, path, e);
 }
 
 /// What a create and an update both ask.
-fn common(meta: &Value, path: &Path<'_>, e: &mut Errors) {
+fn common(meta: &Value, rule: Finalizers, path: &Path<'_>, e: &mut Errors) {
     labels(meta.at("labels"), &path.field("labels"), e);
     annotations(meta.at("annotations"), &path.field("annotations"), e);
     owners(meta.list("ownerReferences"), &path.field("ownerReferences"), e);
-    finalizers(meta.list("finalizers"), &path.field("finalizers"), e);
+    finalizers(meta.list("finalizers"), rule, &path.field("finalizers"), e);
 }
 
 /// Keys are qualified names, values label values.
@@ -142,15 +170,19 @@ fn owners(owners: &[Value], path: &Path<'_>, e: &mut Errors) {
 pub const NOT_STANDARD: &str =
     "name is neither a standard finalizer name nor is it fully qualified";
 
-/// Finalizers that apimachinery itself knows without a domain.
-pub const PLAIN_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+/// Finalizers without a path that are known all the same.
+pub const PLAIN_FINALIZERS: [&str; 4] =
+    ["kubernetes", "orphan", "foregroundDeletion", crate::custom::definition::CLEANUP];
 
-fn finalizers(finalizers: &[Value], path: &Path<'_>, e: &mut Errors) {
+fn finalizers(finalizers: &[Value], rule: Finalizers, path: &Path<'_>, e: &mut Errors) {
     let has = |name: &str| finalizers.iter().any(|f| f == name);
     for (i, finalizer) in finalizers.iter().filter_map(Value::as_str).enumerate() {
         finalizer_name(finalizer, path, e);
         // The registry's rule comes on top: a name without a domain must be one that is known.
-        if !finalizer.contains('/') && !PLAIN_FINALIZERS.contains(&finalizer) {
+        if rule == Finalizers::Known
+            && !finalizer.contains('/')
+            && !PLAIN_FINALIZERS.contains(&finalizer)
+        {
             e.invalid(&path.index(i), finalizer, NOT_STANDARD);
         }
     }
@@ -213,7 +245,9 @@ mod tests {
     fn what_an_update_may_not_change() {
         let old = json!({ "metadata": { "name": "a", "uid": "1" } });
         let new = json!({ "metadata": { "name": "a", "uid": "2" } });
-        let errors = validate_update(&new, &old);
+        let catalog = crate::Catalog::builtin();
+        let pod = catalog.by_kind("", "v1", "Pod").unwrap();
+        let errors = validate_update(pod, &new, &old);
         assert_eq!(errors[0].to_string(), "metadata.uid: Invalid value: \"2\": field is immutable");
     }
 }

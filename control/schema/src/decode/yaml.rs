@@ -22,11 +22,25 @@ pub(crate) fn parse(body: &[u8], strict: &mut Vec<String>) -> Result<Value, Stri
         Ok(value) => Ok(value),
         Err(first) => match read(serde_saphyr::DuplicateKeyPolicy::LastWins) {
             Ok(value) => {
-                strict.push(first.to_string());
+                strict.push(in_go_words(&first));
                 Ok(value)
             }
             Err(wrong) => Err(format!("yaml: {wrong}")),
         },
+    }
+}
+
+/// A key that is there twice, as Go's YAML tells it.
+fn in_go_words(error: &serde_saphyr::Error) -> String {
+    match (error.without_snippet(), error.location()) {
+        (serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. }, Some(at)) => {
+            format!(
+                "yaml: unmarshal errors:\n  line {}: key {} already set in map",
+                at.line(),
+                super::quote(key)
+            )
+        }
+        _ => error.to_string(),
     }
 }
 

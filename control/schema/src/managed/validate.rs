@@ -40,7 +40,7 @@ fn check(place: Place<'_>, value: &Value, path: &str, errors: &mut Vec<String>) 
             for (key, value) in map {
                 let (below, declared) = place.key(&shape, key);
                 let path = format!("{path}.{key}");
-                if !declared && matches!(shape, Shape::Object(_)) {
+                if !declared && matches!(shape, Shape::Object(definition) if !definition.open) {
                     errors.push(format!("{path}: field not declared in schema"));
                     return;
                 }
