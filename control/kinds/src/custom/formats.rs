@@ -207,7 +207,7 @@ fn isbn10(text: &str) -> bool {
         c => Some((i as u32 + 1) * c.to_digit(10)?),
     };
     let sum: Option<u32> = plain.iter().enumerate().map(weighed).sum();
-    plain.len() == 10 && sum.is_some_and(|s| s % 11 == 0)
+    plain.len() == 10 && sum.is_some_and(|s| s.is_multiple_of(11))
 }
 
 fn isbn13(text: &str) -> bool {
@@ -215,7 +215,7 @@ fn isbn13(text: &str) -> bool {
         text.chars().filter(|c| !matches!(c, '-' | ' ')).map(|c| c.to_digit(10)).collect();
     let Some(plain) = plain.filter(|p| p.len() == 13) else { return false };
     let sum: u32 = plain.iter().enumerate().map(|(i, d)| d * if i % 2 == 0 { 1 } else { 3 }).sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn credit_card(text: &str) -> bool {
@@ -230,7 +230,7 @@ fn credit_card(text: &str) -> bool {
             false => *d,
         })
         .sum();
-    (13..=16).contains(&card.len()) && matches!(card[0], 3..=6) && sum % 10 == 0
+    (13..=16).contains(&card.len()) && matches!(card[0], 3..=6) && sum.is_multiple_of(10)
 }
 
 fn mac(text: &str) -> bool {

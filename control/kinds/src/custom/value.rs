@@ -158,7 +158,8 @@ impl Check<'_> {
         let is_text = matches!(value, Value::String(_) | Value::Array(_));
         let lower = format == "int64" && found_format == "int32";
         let fits = wants(found) || whole_float || int_as_number;
-        if !is_text && !format.is_empty() && !(fits || found_format == format || lower) {
+        let agrees = fits || found_format == format || lower;
+        if !(is_text || format.is_empty() || agrees) {
             return Outcome::of(Some(self.wrong_type(format, found_format)));
         }
         if is_text && !format.is_empty() && !wants("number") && !wants("integer") {
