@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use rimward_api::Block;
 use rimward_client::Error;
 use rimward_tunnel::identity::Holder;
-use rimward_tunnel::packets::Block;
 
 use crate::Inner;
 use crate::joining::{KEY_ANNOTATION, key_of};

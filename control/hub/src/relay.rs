@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rimward_tunnel::packets::{Block, Forward, PacketLink, Routes};
+use rimward_api::Block;
+use rimward_tunnel::packets::{Forward, PacketLink, Routes};
 
 use crate::Hub;
 

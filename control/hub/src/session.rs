@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Node, ObjectReference};
-use rimward_api::ObjectKey;
+use rimward_api::{Block, ObjectKey};
 use rimward_client::EventType;
 use rimward_tunnel::CloseCode;
 use rimward_tunnel::accept::NodeTunnel;
 use rimward_tunnel::close::close;
 use rimward_tunnel::control::{Reader, Writer};
 use rimward_tunnel::identity::Holder;
-use rimward_tunnel::packets::Block;
 use rimward_tunnel::quinn::Connection;
 use rimward_tunnel::wire::codec::ReadError;
 use rimward_tunnel::wire::{

@@ -6,15 +6,16 @@ use futures::TryStreamExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Full};
-use rimward_api::UserInfo;
+use rimward_api::{Status, UserInfo};
 use rimward_client::{Body, TransportError};
 use rimward_control_apiserver::serve::Extra;
 use rimward_control_apiserver::{ApiServer, BoxBody, BoxError};
 use rimward_control_hub::RegistryFetch;
-use rimward_control_registry::{Registry, ResponseBody};
+use rimward_control_registry::{Registry, ResponseBody, Scope};
 
 /// Lets users at `/v2/` whom RBAC allows: `images` of group `rimward.dev`, named by repository, with the
-/// verbs get, create (push) and delete.
+/// verbs get, create (push) and delete, and list for the names of all. Taking a blob from another
+/// repository needs get there.
 pub(crate) struct Door {
     pub registry: Registry,
     pub api: ApiServer,
@@ -25,8 +26,8 @@ impl Door {
         &self,
         user: &UserInfo,
         method: &Method,
-        path: &str,
-    ) -> Result<(), Box<Response<BoxBody>>> {
+        uri: &http::Uri,
+    ) -> Result<Mount, Box<Response<BoxBody>>> {
         if user.name == UserInfo::anonymous().name {
             // Clients of registries send credentials only when they are asked.
             let mut response = refusal(
@@ -34,8 +35,7 @@ impl Door {
                 "UNAUTHORIZED",
                 "credentials are needed: a client certificate, or a ServiceAccount token as the password",
             );
-            let challenge = http::HeaderValue::from_static("Basic realm=\"rimward\"");
-            response.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
+            response.headers_mut().insert(http::header::WWW_AUTHENTICATE, CHALLENGE.clone());
             return Err(Box::new(response));
         }
         let verb = match *method {
@@ -43,20 +43,41 @@ impl Door {
             Method::DELETE => "delete",
             _ => "create",
         };
-        let rest = path.trim_start_matches("/v2").trim_matches('/');
-        let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"]
-            .iter()
-            .filter_map(|m| rest.rfind(m))
-            .min();
-        let repository = end.map_or("", |end| &rest[..end]);
-        if repository.is_empty() && verb == "get" {
-            return Ok(());
+        let may = |verb: &str, repository: &str| {
+            self.api.authorize(user, verb, ("rimward.dev", "images", ""), "", repository)
+        };
+        let denied =
+            |status: Status| Box::new(refusal(StatusCode::FORBIDDEN, "DENIED", &status.message));
+        match Scope::of(uri) {
+            // The registry refuses what it does not know, and says what is wrong with it.
+            None | Some(Scope::Base) => Ok(Mount::Kept),
+            Some(Scope::Catalog) => may("list", "").map(|()| Mount::Kept).map_err(denied),
+            Some(Scope::Repository { name, mount_from }) => {
+                may(verb, &name).map_err(denied)?;
+                let from_allowed = mount_from.is_none_or(|from| may("get", &from).is_ok());
+                Ok(if from_allowed { Mount::Kept } else { Mount::Dropped })
+            }
         }
-        self.api
-            .authorize(user, verb, ("rimward.dev", "images", ""), "", repository)
-            .map_err(|status| Box::new(refusal(StatusCode::FORBIDDEN, "DENIED", &status.message)))
     }
 }
+
+/// Whether a request may take a blob from the repository that it names. If not, the client is made to
+/// upload it, as the specification has it for blobs that are not there: neither tells more.
+enum Mount {
+    Kept,
+    Dropped,
+}
+
+fn without_query<B>(mut request: Request<B>) -> Request<B> {
+    if let Ok(path) = request.uri().path().parse() {
+        *request.uri_mut() = path;
+    }
+    request
+}
+
+/// Every client of registries knows passwords; a token is sent as one. A Bearer challenge would need a
+/// token service that trades one token for another.
+static CHALLENGE: http::HeaderValue = http::HeaderValue::from_static("Basic realm=\"rimward\"");
 
 fn refusal(status: StatusCode, code: &str, message: &str) -> Response<BoxBody> {
     let message = message.replace('\\', "\\\\").replace('"', "\\\"");
@@ -88,9 +109,11 @@ impl Extra for Door {
         if path != "/v2" && !path.starts_with("/v2/") {
             return None;
         }
-        if let Err(refused) = self.allowed(user, request.method(), path) {
-            return Some(*refused);
-        }
+        let request = match self.allowed(user, request.method(), request.uri()) {
+            Ok(Mount::Kept) => request,
+            Ok(Mount::Dropped) => without_query(request),
+            Err(refused) => return Some(*refused),
+        };
         // A boxed error type would make this future not Send to the compiler's eyes.
         let response = self.registry.handle(request.map(inward)).await;
         Some(response.map(outward))

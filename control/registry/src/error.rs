@@ -28,7 +28,7 @@ pub enum Error {
     DigestInvalid(String),
     #[error("upload {0} is not known: it ended, or the registry restarted; start it again")]
     UploadUnknown(String),
-    #[error("the chunk starts at {start}, the upload stands at {at}")]
+    #[error("the range starts at byte {start}, the content ends at {at}")]
     RangeInvalid { start: u64, at: u64 },
     #[error("the content is larger than the {max} bytes that this registry takes")]
     TooLarge { max: u64 },

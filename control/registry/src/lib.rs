@@ -46,6 +46,33 @@ impl Config {
     }
 }
 
+/// What a request needs a right for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Whether the registry is there, and what it speaks.
+    Base,
+    /// The names of all repositories.
+    Catalog,
+    /// One repository; `mount_from` is another one that a blob is to be taken from.
+    Repository { name: String, mount_from: Option<String> },
+}
+
+impl Scope {
+    /// What a `/v2/…` request is about, by the rules that [`Registry::handle`] itself reads paths by: who
+    /// guards the registry must not read them in another way. None when it is refused in any case.
+    pub fn of(uri: &http::Uri) -> Option<Self> {
+        let target = path::Target::parse(uri.path()).ok().flatten()?;
+        Some(match target.repository() {
+            Some(name) => {
+                let mount_from = routes::query_of(uri.query()).remove("from");
+                Self::Repository { name: name.to_owned(), mount_from }
+            }
+            None if target == path::Target::Catalog => Self::Catalog,
+            None => Self::Base,
+        })
+    }
+}
+
 /// The largest manifest that is taken, as the specification recommends.
 pub(crate) const MANIFEST_BYTES_MAX: usize = 4 << 20;
 

@@ -65,7 +65,18 @@ pub(crate) fn check(
             return Err(Error::ManifestBlobUnknown(digest.to_string()));
         }
     }
+    if let Some(subject) = &manifest.subject {
+        // It may come later, or never: signatures of images that are elsewhere are fine.
+        Digest::parse(&subject.digest)?;
+    }
     Ok(manifest)
+}
+
+impl Manifest {
+    /// What the manifest is about, where it says so.
+    pub fn subject(&self) -> Option<Digest> {
+        self.subject.as_ref().and_then(|subject| Digest::parse(&subject.digest).ok())
+    }
 }
 
 /// The descriptors of all manifests of a repository whose subject is `digest`.
@@ -74,18 +85,14 @@ pub(crate) fn referrers(
     name: &str,
     digest: &Digest,
 ) -> Result<Vec<serde_json::Value>, Error> {
-    let subject = digest.to_string();
     let mut found = Vec::new();
-    for candidate in storage.manifests(name)? {
-        let Some((media_type, content)) = storage.manifest(name, &candidate)? else { continue };
+    for referrer in storage.referrers(name, digest)? {
+        let Some((media_type, content)) = storage.manifest(name, &referrer)? else { continue };
         let Ok(manifest) = serde_json::from_slice::<Manifest>(&content) else { continue };
-        if manifest.subject.is_none_or(|s| s.digest != subject) {
-            continue;
-        }
         let artifact_type =
             manifest.artifact_type.or(manifest.config.map(|config| config.media_type));
         let mut descriptor = serde_json::json!({
-            "mediaType": media_type, "digest": candidate.to_string(), "size": content.len(),
+            "mediaType": media_type, "digest": referrer.to_string(), "size": content.len(),
         });
         if let Some(artifact_type) = artifact_type {
             descriptor["artifactType"] = artifact_type.into();

@@ -78,6 +78,19 @@ impl std::fmt::Display for Digest {
 }
 
 impl Target {
+    /// The repository that the path is about.
+    pub fn repository(&self) -> Option<&str> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags { name }
+            | Self::Manifest { name, .. }
+            | Self::Blob { name, .. }
+            | Self::Uploads { name }
+            | Self::Upload { name, .. }
+            | Self::Referrers { name, .. } => Some(name),
+        }
+    }
+
     /// None when the path is not of this API at all.
     pub fn parse(path: &str) -> Result<Option<Self>, Error> {
         let Some(rest) = path.strip_prefix("/v2") else { return Ok(None) };
@@ -119,6 +132,11 @@ pub(crate) fn parse_reference(text: &str) -> Result<Reference, Error> {
         && text.bytes().next().is_some_and(word)
         && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
     if good { Ok(Reference::Tag(text.to_owned())) } else { Err(Error::TagInvalid(text.to_owned())) }
+}
+
+/// Whether a text is a repository's name.
+pub(crate) fn check_repository(name: &str) -> Result<(), Error> {
+    repository(&name.split('/').collect::<Vec<_>>()).map(drop)
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` per segment; at most 255 bytes in all. Segments never start

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 use crate::path::{Digest, Reference, Target};
-use crate::{Error, MANIFEST_BYTES_MAX, Registry, manifests};
+use crate::{Error, MANIFEST_BYTES_MAX, Registry, manifests, path};
 
 pub type ResponseBody = BoxBody<Bytes, io::Error>;
 
@@ -79,7 +79,7 @@ impl Registry {
                 if !self.inner.storage.has_blob(&name, &digest) {
                     return Err(Error::BlobUnknown(digest.to_string()));
                 }
-                self.inner.storage.unlink_blob(&name, &digest)?;
+                self.inner.storage.remove_blob(&name, &digest)?;
                 Ok(status(StatusCode::ACCEPTED))
             }
             (Target::Uploads { name }, &Method::POST) => {
@@ -184,13 +184,15 @@ impl Registry {
             Reference::Digest(_) => None,
         };
         let manifest = manifests::check(&self.inner.storage, name, &media_type, &content)?;
-        self.inner.storage.put_manifest(name, &digest, &media_type, &content, tag)?;
+        let subject = manifest.subject();
+        let about = (tag, subject.as_ref());
+        self.inner.storage.put_manifest(name, &digest, &media_type, &content, about)?;
         tracing::info!(repository = name, %reference, %digest, "image pushed");
         let mut response = status(StatusCode::CREATED);
         put_header(&mut response, LOCATION.as_str(), &format!("/v2/{name}/manifests/{digest}"));
         put_header(&mut response, "Docker-Content-Digest", &digest.to_string());
-        if let Some(subject) = manifest.subject {
-            put_header(&mut response, "OCI-Subject", &subject.digest);
+        if let Some(subject) = subject {
+            put_header(&mut response, "OCI-Subject", &subject.to_string());
         }
         Ok(response)
     }
@@ -201,12 +203,15 @@ impl Registry {
         reference: &Reference,
     ) -> Result<Response<ResponseBody>, Error> {
         let digest = self.resolve(name, reference)?;
-        if self.inner.storage.manifest(name, &digest)?.is_none() {
-            return Err(unknown_manifest(name, reference));
-        }
+        let found = self.inner.storage.manifest(name, &digest)?;
+        let (_, content) = found.ok_or_else(|| unknown_manifest(name, reference))?;
         match reference {
             Reference::Tag(tag) => self.inner.storage.remove_tag(name, tag)?,
-            Reference::Digest(digest) => self.inner.storage.remove_manifest(name, digest)?,
+            Reference::Digest(digest) => {
+                let manifest = serde_json::from_slice::<manifests::Manifest>(&content).ok();
+                let subject = manifest.and_then(|m| m.subject());
+                self.inner.storage.remove_manifest(name, digest, subject.as_ref())?;
+            }
         }
         Ok(status(StatusCode::ACCEPTED))
     }
@@ -267,8 +272,8 @@ impl Registry {
     {
         if let (Some(mount), Some(from)) = (query.get("mount"), query.get("from")) {
             let digest = Digest::parse(mount)?;
-            if self.inner.storage.has_blob(from, &digest) {
-                self.inner.storage.link_blob(name, &digest)?;
+            path::check_repository(from)?;
+            if self.inner.storage.mount_blob(name, from, &digest)? {
                 return Ok(blob_created(name, &digest));
             }
         }
@@ -357,7 +362,7 @@ fn parse_range(text: &str, size: u64) -> Option<(u64, u64)> {
     }
 }
 
-fn query_of(query: Option<&str>) -> HashMap<String, String> {
+pub(crate) fn query_of(query: Option<&str>) -> HashMap<String, String> {
     let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(k, v)| (k.to_owned(), percent_decoded(v))).collect()
 }
@@ -447,120 +452,4 @@ fn refusal(error: &Error) -> Response<ResponseBody> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Config;
-
-    struct Client {
-        registry: Registry,
-        _dir: tempfile::TempDir,
-    }
-
-    impl Client {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().expect("a temporary directory");
-            let registry = Registry::open(Config::new(dir.path().to_owned())).expect("opens");
-            Self { registry, _dir: dir }
-        }
-
-        async fn send(
-            &self,
-            method: &str,
-            path: &str,
-            headers: &[(&str, &str)],
-            body: &[u8],
-        ) -> (u16, http::HeaderMap, Bytes) {
-            let mut request = Request::builder().method(method).uri(path);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let body = Full::new(Bytes::copy_from_slice(body));
-            let response = self.registry.handle(request.body(body).unwrap()).await;
-            let (parts, body) = response.into_parts();
-            (parts.status.as_u16(), parts.headers, body.collect().await.unwrap().to_bytes())
-        }
-
-        async fn push_blob(&self, name: &str, content: &[u8]) -> String {
-            let digest = Digest::of(content).to_string();
-            let path = format!("/v2/{name}/blobs/uploads/?digest={digest}");
-            assert_eq!(self.send("POST", &path, &[], content).await.0, 201);
-            digest
-        }
-    }
-
-    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-
-    #[tokio::test]
-    async fn push_and_pull() {
-        let client = Client::new();
-        let layer = client.push_blob("a/b", b"layer").await;
-        let config = client.push_blob("a/b", b"{}").await;
-        let manifest = serde_json::json!({
-            "schemaVersion": 2, "mediaType": MANIFEST,
-            "config": { "mediaType": "x", "digest": config, "size": 2 },
-            "layers": [{ "mediaType": "y", "digest": layer, "size": 5 }],
-        })
-        .to_string();
-        let put = client
-            .send("PUT", "/v2/a/b/manifests/v1", &[("content-type", MANIFEST)], manifest.as_bytes())
-            .await;
-        assert_eq!(put.0, 201);
-        let (code, headers, body) = client.send("GET", "/v2/a/b/manifests/v1", &[], b"").await;
-        assert_eq!((code, &body[..]), (200, manifest.as_bytes()));
-        assert_eq!(headers["content-type"], MANIFEST);
-        let path = format!("/v2/a/b/blobs/{layer}");
-        assert_eq!(&client.send("GET", &path, &[], b"").await.2[..], b"layer");
-        let part = client.send("GET", &path, &[("range", "bytes=1-2")], b"").await;
-        assert_eq!((part.0, &part.2[..]), (206, &b"ay"[..]));
-        let elsewhere = format!("/v2/c/blobs/{layer}");
-        assert_eq!(client.send("GET", &elsewhere, &[], b"").await.0, 404, "not linked there");
-        let mount = format!("/v2/c/blobs/uploads/?mount={layer}&from=a/b");
-        assert_eq!(client.send("POST", &mount, &[], b"").await.0, 201);
-        let tags = client.send("GET", "/v2/a/b/tags/list", &[], b"").await.2;
-        assert_eq!(&tags[..], br#"{"name":"a/b","tags":["v1"]}"#);
-        let all = client.send("GET", "/v2/_catalog?n=1", &[], b"").await;
-        assert_eq!(&all.2[..], br#"{"repositories":["a/b"]}"#);
-        assert_eq!(all.1["link"], "</v2/_catalog?n=1&last=a/b>; rel=\"next\"");
-        assert_eq!(client.send("DELETE", "/v2/a/b/manifests/v1", &[], b"").await.0, 202);
-        assert_eq!(client.send("GET", "/v2/a/b/manifests/v1", &[], b"").await.0, 404);
-    }
-
-    #[tokio::test]
-    async fn chunks_in_order_and_the_right_digest() {
-        let client = Client::new();
-        let (code, headers, _) = client.send("POST", "/v2/a/blobs/uploads/", &[], b"").await;
-        assert_eq!(code, 202);
-        let at = headers["location"].to_str().unwrap().to_owned();
-        let chunk = |range: &'static str| [("content-range", range)];
-        assert_eq!(client.send("PATCH", &at, &chunk("0-2"), b"abc").await.0, 202);
-        assert_eq!(client.send("PATCH", &at, &chunk("9-10"), b"xx").await.0, 416);
-        assert_eq!(client.send("GET", &at, &[], b"").await.1["range"], "0-2");
-        let wrong = format!("{at}?digest={}", Digest::of(b"other"));
-        let (code, _, body) = client.send("PUT", &wrong, &[], b"d").await;
-        assert_eq!(code, 400);
-        assert!(String::from_utf8_lossy(&body).contains("DIGEST_INVALID"));
-        assert_eq!(client.send("GET", &at, &[], b"").await.0, 404, "a failed upload is over");
-    }
-
-    #[tokio::test]
-    async fn refusals() {
-        let client = Client::new();
-        let missing = serde_json::json!({
-            "schemaVersion": 2,
-            "config": { "mediaType": "x", "digest": Digest::of(b"none").to_string(), "size": 4 },
-        })
-        .to_string();
-        for (method, path, body, expected) in [
-            ("PUT", "/v2/a/manifests/v1", missing.as_bytes(), "MANIFEST_BLOB_UNKNOWN"),
-            ("PUT", "/v2/a/manifests/v1", &b"{"[..], "MANIFEST_INVALID"),
-            ("PUT", "/v2/A/manifests/v1", b"", "NAME_INVALID"),
-            ("GET", "/v2/a/tags/list", b"", "NAME_UNKNOWN"),
-            ("GET", "/v2/a/blobs/md5:1", b"", "DIGEST_INVALID"),
-            ("POST", "/v2/", b"", "UNSUPPORTED"),
-        ] {
-            let answer = client.send(method, path, &[("content-type", MANIFEST)], body).await;
-            let text = String::from_utf8_lossy(&answer.2).into_owned();
-            assert!(text.contains(expected), "{method} {path}: {text}");
-        }
-    }
-}
+mod tests;

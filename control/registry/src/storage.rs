@@ -4,11 +4,15 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use parking_lot::RwLock;
+
 use crate::Error;
 use crate::path::Digest;
 
 pub(crate) struct Storage {
     dir: PathBuf,
+    /// Held shared by whoever links content, alone by whoever removes what nothing links any more.
+    links: RwLock<()>,
 }
 
 impl Storage {
@@ -22,7 +26,7 @@ impl Storage {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(&uploads, e)),
             _ => fs::create_dir_all(&uploads).map_err(|e| Error::io(&uploads, e))?,
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), links: RwLock::new(()) })
     }
 
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -46,31 +50,63 @@ impl Storage {
 
     /// Moves a finished, synced file into place and links it to the repository.
     pub fn adopt_blob(&self, name: &str, digest: &Digest, file: &Path) -> Result<(), Error> {
+        let _linking = self.links.read();
         let to = self.blob_path(digest);
         fs::rename(file, &to).map_err(|e| Error::io(&to, e))?;
         sync_dir(&to)?;
         self.link_blob(name, digest)
     }
 
-    pub fn link_blob(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+    /// Lets `name` serve a blob that `from` serves; false when `from` does not.
+    pub fn mount_blob(&self, name: &str, from: &str, digest: &Digest) -> Result<bool, Error> {
+        let _linking = self.links.read();
+        let there = self.has_blob(from, digest);
+        if there {
+            self.link_blob(name, digest)?;
+        }
+        Ok(there)
+    }
+
+    fn link_blob(&self, name: &str, digest: &Digest) -> Result<(), Error> {
         write_whole(&self.repository(name).join("_blobs").join(&digest.hex), b"")
     }
 
-    pub fn unlink_blob(&self, name: &str, digest: &Digest) -> Result<(), Error> {
-        remove(&self.repository(name).join("_blobs").join(&digest.hex))
+    /// Takes a blob out of a repository; the content goes when no repository serves it any more.
+    pub fn remove_blob(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+        let _nobody_links = self.links.write();
+        remove(&self.repository(name).join("_blobs").join(&digest.hex))?;
+        self.remove_unlinked(digest)
     }
 
-    /// Stores a manifest's content, its media type, and the tag if it was pushed by one.
+    /// Looks into every repository: deleting is rare, and needs no index that could be wrong.
+    fn remove_unlinked(&self, digest: &Digest) -> Result<(), Error> {
+        for name in self.repositories()? {
+            let dir = self.repository(&name);
+            if ["_blobs", "_manifests"].iter().any(|kind| dir.join(kind).join(&digest.hex).exists())
+            {
+                return Ok(());
+            }
+        }
+        remove(&self.blob_path(digest))
+    }
+
+    /// Stores a manifest's content, its media type, the tag if it was pushed by one, and that it
+    /// refers to `subject`.
     pub fn put_manifest(
         &self,
         name: &str,
         digest: &Digest,
         media_type: &str,
         content: &[u8],
-        tag: Option<&str>,
+        (tag, subject): (Option<&str>, Option<&Digest>),
     ) -> Result<(), Error> {
+        let _linking = self.links.read();
         write_whole(&self.blob_path(digest), content)?;
         let dir = self.repository(name);
+        if let Some(subject) = subject {
+            let referrers = dir.join("_referrers").join(&subject.hex);
+            write_whole(&referrers.join(&digest.hex), b"")?;
+        }
         write_whole(&dir.join("_manifests").join(&digest.hex), media_type.as_bytes())?;
         match tag {
             Some(tag) => write_whole(&dir.join("_tags").join(tag), digest.hex.as_bytes()),
@@ -100,13 +136,24 @@ impl Storage {
     }
 
     /// Removes a manifest from a repository, and the tags that point at it.
-    pub fn remove_manifest(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+    pub fn remove_manifest(
+        &self,
+        name: &str,
+        digest: &Digest,
+        subject: Option<&Digest>,
+    ) -> Result<(), Error> {
+        let _nobody_links = self.links.write();
         for tag in self.tags(name)? {
             if self.tag(name, &tag)?.as_ref() == Some(digest) {
                 self.remove_tag(name, &tag)?;
             }
         }
-        remove(&self.repository(name).join("_manifests").join(&digest.hex))
+        let dir = self.repository(name);
+        if let Some(subject) = subject {
+            remove(&dir.join("_referrers").join(&subject.hex).join(&digest.hex))?;
+        }
+        remove(&dir.join("_manifests").join(&digest.hex))?;
+        self.remove_unlinked(digest)
     }
 
     /// In lexical order.
@@ -114,8 +161,9 @@ impl Storage {
         names_in(&self.repository(name).join("_tags"))
     }
 
-    pub fn manifests(&self, name: &str) -> Result<Vec<Digest>, Error> {
-        let names = names_in(&self.repository(name).join("_manifests"))?;
+    /// The manifests that refer to `subject`.
+    pub fn referrers(&self, name: &str, subject: &Digest) -> Result<Vec<Digest>, Error> {
+        let names = names_in(&self.repository(name).join("_referrers").join(&subject.hex))?;
         Ok(names.into_iter().map(|hex| Digest { hex }).collect())
     }
 

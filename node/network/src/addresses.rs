@@ -6,59 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-
-/// An IPv4 block such as `10.42.3.0/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    base: u32,
-    prefix: u8,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an IPv4 block such as 10.42.3.0/24")]
-pub struct ParseBlockError(String);
-
-impl std::str::FromStr for Block {
-    type Err = ParseBlockError;
-
-    fn from_str(text: &str) -> Result<Self, ParseBlockError> {
-        let wrong = || ParseBlockError(text.to_owned());
-        let (base, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let base: Ipv4Addr = base.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        let block = Self { base: base.into(), prefix };
-        if !(1..=30).contains(&prefix) || block.base & !block.mask() != 0 {
-            return Err(wrong());
-        }
-        Ok(block)
-    }
-}
-
-impl std::fmt::Display for Block {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.prefix)
-    }
-}
-
-impl Block {
-    fn mask(&self) -> u32 {
-        u32::MAX << (32 - self.prefix)
-    }
-
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        u32::from(address) & self.mask() == self.base
-    }
-
-    /// The node's own address in the pod network, never a pod's.
-    pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.base + 1)
-    }
-
-    /// Addresses for pods: neither the block's first two (network, gateway) nor its last.
-    fn pods(&self) -> std::ops::Range<u32> {
-        self.base + 2..self.base + (!self.mask())
-    }
-}
+use rimward_api::Block;
 
 /// The addresses of this node's pods, by pod UID. One small file a pod, so that the next agent gives
 /// the same pod the same address.
@@ -149,22 +97,6 @@ impl Addresses {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn blocks() {
-        for wrong in ["", "10.42.0.0", "10.42.0.1/24", "10.42.0.0/33", "x/24", "10.42.0.0/31"] {
-            assert!(wrong.parse::<Block>().is_err(), "{wrong}");
-        }
-        let block: Block = "10.42.3.0/24".parse().unwrap();
-        assert_eq!(
-            (block.to_string(), block.gateway().to_string()),
-            ("10.42.3.0/24".into(), "10.42.3.1".into())
-        );
-        assert!(
-            block.contains("10.42.3.255".parse().unwrap())
-                && !block.contains("10.42.4.0".parse().unwrap())
-        );
-    }
 
     #[test]
     fn addresses_are_kept_and_come_back_last() {

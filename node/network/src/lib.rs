@@ -14,6 +14,6 @@ pub mod root;
 pub mod services;
 pub mod user;
 
-pub use addresses::{Addresses, Block};
+pub use addresses::Addresses;
 pub use backends::{Backend, Backends};
 pub use dial::Dial;

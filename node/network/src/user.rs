@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
-use rimward_api::ObjectKey;
+use rimward_api::{Block, ObjectKey};
 use rimward_client::{Cache, Delta};
 use rimward_node_pod::outside::{Attachment, Network};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::addresses::{Addresses, Block};
+use crate::addresses::Addresses;
 use crate::backends::Backends;
 use crate::dial::{Dial, loopback_of, unprivileged_port};
 use crate::services::{Entry, Protocol, Route, routes};

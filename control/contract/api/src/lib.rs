@@ -6,6 +6,7 @@
 //! Typed kinds are those of [`k8s_openapi`]; the API server itself works on untyped JSON, because a
 //! typed decode drops the fields that it does not know.
 
+pub mod block;
 pub mod meta;
 pub mod names;
 pub mod quantity;
@@ -14,6 +15,7 @@ pub mod selector;
 pub mod status;
 pub mod user;
 
+pub use block::Block;
 pub use k8s_openapi;
 pub use meta::ObjectKey;
 pub use quantity::Quantity;
