@@ -164,6 +164,9 @@ pub struct NodeOptions {
     /// PEM file of certificate authorities that Wasm guests trust for HTTPS, besides the system's.
     #[arg(long, value_name = "FILE")]
     pub guest_ca: Option<PathBuf>,
+    /// Where certificate authorities to trust for one image registry alone are: DIR/HOST[:PORT]/*.crt.
+    #[arg(long, value_name = "DIR", default_value = "/etc/rimward/certs.d")]
+    pub registry_certs_dir: PathBuf,
     /// HOST:PORT of an image registry that speaks plain HTTP; repeatable.
     #[arg(long, value_name = "HOST:PORT")]
     pub plain_http_registry: Vec<String>,

@@ -12,7 +12,9 @@ mod content;
 mod fetch;
 mod form;
 mod name;
+mod remote;
 mod store;
 
-pub use fetch::{ClusterRegistry, ClusterResponse, RemoteConfig};
+pub use fetch::{ClusterRegistry, ClusterResponse};
+pub use remote::RemoteConfig;
 pub use store::{Config, ImageStore, StoredImage};

@@ -11,11 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::content::{Content, ContentError, digest_of};
-use crate::fetch::{
-    ClusterRegistry, FetchError, InCluster, Remote, RemoteConfig, Source, remote_client,
-};
+use crate::fetch::{ClusterRegistry, FetchError, InCluster, Source};
 use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
 use crate::name::Name;
+use crate::remote::{RemoteConfig, Remotes};
 
 pub struct Config {
     pub dir: PathBuf,
@@ -50,7 +49,7 @@ struct Inner {
     dir: PathBuf,
     content: Content,
     cluster: Arc<dyn ClusterRegistry>,
-    remote: oci_client::Client,
+    remotes: Remotes,
     layer_bytes_max: u64,
     slots: Semaphore,
     images: Mutex<HashMap<String, StoredImage>>,
@@ -72,7 +71,7 @@ impl ImageStore {
             inner: Arc::new(Inner {
                 content,
                 cluster,
-                remote: remote_client(&config.remote)?,
+                remotes: Remotes::new(config.remote)?,
                 layer_bytes_max: config.layer_bytes_max,
                 slots: Semaphore::new(config.pulls_max),
                 images: Mutex::new(images),
@@ -192,19 +191,35 @@ impl Inner {
         name: &Name,
         auth: &[RegistryAuth],
     ) -> Result<(Image, u64), String> {
-        let remote = Remote::new(&self.remote, name, auth);
         let Some(repository) = &name.in_cluster else {
-            return self.pull_from(&remote, reference, name).await.map_err(|e| e.to_string());
+            return self.pull_from_outside(reference, name, auth).await;
         };
         let in_cluster = InCluster { registry: &*self.cluster, repository };
         match self.pull_from(&in_cluster, reference, name).await {
             Err(FetchError::NotFound(here)) if !name.has_host => {
                 // Names without a host mean the default registry everywhere else.
-                let outside = self.pull_from(&remote, reference, name).await;
+                let outside = self.pull_from_outside(reference, name, auth).await;
                 outside.map_err(|e| format!("{here}: not found; {e}"))
             }
             other => other.map_err(|e| e.to_string()),
         }
+    }
+
+    /// With each credential that fits, until one is good enough.
+    async fn pull_from_outside(
+        &self,
+        reference: &str,
+        name: &Name,
+        auth: &[RegistryAuth],
+    ) -> Result<(Image, u64), String> {
+        let mut denied = None;
+        for remote in self.remotes.of(name, auth)? {
+            match self.pull_from(&remote, reference, name).await {
+                Err(FetchError::Denied(cause)) => denied = Some(cause),
+                other => return other.map_err(|e| e.to_string()),
+            }
+        }
+        Err(denied.expect("there is at least the anonymous try"))
     }
 
     async fn pull_from(
