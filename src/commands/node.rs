@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use rimward_node_agent::node::RemoteConfig;
-use rimward_node_agent::node::{Config, Node};
+use rimward_node_agent::Config as AgentConfig;
+use rimward_node_agent::node::{Config, Node, RemoteConfig};
 
 use crate::cli::{self, NodeOptions};
 use crate::shutdown;
@@ -15,7 +15,7 @@ pub async fn run(args: cli::Node) -> anyhow::Result<()> {
     let token =
         args.token.map(|t| t.parse().map_err(|e| anyhow::anyhow!("--token: {e}"))).transpose()?;
     let mut config = config(&args.data_dir.path()?, &args.node, args.server.clone())?;
-    config.token = token;
+    config.agent.token = token;
     // The control plane's API has the same host; people push images there.
     if let Some((host, _)) = args.server.rsplit_once(':') {
         config.registry_hosts.push(format!("{host}:6443"));
@@ -44,23 +44,26 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
     let user_mode = options.user_mode || !cli::is_root();
     let port = options.ingress_http_port.unwrap_or(if user_mode { 8080 } else { 80 });
     Ok(Config {
-        data_dir: data_dir.join("node"),
-        name: node_name(options)?,
-        server,
-        token: None,
-        labels,
-        node_ip: None,
-        pods_max: options.max_pods,
+        agent: AgentConfig {
+            data_dir: data_dir.join("node"),
+            name: node_name(options)?,
+            server,
+            token: None,
+            labels,
+            node_ip: None,
+            pods_max: options.max_pods,
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
         user_mode,
         ingress_http_port: port,
         registry_hosts: Vec::new(),
         remote_registries: RemoteConfig {
             ca_files: options.registry_ca.clone(),
+            certs_dir: Some(options.registry_certs_dir.clone()),
             plain_http: options.plain_http_registry.clone(),
         },
         guest_ca: options.guest_ca.clone(),
         exe: std::env::current_exe().context("cannot find this program's own file")?,
-        version: env!("CARGO_PKG_VERSION").into(),
     })
 }
 

@@ -24,7 +24,7 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
     let api_port = plane.api_addr.port();
     config.registry_hosts =
         ["localhost", "127.0.0.1"].map(|host| format!("{host}:{api_port}")).to_vec();
-    config.token = Some(token(&plane).await?);
+    config.agent.token = Some(token(&plane).await?);
     // The node ends first: its last reports need the control plane.
     let node_shutdown = CancellationToken::new();
     let kubeconfig = plane.kubeconfig.clone();

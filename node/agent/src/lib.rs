@@ -66,10 +66,6 @@ pub struct Config {
     pub pods_max: u32,
     /// Of this program: `0.1.0`.
     pub version: String,
-    /// `status.nodeInfo.kubeletVersion`: `v1.36.2+rimward0.1.0`.
-    pub kubelet_version: String,
-    /// `status.nodeInfo.containerRuntimeVersion`: `rimward-wasm://0.1.0`.
-    pub runtime_version: String,
 }
 
 /// Why a node cannot start, or cannot go on. One line for a person.
@@ -153,6 +149,7 @@ pub(crate) struct Core {
     /// The parts that `attach` brought, once they are there.
     parts: watch::Sender<Option<Parts>>,
     images: watch::Sender<Vec<ContainerImage>>,
+    disk: machine::Disk,
     /// Held while a change is applied.
     applying: Arc<tokio::sync::Mutex<()>>,
     /// How the link ended for good.
@@ -182,6 +179,7 @@ impl Agent {
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
         let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
+        let disk = machine::Disk::of(&config.data_dir);
         let core = Arc::new(Core {
             welcome: watch::Sender::new(ledger.welcome()?),
             config,
@@ -192,6 +190,7 @@ impl Agent {
             connection: watch::Sender::new(None),
             parts: watch::Sender::new(None),
             images: watch::Sender::new(Vec::new()),
+            disk,
             applying: Arc::default(),
             ended: watch::Sender::new(None),
             shutdown,
@@ -247,6 +246,11 @@ impl Agent {
     /// The way up for pods.
     pub fn reports(&self) -> Arc<dyn rimward_node_pod::outside::Reports> {
         self.core.reports.clone()
+    }
+
+    /// An Event about this node.
+    pub fn node_event(&self, warning: bool, reason: &str, message: &str) {
+        self.core.reports.node_event(warning, reason, message);
     }
 
     /// Brings the parts that run pods: they are given every desired pod, and from now on every change.

@@ -22,6 +22,8 @@ use crate::{Core, Error, TunnelError, machine, serving};
 const GOOD: Duration = Duration::from_secs(10);
 /// Frames that are applied, and made durable, together.
 const BATCH: usize = 256;
+/// How often to look whether the disk is full.
+const DISK_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait after a renewal that failed.
 const RENEW_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -156,7 +158,7 @@ fn hello(core: &Core) -> Hello {
 fn describe(core: &Core) -> Vec<u8> {
     let ready = core.parts.borrow().is_some() && core.desired.is_synced();
     let images = core.images.borrow().clone();
-    let node = machine::describe(&core.config, core.dialer.server(), ready, images);
+    let node = machine::describe(&core.config, core.dialer.server(), ready, &core.disk, images);
     serde_json::to_vec(&node).expect("a Node has only string keys")
 }
 
@@ -269,6 +271,8 @@ async fn tell(core: &Arc<Core>, mut writer: Writer, mut answers: mpsc::Receiver<
     let mut synced = core.desired.watch_synced();
     // Whatever changed since the hello is told with the first look.
     let mut described = describe(core);
+    // Nothing wakes whoever waits for a disk to fill up.
+    let mut disk_looks = tokio::time::interval(DISK_EVERY);
     loop {
         tokio::select! {
             answer = answers.recv() => match answer {
@@ -280,6 +284,10 @@ async fn tell(core: &Arc<Core>, mut writer: Writer, mut answers: mpsc::Receiver<
                 reports.statuses.iter().for_each(|report| writer.push(report));
                 reports.events.into_iter().for_each(|event| writer.push(&EventReport { event }));
             }
+            _ = disk_looks.tick() => if core.disk.look() {
+                tracing::warn!(path = %core.config.data_dir.display(), full = core.disk.under_pressure(), "the disk's state changed");
+                tell_node(core, &mut writer, &mut described);
+            },
             Ok(()) = images.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = parts.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = synced.changed() => tell_node(core, &mut writer, &mut described),

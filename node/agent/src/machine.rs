@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use k8s_openapi::api::core::v1::{
     ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
@@ -58,6 +59,60 @@ impl Capacity {
     }
 }
 
+/// Whether the file system of the node's data is too full, judged by what is free of bytes and inodes.
+#[derive(Debug)]
+pub struct Disk {
+    data_dir: PathBuf,
+    under_pressure: AtomicBool,
+}
+
+/// Below this share pods go elsewhere. Kubernetes' own default is 10 %, which on a large disk is a lot of room.
+const DISK_FREE_PERCENT_MIN: u64 = 5;
+/// Above this share the pressure is over. More than the other one: a node at the edge must not flap.
+const DISK_FREE_PERCENT_ENOUGH: u64 = 7;
+
+impl Disk {
+    pub fn of(data_dir: &Path) -> Self {
+        let disk = Self { data_dir: data_dir.to_owned(), under_pressure: AtomicBool::new(false) };
+        disk.look();
+        disk
+    }
+
+    /// Looks again; answers whether anything changed.
+    pub fn look(&self) -> bool {
+        let Ok(now) = rustix::fs::statvfs(&self.data_dir) else { return false };
+        let before = self.under_pressure();
+        let bytes = under_pressure(before, now.f_bavail, now.f_blocks);
+        // File systems without a fixed number of inodes say that they have none.
+        let inodes = now.f_files > 0 && under_pressure(before, now.f_favail, now.f_files);
+        self.under_pressure.store(bytes || inodes, Ordering::Relaxed);
+        before != (bytes || inodes)
+    }
+
+    pub fn under_pressure(&self) -> bool {
+        self.under_pressure.load(Ordering::Relaxed)
+    }
+
+    fn condition(&self) -> (&'static str, &'static str, String) {
+        match self.under_pressure() {
+            true => (
+                "True",
+                "KubeletHasDiskPressure",
+                format!(
+                    "the file system of {} has less than {DISK_FREE_PERCENT_MIN} % of its bytes or inodes free; make room there",
+                    self.data_dir.display()
+                ),
+            ),
+            false => ("False", "KubeletHasNoDiskPressure", "the node has enough disk".into()),
+        }
+    }
+}
+
+fn under_pressure(before: bool, free: u64, total: u64) -> bool {
+    let percent = if before { DISK_FREE_PERCENT_ENOUGH } else { DISK_FREE_PERCENT_MIN };
+    free.saturating_mul(100) < total.saturating_mul(percent)
+}
+
 fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
@@ -101,7 +156,20 @@ pub fn node_ip(towards: &str) -> IpAddr {
     let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
     // 192.0.2.1 is reserved for documentation (RFC 5737): nobody is there, only the route counts.
     let found = [towards, "192.0.2.1:9"].into_iter().find_map(|target| from(target).filter(usable));
-    found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    found.or_else(interface_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// An address of a network that this machine is on: one that has no default route has no other way to know
+/// its own.
+fn interface_address() -> Option<IpAddr> {
+    let usable = |ip: &Ipv4Addr| !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified();
+    let of = |interface: nix::ifaddrs::InterfaceAddress| {
+        // The pod network's own devices are not what others know this machine by.
+        let ours = interface.interface_name.starts_with(rimward_node_network::root::DEVICE_PREFIX);
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        (!ours && usable(&address)).then_some(IpAddr::V4(address))
+    };
+    nix::ifaddrs::getifaddrs().ok()?.find_map(of)
 }
 
 /// The architecture in Go's words, as labels have it.
@@ -120,7 +188,13 @@ fn os_image() -> String {
 }
 
 /// The Node as this machine sees itself.
-pub fn describe(config: &Config, server: &str, ready: bool, images: Vec<ContainerImage>) -> Node {
+pub fn describe(
+    config: &Config,
+    server: &str,
+    ready: bool,
+    disk: &Disk,
+    images: Vec<ContainerImage>,
+) -> Node {
     let mut labels: BTreeMap<String, String> = config.labels.clone();
     labels.extend([
         ("kubernetes.io/hostname".into(), config.name.clone()),
@@ -144,14 +218,14 @@ pub fn describe(config: &Config, server: &str, ready: bool, images: Vec<Containe
                 address("InternalIP", ip.to_string()),
                 address("Hostname", config.name.clone()),
             ]),
-            conditions: Some(conditions(ready)),
+            conditions: Some(conditions(ready, disk)),
             images: (!images.is_empty()).then_some(images),
             node_info: Some(NodeSystemInfo {
                 architecture: architecture().into(),
                 boot_id: read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-                container_runtime_version: config.runtime_version.clone(),
+                container_runtime_version: format!("rimward-wasm://{}", config.version),
                 kernel_version: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
-                kubelet_version: config.kubelet_version.clone(),
+                kubelet_version: format!("v1.36.2+rimward{}", config.version),
                 machine_id: read("/etc/machine-id").unwrap_or_default(),
                 operating_system: "linux".into(),
                 os_image: os_image(),
@@ -165,7 +239,7 @@ pub fn describe(config: &Config, server: &str, ready: bool, images: Vec<Containe
 }
 
 /// The conditions of <https://kubernetes.io/docs/reference/node/node-status/#condition>.
-fn conditions(ready: bool) -> Vec<NodeCondition> {
+fn conditions(ready: bool, disk: &Disk) -> Vec<NodeCondition> {
     let condition = |type_: &str, status: &str, reason: &str, message: &str| NodeCondition {
         type_: type_.into(),
         status: status.into(),
@@ -178,6 +252,7 @@ fn conditions(ready: bool) -> Vec<NodeCondition> {
     } else {
         condition("Ready", "False", "KubeletNotReady", "the agent is starting")
     };
+    let (full, why, told) = disk.condition();
     vec![
         condition(
             "MemoryPressure",
@@ -185,7 +260,7 @@ fn conditions(ready: bool) -> Vec<NodeCondition> {
             "KubeletHasSufficientMemory",
             "the node has enough memory",
         ),
-        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "the node has enough disk"),
+        condition("DiskPressure", full, why, &told),
         condition(
             "PIDPressure",
             "False",
@@ -213,6 +288,19 @@ mod tests {
             capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0
         );
         assert!(capacity.allocatable().memory_bytes < capacity.memory_bytes);
+    }
+
+    #[test]
+    fn a_full_disk_and_room_again() {
+        #[track_caller]
+        fn check(before: bool, free: u64, expected: bool) {
+            assert_eq!(under_pressure(before, free, 1000), expected, "{before} {free}");
+        }
+        check(false, 50, false);
+        check(false, 49, true);
+        check(true, 60, true);
+        check(true, 70, false);
+        assert!(!under_pressure(false, 0, 0), "a file system of no size is not full");
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! One list, in the order in which the parts need each other: ledger and tunnel → what the cluster told
 //! this node → network → images and runtimes → pods → names, Services, Ingress.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rimward_api::Block;
 use rimward_node_dns as dns;
 use rimward_node_image::ImageStore;
 pub use rimward_node_image::RemoteConfig;
@@ -16,11 +16,10 @@ use rimward_node_network::dial::{loopback_of, unprivileged_port};
 use rimward_node_network::root::{self, RootNetwork};
 use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
-use rimward_node_network::{Backends, Block, Dial};
+use rimward_node_network::{Backends, Dial};
 use rimward_node_pod::Pods;
 use rimward_node_pod::outside::Network;
 use rimward_node_wasm::{AddressMap, WasmRuntime};
-use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::wire::Welcome;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -33,15 +32,7 @@ use crate::{Agent, machine};
 /// What an operator may choose.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DIR/node`.
-    pub data_dir: PathBuf,
-    pub name: String,
-    /// HOST:PORT of the control plane's tunnel.
-    pub server: String,
-    pub token: Option<BootstrapToken>,
-    pub labels: BTreeMap<String, String>,
-    pub node_ip: Option<IpAddr>,
-    pub pods_max: u32,
+    pub agent: crate::Config,
     /// Addresses on loopback and proxies instead of namespaces and kernel rules.
     pub user_mode: bool,
     /// Where the HTTP Ingress listens; 0 picks a free one.
@@ -53,7 +44,6 @@ pub struct Config {
     pub guest_ca: Option<PathBuf>,
     /// This program, which the Wasm runtime starts again for its hosts.
     pub exe: PathBuf,
-    pub version: String,
 }
 
 /// A running node.
@@ -82,13 +72,13 @@ impl Node {
         config: Config,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
-        std::fs::create_dir_all(&config.data_dir).map_err(|e| {
+        std::fs::create_dir_all(&config.agent.data_dir).map_err(|e| {
             anyhow::anyhow!(
                 "{}: {e}; choose another directory with --data-dir",
-                config.data_dir.display()
+                config.agent.data_dir.display()
             )
         })?;
-        let agent = Agent::start(agent_config(&config), shutdown.clone())?;
+        let agent = Agent::start(config.agent.clone(), shutdown.clone())?;
         let Some(welcome) = agent.welcome().await else {
             agent.ended().await.map_err(|e| anyhow::anyhow!("{e}"))?;
             return Ok(None);
@@ -192,25 +182,10 @@ fn block(text: &str) -> anyhow::Result<Block> {
     text.parse().map_err(|e| anyhow::anyhow!("what the control plane says of the network: {e}"))
 }
 
-fn agent_config(config: &Config) -> crate::Config {
-    crate::Config {
-        data_dir: config.data_dir.clone(),
-        name: config.name.clone(),
-        server: config.server.clone(),
-        token: config.token.clone(),
-        labels: config.labels.clone(),
-        node_ip: config.node_ip,
-        pods_max: config.pods_max,
-        version: config.version.clone(),
-        kubelet_version: format!("v1.36.2+rimward{}", config.version),
-        runtime_version: format!("rimward-wasm://{}", config.version),
-    }
-}
-
 async fn open_network(config: &Config, welcome: &Welcome) -> anyhow::Result<Net> {
-    let dir = config.data_dir.join("network");
+    let dir = config.agent.data_dir.join("network");
     let pod_block = block(&welcome.pod_cidr)?;
-    let host_ip = config.node_ip.unwrap_or_else(|| machine::node_ip(&config.server));
+    let host_ip = config.agent.node_ip.unwrap_or_else(|| machine::node_ip(&config.agent.server));
     let dns_ip: Ipv4Addr = welcome.cluster_dns.parse()?;
     if config.user_mode {
         let opened = UserNetwork::open(user::Config { dir, pod_block, host_ip, dns_ip });
@@ -218,9 +193,10 @@ async fn open_network(config: &Config, welcome: &Welcome) -> anyhow::Result<Net>
     }
     let opened = RootNetwork::open(root::Config {
         dir,
-        node_key: config.data_dir.display().to_string(),
+        node_key: config.agent.data_dir.display().to_string(),
         pod_block,
         cluster_block: block(&welcome.pod_network)?,
+        service_block: block(&welcome.service_network)?,
         host_ip,
         dns_ip,
     });
@@ -261,12 +237,13 @@ async fn start_pods(
     network: Arc<dyn Network>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(Pods, WasmRuntime)> {
-    let mut images = rimward_node_image::Config::new(config.data_dir.join("images"));
+    let mut images = rimward_node_image::Config::new(config.agent.data_dir.join("images"));
     images.remote = config.remote_registries.clone();
     let registry = TunnelRegistry { agent: agent.clone(), hosts: config.registry_hosts.clone() };
     let images = ImageStore::open(images, Arc::new(registry)).map_err(anyhow::Error::msg)?;
 
-    let mut wasm = rimward_node_wasm::Config::new(config.data_dir.clone(), config.exe.clone());
+    let mut wasm =
+        rimward_node_wasm::Config::new(config.agent.data_dir.clone(), config.exe.clone());
     wasm.user_mode = config.user_mode;
     wasm.ca_bundle = config.guest_ca.clone();
     match net {
@@ -276,8 +253,9 @@ async fn start_pods(
                 vec![on_loopback(&welcome.pod_network)?, on_loopback(&welcome.service_network)?]
         }
     }
-    let wasm = WasmRuntime::new(wasm)
-        .map_err(|e| anyhow::anyhow!("the Wasm runtime in {}: {e}", config.data_dir.display()))?;
+    let wasm = WasmRuntime::new(wasm).map_err(|e| {
+        anyhow::anyhow!("the Wasm runtime in {}: {e}", config.agent.data_dir.display())
+    })?;
     let parts = Parts { runtimes: vec![Arc::new(wasm.clone())], images: Arc::new(images), network };
     Ok((run_pods(agent, parts, &welcome.cluster_domain, shutdown.clone()).await?, wasm))
 }
@@ -306,7 +284,7 @@ async fn route_services(
     let api: SocketAddr = welcome.api_service.parse()?;
     let net = match net {
         Net::User(_) => {
-            let proxies = user::Proxies::new(services, backends, dial, config.name.clone());
+            let proxies = user::Proxies::new(services, backends, dial, config.agent.name.clone());
             tasks.spawn(proxies.run(shutdown.clone()));
             tracing::info!(
                 "user mode: what the API shows as {api} answers at {}:{}",
@@ -329,9 +307,26 @@ async fn route_services(
         fixed(api.ip(), Protocol::Tcp, api.port(), api_door.local_addr()?),
     ];
     tasks.spawn(until(shutdown.clone(), serve_api(api_door, agent.clone())));
-    let (routing, name, stop) = (net.clone(), config.name.clone(), shutdown.clone());
+    let (routing, name, stop) = (net.clone(), config.agent.name.clone(), shutdown.clone());
     let fixed = fixed.into_iter().flatten().collect();
-    tasks.spawn(async move { routing.run_services(services, backends, name, fixed, stop).await });
+    let says = agent.clone();
+    let trouble = move |cause: Option<&root::CommandError>| match cause {
+        Some(cause) => {
+            tracing::error!(%cause, "cannot program Services; trying again");
+            says.node_event(
+                true,
+                "ServiceRulesFailed",
+                &format!("cannot program Services: {cause}"),
+            );
+        }
+        None => {
+            tracing::info!("Services are programmed again");
+            says.node_event(false, "ServiceRulesProgrammed", "Services are programmed again");
+        }
+    };
+    tasks.spawn(async move {
+        routing.run_services(services, backends, name, fixed, trouble, stop).await
+    });
     let overlay = net.overlay().await.map_err(anyhow::Error::msg)?;
     let (agent, stop) = (agent.clone(), shutdown.clone());
     tasks.spawn(async move {

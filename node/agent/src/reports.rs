@@ -157,27 +157,22 @@ impl Outgoing {
     }
 }
 
-impl Reports for Outgoing {
-    fn pod_status(&self, pod: &Pod, status: PodStatus) {
-        self.report(pod, &status, false);
+impl Outgoing {
+    /// An Event about the node, which has its name for a UID, as the kubelet's Events say it.
+    pub fn node_event(&self, warning: bool, reason: &str, message: &str) {
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..ObjectReference::default()
+        };
+        self.say(about, warning, reason, message);
     }
 
-    fn pod_terminated(&self, pod: &Pod, status: PodStatus) {
-        self.report(pod, &status, true);
-    }
-
-    fn event(&self, pod: &Pod, field_path: &str, warning: bool, reason: &str, message: &str) {
+    fn say(&self, about: ObjectReference, warning: bool, reason: &str, message: &str) {
         let now = Timestamp::now();
         let event = Event {
-            involved_object: ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                namespace: pod.metadata.namespace.clone(),
-                name: pod.metadata.name.clone(),
-                uid: pod.metadata.uid.clone(),
-                field_path: (!field_path.is_empty()).then(|| field_path.to_owned()),
-                resource_version: None,
-            },
+            involved_object: about,
             type_: Some(if warning { "Warning" } else { "Normal" }.into()),
             reason: Some(reason.to_owned()),
             message: Some(message.to_owned()),
@@ -194,6 +189,29 @@ impl Reports for Outgoing {
         state.events.push_back(event);
         drop(state);
         self.more.notify_one();
+    }
+}
+
+impl Reports for Outgoing {
+    fn pod_status(&self, pod: &Pod, status: PodStatus) {
+        self.report(pod, &status, false);
+    }
+
+    fn pod_terminated(&self, pod: &Pod, status: PodStatus) {
+        self.report(pod, &status, true);
+    }
+
+    fn event(&self, pod: &Pod, field_path: &str, warning: bool, reason: &str, message: &str) {
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+            field_path: (!field_path.is_empty()).then(|| field_path.to_owned()),
+            resource_version: None,
+        };
+        self.say(about, warning, reason, message);
     }
 }
 

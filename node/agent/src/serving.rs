@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use rimward_api::Block;
 use rimward_node_pod::{LogError, LogRequest};
 use rimward_tunnel::call::{CallError, Incoming, Opened};
-use rimward_tunnel::packets::Block;
 use rimward_tunnel::wire::{DialRequest, DialTarget, LogsRequest, Reply, Request};
 use tokio::net::TcpStream;
 

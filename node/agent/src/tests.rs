@@ -52,8 +52,6 @@ impl ControlPlane {
             node_ip: Some("192.0.2.7".parse().unwrap()),
             pods_max: 250,
             version: "test".into(),
-            kubelet_version: "v1.36.2+test".into(),
-            runtime_version: "test://1".into(),
         }
     }
 

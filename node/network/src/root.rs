@@ -11,6 +11,9 @@
 //! Service keeps its source address. Rejected: a veth per Wasm pod (10,000 of them cost more than the
 //! pods), and rules on the host alone (a pod calling a neighbour through a Service would need masquerade).
 //!
+//! The host has a route for the Service network, to the veth: the kernel looks for a route before it applies
+//! the rules, and a machine need not have a default one.
+//!
 //! What exists is kept: Wasm hosts live in the namespace across restarts of the agent.
 
 mod command;
@@ -20,15 +23,16 @@ mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Service;
-use rimward_api::ObjectKey;
+use rimward_api::{Block, ObjectKey};
 use rimward_client::{Cache, Delta};
 use rimward_node_pod::outside::{Attachment, Network};
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses::{Addresses, Block};
+use crate::addresses::Addresses;
 use crate::backends::Backends;
 use crate::services::routes;
 
@@ -43,6 +47,8 @@ pub struct Config {
     pub pod_block: Block,
     /// All pods of the cluster: what the TUN device leads to.
     pub cluster_block: Block,
+    /// All Services of the cluster.
+    pub service_block: Block,
     pub host_ip: IpAddr,
     /// The cluster DNS server's address in the API, such as 10.43.0.10.
     pub dns_ip: Ipv4Addr,
@@ -51,6 +57,9 @@ pub struct Config {
 /// The host's end of the veth: where servers for this node's pods listen (DNS, API access).
 pub const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 1);
 pub(crate) const POD_END: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
+
+/// What the names of this network's devices begin with.
+pub const DEVICE_PREFIX: &str = "rw";
 
 /// Names of what this node makes in the kernel.
 #[derive(Clone, Debug)]
@@ -69,8 +78,8 @@ impl Names {
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
         Self {
             namespace: format!("rimward-{hash:08x}"),
-            veth: format!("rw{hash:08x}h"),
-            tun: format!("rw{hash:08x}t"),
+            veth: format!("{DEVICE_PREFIX}{hash:08x}h"),
+            tun: format!("{DEVICE_PREFIX}{hash:08x}t"),
             table: format!("rimward_{hash:08x}"),
         }
     }
@@ -80,6 +89,7 @@ impl Names {
 pub struct RootNetwork {
     addresses: Addresses,
     names: Names,
+    skeleton: rules::Skeleton,
     config: Config,
 }
 
@@ -92,8 +102,10 @@ impl RootNetwork {
         let addresses = Addresses::open(&config.dir, config.pod_block)?;
         let names = Names::new(&config.node_key);
         namespace::ensure(&names, &config).await.map_err(|e| e.to_string())?;
-        rules::ensure(&names, &config).await.map_err(|e| e.to_string())?;
-        Ok(Self { addresses, names, config })
+        let skeleton = rules::Skeleton::new(&names, &config);
+        skeleton.ensure(&names).await.map_err(|e| e.to_string())?;
+        namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
+        Ok(Self { addresses, names, skeleton, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -115,16 +127,19 @@ impl RootNetwork {
     /// Keeps the rules in step with the Services until shutdown.
     ///
     /// `fixed` are ways in that lead to servers of the agent itself: (Service address, port) of DNS and of
-    /// the API, to a local address.
+    /// the API, to a local address. A batch that the kernel refuses is tried again by itself; `trouble` is
+    /// told when that begins, with the cause, and when it is over.
     pub async fn run_services(
         &self,
         services: Cache<Service>,
         backends: Backends,
         node: String,
         fixed: Vec<Fixed>,
+        trouble: impl Fn(Option<&CommandError>) + Send,
         shutdown: CancellationToken,
     ) {
-        let mut rules = rules::Rules::new(self.names.clone(), fixed);
+        let mut rules = rules::Rules::new(self.names.clone(), self.skeleton.clone(), fixed);
+        let mut failures = 0;
         let (mut deltas, mut changed) = (services.subscribe(), backends.subscribe());
         loop {
             let mut touched = std::collections::BTreeSet::new();
@@ -141,6 +156,7 @@ impl RootNetwork {
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => all = true,
                     Err(_) => return,
                 },
+                () = tokio::time::sleep(again_after(failures)), if failures > 0 => {}
             }
             // Whatever else is already here goes into the same atomic batch.
             while let Some(delta) = deltas.try_next() {
@@ -161,11 +177,27 @@ impl RootNetwork {
                 let routes = service.map(|s| routes(&key, &s, &backends.of(&key), &node));
                 (key, routes.unwrap_or_default())
             });
-            if let Err(error) = rules.apply(wanted.collect()).await {
-                tracing::error!(%error, "cannot program Services; they are tried again with the next change");
+            match rules.apply(wanted.collect()).await {
+                Ok(()) if failures > 0 => {
+                    failures = 0;
+                    trouble(None);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if failures == 0 {
+                        trouble(Some(&error));
+                    }
+                    failures += 1;
+                }
             }
         }
     }
+}
+
+/// How long to wait after so many failures in a row.
+fn again_after(failures: u32) -> Duration {
+    const MAX: Duration = Duration::from_secs(30);
+    Duration::from_millis(250).saturating_mul(1 << failures.min(10)).min(MAX)
 }
 
 /// A way in that is always there.

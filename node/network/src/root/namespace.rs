@@ -64,6 +64,16 @@ async fn forward(veth: &str) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// The way to Services, with the address that others know this machine by where that is one of its own. It
+/// goes with the veth.
+pub(crate) async fn route_services(names: &Names, config: &Config) -> Result<(), CommandError> {
+    let route = format!("route replace {} dev {}", config.service_block, names.veth);
+    match ip_batch(&format!("{route} src {}\n", config.host_ip)).await {
+        Ok(()) => Ok(()),
+        Err(_) => ip_batch(&format!("{route}\n")).await,
+    }
+}
+
 pub(crate) async fn remove(names: &Names) {
     // The veth goes with its namespace.
     if let Err(error) = run(&format!("ip netns del {}", names.namespace), "").await {

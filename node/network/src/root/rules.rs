@@ -4,39 +4,59 @@
 //! port), and by (protocol, node port). A change rewrites only the chains and elements of the Services
 //! that changed. Ports without a ready backend are refused at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use rimward_api::ObjectKey;
 
 use super::command::{CommandError, run};
-use super::{Config, Fixed, Names};
+use super::{Config, Fixed, HOST_END, Names};
 use crate::services::{Entry, Protocol, Route};
 
-/// Makes the table anew in both namespaces: maps and base chains, no Services. The Services follow with
-/// the first state; connections that are up are not touched, the kernel tracks them by itself.
-pub(crate) async fn ensure(names: &Names, config: &Config) -> Result<(), CommandError> {
-    let nat = format!(
-        "chain postrouting {{ type nat hook postrouting priority srcnat;
-           oifname {veth:?} ip saddr 127.0.0.0/8 masquerade
-           oifname {tun:?} ip saddr != {block} masquerade
-           ip saddr {block} oifname != {{ {veth:?}, {tun:?} }} masquerade
-         }}",
-        veth = names.veth,
-        tun = names.tun,
-        block = config.pod_block,
-    );
-    on_host(&table(names, &nat)).await?;
-    in_pods(names, &table(names, "")).await
+/// The table without Services: maps and base chains, in both namespaces. Making it anew touches no
+/// connection that is up, the kernel tracks those by itself.
+#[derive(Clone)]
+pub(crate) struct Skeleton {
+    host: String,
+    pods: String,
 }
 
-fn table(names: &Names, nat: &str) -> String {
+impl Skeleton {
+    pub fn new(names: &Names, config: &Config) -> Self {
+        let Names { veth, tun, .. } = names;
+        let block = config.pod_block;
+        // What leaves for a Service may carry the veth's address, which no other machine can answer.
+        let nat = format!(
+            "chain postrouting {{ type nat hook postrouting priority srcnat;
+               oifname {veth:?} ip saddr 127.0.0.0/8 masquerade
+               oifname {tun:?} ip saddr != {block} masquerade
+               ip saddr {block} oifname != {{ {veth:?}, {tun:?} }} masquerade
+               ip saddr {HOST_END} oifname != {veth:?} masquerade
+             }}"
+        );
+        Self { host: table(names, config, &nat), pods: table(names, config, "") }
+    }
+
+    /// Makes the tables, without Services; these follow with the first state.
+    pub async fn ensure(&self, names: &Names) -> Result<(), CommandError> {
+        on_host(&self.host).await?;
+        in_pods(names, &self.pods).await
+    }
+}
+
+/// What is still addressed to the Service network after DNAT leads nowhere: without the last rule it would
+/// go round between the two namespaces, whose routes for that network point at each other.
+fn table(names: &Names, config: &Config, nat: &str) -> String {
     let name = &names.table;
     let lead = "ip daddr . meta l4proto . th dport vmap @addresses
            fib daddr type local meta l4proto . th dport vmap @node_ports";
-    let refuse = "ip daddr . meta l4proto . th dport @refused reject
-           fib daddr type local meta l4proto . th dport @refused_node_ports reject";
+    let refuse = format!(
+        "ip daddr . meta l4proto . th dport @refused reject
+           fib daddr type local meta l4proto . th dport @refused_node_ports reject
+           ip daddr {} reject",
+        config.service_block
+    );
     format!(
         "table ip {name} {{}}
          delete table ip {name}
@@ -70,54 +90,67 @@ async fn in_pods(names: &Names, script: &str) -> Result<(), CommandError> {
     run(&command, script).await.map(drop)
 }
 
+/// Clients that a backend remembers for session affinity.
+const AFFINE_CLIENTS_MAX: u32 = 65_535;
+
 /// What is in the kernel, to know what to take out.
 pub(crate) struct Rules {
     names: Names,
+    skeleton: Skeleton,
     fixed: Vec<Fixed>,
-    fixed_done: bool,
-    installed: BTreeMap<ObjectKey, Vec<Route>>,
+    wanted: BTreeMap<ObjectKey, Vec<Route>>,
+    /// Whether the kernel has just what `wanted` says. If not, the next change makes the tables anew: after
+    /// a batch that went into one namespace only, or that a stranger's hand made fail, differences are
+    /// unknown.
+    certain: bool,
 }
 
 impl Rules {
-    pub fn new(names: Names, fixed: Vec<Fixed>) -> Self {
-        Self { names, fixed, fixed_done: false, installed: BTreeMap::new() }
+    pub fn new(names: Names, skeleton: Skeleton, fixed: Vec<Fixed>) -> Self {
+        Self { names, skeleton, fixed, wanted: BTreeMap::new(), certain: false }
     }
 
     pub fn known(&self) -> Vec<ObjectKey> {
-        self.installed.keys().cloned().collect()
+        self.wanted.keys().cloned().collect()
     }
 
-    /// Brings the kernel to these routes for these Services, in one transaction per namespace.
+    /// Brings the kernel to these routes for these Services, in one transaction per namespace. What failed
+    /// before is tried again too.
     pub async fn apply(
         &mut self,
-        wanted: BTreeMap<ObjectKey, Vec<Route>>,
+        changed: BTreeMap<ObjectKey, Vec<Route>>,
     ) -> Result<(), CommandError> {
-        let wanted: BTreeMap<ObjectKey, Vec<Route>> =
-            wanted.into_iter().map(|(key, routes)| (key, self.without_fixed(routes))).collect();
-        let mut script = String::new();
-        if !self.fixed_done {
-            self.fixed.iter().for_each(|fixed| fixed_script(&mut script, &self.names.table, fixed));
-        }
-        for (key, routes) in &wanted {
-            let old = self.installed.get(key).map_or(&[][..], Vec::as_slice);
-            if old != routes.as_slice() {
-                change(&mut script, &self.names.table, old, routes);
+        let mut differences = String::new();
+        for (key, routes) in changed {
+            let routes = self.without_fixed(routes);
+            let old = match routes.is_empty() {
+                true => self.wanted.remove(&key).unwrap_or_default(),
+                false => self.wanted.insert(key.clone(), routes.clone()).unwrap_or_default(),
+            };
+            if self.certain && old != routes {
+                change(&mut differences, &self.names.table, &old, &routes);
             }
         }
-        if script.is_empty() {
-            return Ok(());
-        }
-        on_host(&script).await?;
-        in_pods(&self.names, &script).await?;
-        self.fixed_done = true;
-        for (key, routes) in wanted {
-            if routes.is_empty() {
-                self.installed.remove(&key);
-            } else {
-                self.installed.insert(key, routes);
-            }
-        }
+        let (host, pods) = match self.certain {
+            true if differences.is_empty() => return Ok(()),
+            true => (differences.clone(), differences),
+            false => self.whole(),
+        };
+        self.certain = false;
+        on_host(&host).await?;
+        in_pods(&self.names, &pods).await?;
+        self.certain = true;
         Ok(())
+    }
+
+    /// Both tables from nothing.
+    fn whole(&self) -> (String, String) {
+        let mut services = String::new();
+        self.fixed.iter().for_each(|fixed| fixed_script(&mut services, &self.names.table, fixed));
+        for routes in self.wanted.values() {
+            change(&mut services, &self.names.table, &[], routes);
+        }
+        (format!("{}{services}", self.skeleton.host), format!("{}{services}", self.skeleton.pods))
     }
 
     /// The agent's own servers stand where objects say otherwise (the API as this node reaches it).
@@ -143,16 +176,19 @@ impl Rules {
 /// would read alike are told apart by a hash.
 fn chain(route: &Route) -> String {
     let Route { service, port_name, entries, .. } = route;
-    let text = format!("{}/{}/{port_name}/{entries:?}", service.namespace, service.name);
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = fnv(&format!("{}/{}/{port_name}/{entries:?}", service.namespace, service.name));
     let readable: String = format!("{}_{}", service.namespace, service.name)
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
         .take(80)
         .collect();
     format!("svc_{readable}_{hash:016x}")
+}
+
+/// FNV-1a: names must be the same in every build.
+fn fnv(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// (map or set of entries with a backend, of entries without, the element's key).
@@ -169,70 +205,117 @@ fn element(entry: &Entry) -> (&'static str, &'static str, String) {
 
 /// Takes the old routes of a Service out and puts the new ones in.
 fn change(script: &mut String, table: &str, old: &[Route], new: &[Route]) {
-    let line = |script: &mut String, text: String| {
+    let mut line = |text: String| {
         writeln!(script, "{text}").expect("a String takes every write");
     };
+    let stays: BTreeSet<String> = new.iter().flat_map(sticky).map(|s| s.clients).collect();
     for route in old {
         let chain = chain(route);
         for (map, set, key) in route.entries.iter().map(element) {
             match route.backends.is_empty() {
-                true => line(script, format!("delete element ip {table} {set} {{ {key} }}")),
-                false => line(
-                    script,
-                    format!("delete element ip {table} {map} {{ {key} : goto {chain} }}"),
-                ),
+                true => line(format!("delete element ip {table} {set} {{ {key} }}")),
+                false => {
+                    line(format!("delete element ip {table} {map} {{ {key} : goto {chain} }}"))
+                }
             }
         }
         if !route.backends.is_empty() {
-            line(
-                script,
-                format!("flush chain ip {table} {chain}\ndelete chain ip {table} {chain}"),
-            );
+            line(format!("flush chain ip {table} {chain}\ndelete chain ip {table} {chain}"));
+        }
+        for Sticky { chain, clients, .. } in sticky(route) {
+            line(format!("flush chain ip {table} {chain}\ndelete chain ip {table} {chain}"));
+            // Clients of a backend that stays keep it.
+            if !stays.contains(&clients) {
+                line(format!("delete set ip {table} {clients}"));
+            }
         }
     }
     for route in new {
         let chain = chain(route);
         if !route.backends.is_empty() {
-            line(script, format!("add chain ip {table} {chain}"));
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let speaks = |e: &Entry| matches!(e, Entry::Address(_, p, _) | Entry::NodePort(p, _) if *p == protocol);
-                if route.entries.iter().any(speaks) {
-                    let pick = pick(route);
-                    line(
-                        script,
-                        format!(
-                            "add rule ip {table} {chain} meta l4proto {} {pick}",
-                            protocol.name()
-                        ),
-                    );
-                }
+            for Sticky { chain, clients, to, seconds } in sticky(route) {
+                line(format!(
+                    "add set ip {table} {clients} {{ type ipv4_addr; size {AFFINE_CLIENTS_MAX}; flags dynamic,timeout; timeout {seconds}s; }}\n\
+                     add chain ip {table} {chain}\n\
+                     add rule ip {table} {chain} update @{clients} {{ ip saddr }}"
+                ));
+                protocols(route).for_each(|p| {
+                    line(format!("add rule ip {table} {chain} meta l4proto {p} dnat to {to}"))
+                });
             }
+            line(format!("add chain ip {table} {chain}"));
+            pick(route)
+                .into_iter()
+                .for_each(|rule| line(format!("add rule ip {table} {chain} {rule}")));
         }
         for (map, set, key) in route.entries.iter().map(element) {
             match route.backends.is_empty() {
-                true => line(script, format!("add element ip {table} {set} {{ {key} }}")),
-                false => {
-                    line(script, format!("add element ip {table} {map} {{ {key} : goto {chain} }}"))
-                }
+                true => line(format!("add element ip {table} {set} {{ {key} }}")),
+                false => line(format!("add element ip {table} {map} {{ {key} : goto {chain} }}")),
             }
         }
     }
 }
 
-/// One backend for a new connection: at random, or by the client's address where it shall stay.
-fn pick(route: &Route) -> String {
-    if let [only] = route.backends.as_slice() {
-        return format!("dnat to {only}");
-    }
-    let count = route.backends.len();
-    let by = match route.affinity_seconds {
-        Some(_) => format!("jhash ip saddr mod {count}"),
-        None => format!("numgen random mod {count}"),
+/// The protocols that a route's entries speak: DNAT to a port wants one named.
+fn protocols(route: &Route) -> impl Iterator<Item = &'static str> {
+    let speaks = |protocol: Protocol| {
+        let is = |e: &Entry| matches!(e, Entry::Address(_, p, _) | Entry::NodePort(p, _) if *p == protocol);
+        route.entries.iter().any(is).then(|| protocol.name())
     };
-    let choices = route.backends.iter().enumerate();
-    let choices: Vec<String> =
-        choices.map(|(i, b)| format!("{i} : {} . {}", b.ip(), b.port())).collect();
-    format!("dnat to {by} map {{ {} }}", choices.join(", "))
+    [speaks(Protocol::Tcp), speaks(Protocol::Udp)].into_iter().flatten()
+}
+
+/// The rules by which a new connection gets a backend: the one that its client had lately, where it shall
+/// stay, else any.
+fn pick(route: &Route) -> Vec<String> {
+    let sticky = sticky(route);
+    let mut rules: Vec<String> = sticky
+        .iter()
+        .map(|Sticky { chain, clients, .. }| format!("ip saddr @{clients} goto {chain}"))
+        .collect();
+    let count = route.backends.len();
+    if sticky.is_empty() {
+        let choices = route.backends.iter().enumerate();
+        let choices: Vec<String> =
+            choices.map(|(i, b)| format!("{i} : {} . {}", b.ip(), b.port())).collect();
+        let to = match route.backends.as_slice() {
+            [only] => only.to_string(),
+            _ => format!("numgen random mod {count} map {{ {} }}", choices.join(", ")),
+        };
+        rules.extend(protocols(route).map(|p| format!("meta l4proto {p} dnat to {to}")));
+    } else {
+        let choices: Vec<String> =
+            sticky.iter().enumerate().map(|(i, s)| format!("{i} : goto {}", s.chain)).collect();
+        rules.push(match sticky.as_slice() {
+            [only] => format!("goto {}", only.chain),
+            _ => format!("numgen random mod {count} vmap {{ {} }}", choices.join(", ")),
+        });
+    }
+    rules
+}
+
+/// A backend whose clients stay with it: `sessionAffinity: ClientIP`.
+struct Sticky {
+    chain: String,
+    /// The set of the clients, each with the time for which it is still remembered.
+    clients: String,
+    to: SocketAddr,
+    seconds: u32,
+}
+
+fn sticky(route: &Route) -> Vec<Sticky> {
+    let Some(seconds) = route.affinity_seconds else { return Vec::new() };
+    let of = |to: &SocketAddr| {
+        let hash = fnv(&format!("{}/{to}/{seconds}", chain(route)));
+        Sticky {
+            chain: format!("to_{hash:016x}"),
+            clients: format!("of_{hash:016x}"),
+            to: *to,
+            seconds,
+        }
+    };
+    route.backends.iter().map(of).collect()
 }
 
 fn fixed_script(script: &mut String, table: &str, fixed: &Fixed) {
@@ -246,4 +329,61 @@ fn fixed_script(script: &mut String, table: &str, fixed: &Fixed) {
          add element ip {table} addresses {{ {address} . {protocol} . {port} : goto {chain} }}"
     )
     .expect("a String takes every write");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(backends: &[&str], affinity_seconds: Option<u32>) -> Route {
+        Route {
+            service: ObjectKey::new("a", "web"),
+            port_name: "http".into(),
+            entries: vec![
+                Entry::Address("10.43.0.7".parse().unwrap(), Protocol::Tcp, 80),
+                Entry::NodePort(Protocol::Tcp, 30_001),
+            ],
+            backends: backends.iter().map(|b| b.parse().unwrap()).collect(),
+            affinity_seconds,
+        }
+    }
+
+    fn scripted(old: &[Route], new: &[Route]) -> String {
+        let mut script = String::new();
+        change(&mut script, "t", old, new);
+        script
+    }
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        for affinity in [None, Some(60)] {
+            let both = route(&["10.42.0.2:8080", "10.42.0.3:8080"], affinity);
+            let (added, removed) = (
+                scripted(&[], std::slice::from_ref(&both)),
+                scripted(std::slice::from_ref(&both), &[]),
+            );
+            for what in ["chain", "element", "set"] {
+                let count = |script: &str, verb: &str| {
+                    script.lines().filter(|l| l.starts_with(&format!("{verb} {what} "))).count()
+                };
+                assert_eq!(count(&added, "add"), count(&removed, "delete"), "{what}: {removed}");
+            }
+        }
+    }
+
+    #[test]
+    fn clients_keep_a_backend_that_stays() {
+        let both = route(&["10.42.0.2:8080", "10.42.0.3:8080"], Some(60));
+        let one = route(&["10.42.0.3:8080"], Some(60));
+        let script = scripted(&[both], &[one]);
+        assert_eq!(script.lines().filter(|l| l.starts_with("delete set")).count(), 1, "{script}");
+    }
+
+    #[test]
+    fn nothing_behind_is_refused() {
+        let script = scripted(&[], &[route(&[], None)]);
+        assert!(script.contains("add element ip t refused { 10.43.0.7 . tcp . 80 }"), "{script}");
+        assert!(script.contains("refused_node_ports { tcp . 30001 }"), "{script}");
+        assert!(!script.contains("chain"), "{script}");
+    }
 }
