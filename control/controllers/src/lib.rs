@@ -18,6 +18,7 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
 pub mod indexes;
+pub mod ingress;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod pod_gc;
@@ -104,6 +105,7 @@ pub const ALL: &[Entry] = &[
     },
     Entry { name: csr_signing::NAME, identity: csr_signing::IDENTITY, start: csr_signing::start },
     Entry { name: csr_cleaner::NAME, identity: csr_signing::IDENTITY, start: csr_cleaner::start },
+    entry(ingress::NAME, ingress::start),
 ];
 
 /// The running controllers.

@@ -17,6 +17,7 @@ pub fn objects() -> Vec<Value> {
     }
     objects.extend(hub());
     objects.extend(token_controller());
+    objects.extend(ingress_controller());
     objects
 }
 
@@ -92,6 +93,16 @@ fn token_controller() -> [Value; 2] {
         json!({ "apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"] }),
     ];
     own_role("system:rimward:tokens-controller", "tokens-controller", &rules)
+}
+
+/// What the controller of Ingress statuses may do.
+fn ingress_controller() -> [Value; 2] {
+    let group = ["networking.k8s.io"];
+    let rules = [
+        json!({ "apiGroups": group, "resources": ["ingresses/status"], "verbs": ["update"] }),
+        json!({ "apiGroups": group, "resources": ["ingressclasses"], "verbs": ["create"] }),
+    ];
+    own_role("system:rimward:ingress-controller", "ingress-controller", &rules)
 }
 
 /// A role that Kubernetes does not have, and its binding to a ServiceAccount of kube-system.

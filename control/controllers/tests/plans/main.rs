@@ -1,6 +1,7 @@
 //! What controllers decide: a world in, a plan out. Nothing runs.
 
 mod deployments;
+mod ingresses;
 mod nodes;
 mod replicasets;
 mod slices;
