@@ -1,6 +1,7 @@
 //! A hub over a small API server, with nodes that are real tunnels.
 
 mod api;
+mod hostile;
 mod serving;
 mod telling;
 
