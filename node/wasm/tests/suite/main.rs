@@ -1,7 +1,7 @@
 //! The runtime with real host processes and real guests.
 
 // In a test, and in what only tests call, a panic is the message.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
 mod adopt;
 mod handlers;
