@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Namespaces `<prefix>0…` with addresses 192.168.77.1…, removed when dropped.
+/// Namespaces `<prefix>0…` with addresses 192.168.77.1…, removed when dropped. They reach each other and nobody
+/// else: none has a default route.
 pub struct Hosts {
     prefix: String,
     count: usize,
@@ -29,7 +30,6 @@ impl Hosts {
             ip(&format!("-n {switch} link set port{i} master bridge up"));
             ip(&format!("-n {name} addr add {address}/24 dev eth0"));
             ip(&format!("-n {name} link set eth0 up"));
-            ip(&format!("-n {name} route add default dev eth0"));
         }
         hosts
     }
@@ -51,6 +51,18 @@ impl Hosts {
         vec!["nsenter".into(), format!("--net=/run/netns/{}", self.name(i))]
     }
 
+    /// Does something in a thread of its own whose sockets are this host's.
+    pub fn within<T: Send>(&self, i: usize, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = format!("/run/netns/{}", self.name(i));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                enter(&namespace);
+                work()
+            });
+            thread.join().expect("the work ends well")
+        })
+    }
+
     pub fn command(&self, i: usize, program: &std::path::Path) -> Command {
         let words = self.on(i);
         let mut command = Command::new(&words[0]);
@@ -66,6 +78,12 @@ impl Drop for Hosts {
         }
         try_ip(&format!("netns del {}", self.switch()));
     }
+}
+
+/// Moves this thread into a network namespace: the sockets that it makes from now on are there.
+pub fn enter(namespace: &str) {
+    let file = std::fs::File::open(namespace).expect("the namespace is there");
+    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may do this");
 }
 
 fn ip(line: &str) {

@@ -4,6 +4,7 @@
 //! A [`Cluster`] stops its processes, by pid, when it is dropped, and shows their logs when the test failed.
 
 pub mod hosts;
+pub mod registry;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -129,7 +130,7 @@ pub struct Cluster {
     pub dir: PathBuf,
     /// Runs kubectl there (a network namespace's `nsenter` words); empty is here.
     wrap: Vec<String>,
-    _host: Option<hosts::Hosts>,
+    host: Option<hosts::Hosts>,
     _own_dir: Option<tempfile::TempDir>,
 }
 
@@ -164,7 +165,7 @@ impl Cluster {
     /// SIGKILL, and the same again.
     pub fn kill_and_restart(mut self) -> Self {
         self.process.kill();
-        let (host, dir, own_dir) = (self._host.take(), self.dir.clone(), self._own_dir.take());
+        let (host, dir, own_dir) = (self.host.take(), self.dir.clone(), self._own_dir.take());
         drop(self);
         let mut cluster = Self::start(host, &dir, &[]);
         cluster._own_dir = own_dir;
@@ -186,7 +187,7 @@ impl Cluster {
         command.args(extra);
         let _stale = std::fs::remove_file(dir.join("kubeconfig"));
         let process = Process::start("rimward", dir, command);
-        Self { process, dir: dir.to_owned(), wrap, _host: host, _own_dir: None }
+        Self { process, dir: dir.to_owned(), wrap, host, _own_dir: None }
     }
 
     /// The words that run a command on this cluster's host; empty is this one.
@@ -194,9 +195,14 @@ impl Cluster {
         &self.wrap
     }
 
+    /// The host of its own that this cluster has as root.
+    pub fn host(&self) -> Option<&hosts::Hosts> {
+        self.host.as_ref()
+    }
+
     /// A control plane that the test started itself.
     pub fn of(process: Process, dir: &Path, wrap: Vec<String>) -> Self {
-        Self { process, dir: dir.to_owned(), wrap, _host: None, _own_dir: None }
+        Self { process, dir: dir.to_owned(), wrap, host: None, _own_dir: None }
     }
 
     pub fn kubeconfig(&self) -> PathBuf {

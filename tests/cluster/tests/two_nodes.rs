@@ -134,6 +134,8 @@ fn two_nodes_one_of_them_lost() {
         });
     }
 
+    traffic_policies(&fleet, &placed);
+
     // kill -9 of an agent: its pods answer on, and the next agent adopts them.
     fleet.nodes[0].as_mut().expect("it runs").kill();
     curl(&fleet.hosts.on(1), &[&url]);
@@ -162,6 +164,30 @@ fn two_nodes_one_of_them_lost() {
     let node = fleet.cluster.get(&["node", "n2"]);
     assert_eq!(condition(&node, "Ready"), "Unknown");
     lost.stop();
+}
+
+/// With policy Local only a node's own pods answer, inside by the cluster IP and outside by the node port.
+fn traffic_policies(fleet: &Fleet, placed: &[(String, String)]) {
+    let patch = r#"{"spec":{"type":"NodePort","externalTrafficPolicy":"Local","internalTrafficPolicy":"Local"}}"#;
+    fleet.cluster.ok(&["patch", "service", "greeter", "-p", patch]);
+    let service = fleet.cluster.get(&["service", "greeter"]);
+    let port = service["spec"]["ports"][0]["nodePort"].as_u64().expect("a node port");
+    for (host, node) in [(1, "n1"), (2, "n2")] {
+        let own = |answer: &str| placed.iter().any(|(pod, n)| n == node && answer.contains(pod));
+        // The node's own clients by the cluster IP, the other node's by its node port.
+        let inside = format!("http://{}/", fleet.service_ip());
+        let outside = format!("http://{}:{port}/", fleet.hosts.address(host));
+        for (from, url) in [(host, inside), (3 - host, outside)] {
+            let mut in_a_row = 0;
+            eventually(&format!("only pods of {node} answer at {url}"), || {
+                let answer = curl(&fleet.hosts.on(from), &[&url]);
+                in_a_row = if own(&answer) { in_a_row + 1 } else { 0 };
+                (in_a_row == 12).then_some(())
+            });
+        }
+    }
+    let patch = r#"{"spec":{"externalTrafficPolicy":"Cluster","internalTrafficPolicy":"Cluster"}}"#;
+    fleet.cluster.ok(&["patch", "service", "greeter", "-p", patch]);
 }
 
 fn cut_off(namespace: &str) {
