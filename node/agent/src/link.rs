@@ -103,7 +103,7 @@ async fn once(core: &Arc<Core>, identity: &mut Option<Identity>) -> Result<Strin
     );
     let connection = tunnel.connection.clone();
     core.connection.send_replace(Some(connection.clone()));
-    let (ended, renewed) = session(core, current, tunnel).await;
+    let (ended, renewed) = session(core, current, tunnel, hello.node).await;
     core.connection.send_replace(None);
     *identity = Some(renewed);
     if let Err(cause) = ended {
@@ -168,6 +168,7 @@ async fn session(
     core: &Arc<Core>,
     mut identity: Identity,
     tunnel: Tunnel,
+    described: Vec<u8>,
 ) -> (Result<(), String>, Identity) {
     let Tunnel { connection, welcome, writer, reader } = tunnel;
     let told = welcome.clone();
@@ -182,7 +183,7 @@ async fn session(
     let (frames, queued) = mpsc::channel(64);
     let outcome = tokio::select! {
         outcome = hear(core, reader, frames) => outcome,
-        () = tell(core, writer, queued) => Ok(()),
+        () = tell(core, writer, queued, described) => Ok(()),
         () = serve(core, &connection) => Ok(()),
         () = renew(core, &connection, &mut identity) => Ok(()),
     };
@@ -264,13 +265,21 @@ async fn apply(core: &Core, batch: Batch, mut progress: Progress) -> Result<Prog
     }
 }
 
-/// The way up.
-async fn tell(core: &Arc<Core>, mut writer: Writer, mut answers: mpsc::Receiver<Answer>) {
+/// The way up. `described` is what the hello said of the node.
+async fn tell(
+    core: &Arc<Core>,
+    mut writer: Writer,
+    mut answers: mpsc::Receiver<Answer>,
+    mut described: Vec<u8>,
+) {
     let mut images = core.images.subscribe();
     let mut parts = core.parts.subscribe();
     let mut synced = core.desired.watch_synced();
-    // Whatever changed since the hello is told with the first look.
-    let mut described = describe(core);
+    // What changed since the hello wakes nobody: the node may have become ready in between.
+    tell_node(core, &mut writer, &mut described);
+    if writer.flush().await.is_err() {
+        return;
+    }
     // Nothing wakes whoever waits for a disk to fill up.
     let mut disk_looks = tokio::time::interval(DISK_EVERY);
     loop {
