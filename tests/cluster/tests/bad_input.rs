@@ -99,6 +99,67 @@ fn bad_manifests_and_images_say_what_is_wrong() {
     }
 }
 
+/// Wants an interface that no node has.
+const THERMOMETER: &str = r#"(component
+    (import "example:thermometer/probe@1.0.0" (instance $probe (export "read" (func (result u32)))))
+    (core module $m (func (export "run") (result i32) i32.const 0))
+    (core instance $i (instantiate $m))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (component $c
+        (import "import-func-run" (func $run (result (result))))
+        (export "run" (func $run)))
+    (instance $r (instantiate $c (with "import-func-run" (func $run))))
+    (export "wasi:cli/run@0.2.0" (instance $r)))"#;
+/// The same in a preview-1 module.
+const GPIO: &str = r#"(module
+    (import "env" "gpio_read" (func (param i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")))"#;
+/// Cannot be instantiated: its data does not fit its memory.
+const MISFIT: &str = r#"(module
+    (memory (export "memory") 1)
+    (data (i32.const 65530) "does not fit")
+    (func (export "_start")))"#;
+const TRAP: &str = r#"(module
+    (memory (export "memory") 1)
+    (func $read_sensor unreachable)
+    (func (export "_start") call $read_sensor))"#;
+
+#[test]
+fn guests_that_cannot_run_say_why_in_status_and_events() {
+    let cluster = Cluster::up();
+    for (name, text, kind, parts) in [
+        (
+            "thermometer",
+            THERMOMETER,
+            "waiting",
+            &["CreateContainerError", "imports example:thermometer/probe@1.0.0"][..],
+        ),
+        ("gpio", GPIO, "waiting", &["CreateContainerError", "imports env::gpio_read"][..]),
+        ("misfit", MISFIT, "terminated", &["Error", "out of bounds memory access"][..]),
+        ("trap", TRAP, "terminated", &["Error", "unreachable", "read_sensor"][..]),
+    ] {
+        let file = cluster.dir.join(format!("{name}.wasm"));
+        std::fs::write(&file, wat::parse_str(text).expect("valid WAT")).expect("a file");
+        cluster.push(&file, &format!("{name}:v1"));
+        cluster.ok_with(&["create", "-f", "-"], &pod(name, &format!("{name}:v1"), json!({})));
+        let said = eventually(&format!("{name} says why"), || {
+            let (found, reason, message) = state(&cluster, name)?;
+            (found == kind && !message.is_empty()).then(|| format!("{reason}: {message}"))
+        });
+        for part in parts {
+            assert!(said.contains(part), "{name}: {part} in {said}");
+        }
+        // And an Event names the same, for who looks there.
+        let cause = parts[1];
+        eventually(&format!("an Event names {cause}"), || {
+            let described = cluster.ok(&["describe", "pod", name]);
+            let (_, events) = described.split_once("\nEvents:")?;
+            (events.contains("Warning") && events.contains(cause)).then_some(())
+        });
+    }
+}
+
 #[test]
 fn taken_ports_and_damaged_stores_say_which_and_what_to_do() {
     let dir = tempfile::tempdir().expect("a directory");
