@@ -7,6 +7,7 @@ use rimward_control_kinds::bootstrap;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::aggregation;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::rbac::Rule;
 use crate::rest::find;
@@ -22,6 +23,8 @@ const WIDTH: usize = 64;
 pub async fn run(server: &Arc<Inner>) -> Result<(), StartError> {
     let mut objects = bootstrap::objects();
     objects.extend(kubernetes_service(server));
+    objects.extend(aggregation::register::builtin(server));
+    objects.push(aggregation::register::authentication(server));
     // What stands in a namespace needs it to be there.
     let (namespaces, others): (Vec<Value>, Vec<Value>) =
         objects.into_iter().partition(|o| o["kind"] == "Namespace");
@@ -94,7 +97,7 @@ async fn ensure(
             let current = server.value(served, &stored)?;
             if binds_another(&current, object) {
                 let options = DeleteOptions::default();
-                server.delete(served, key, &options, &user).await?;
+                server.delete(served, key, &options, &user, &mut Vec::new()).await?;
                 return make(server, served, key, object, &author).await;
             }
             let Some(change) = reconciled(served, &current, object) else { return Ok(()) };
@@ -155,7 +158,7 @@ fn reconciled(served: &Served, current: &Value, wanted: &Value) -> Option<Value>
         }
         add(&mut new, "subjects", &wanted["subjects"], |all, s| all.contains(s));
     }
-    for field in ["subsets", "endpoints"] {
+    for field in ["subsets", "endpoints", "data"] {
         if let Some(value) = wanted.get(field) {
             new[field] = value.clone();
         }

@@ -8,6 +8,7 @@ use rimward_control_store::Store;
 
 use crate::audit::Auditor;
 use crate::authn::oidc::Authenticator;
+use crate::outbound::Identity;
 
 #[derive(Clone)]
 pub struct Config {
@@ -23,6 +24,9 @@ pub struct Config {
     pub token_key: String,
     /// PEM of the cluster's CA, as `kube-root-ca.crt` publishes it.
     pub ca_pem: String,
+    /// How this server proves itself to extension API servers; without it they see no client
+    /// certificate.
+    pub front_proxy: Option<FrontProxy>,
     /// Audiences of tokens that this server accepts; the first is the default of a TokenRequest.
     pub api_audiences: Vec<String>,
     /// Where clients inside the cluster reach this server: the endpoint of the `kubernetes` Service.
@@ -38,6 +42,15 @@ pub struct Config {
     pub issuers: Vec<Authenticator>,
     /// Decides what is told of requests, and to whom.
     pub audit: Option<Auditor>,
+}
+
+/// The request-header CA, and the client certificate that it signed for this server.
+#[derive(Clone)]
+pub struct FrontProxy {
+    pub ca_pem: String,
+    pub identity: Identity,
+    /// The common name of the certificate.
+    pub name: String,
 }
 
 impl Config {
@@ -58,6 +71,7 @@ impl Config {
             issuer,
             token_key,
             ca_pem,
+            front_proxy: None,
             advertise,
             event_ttl: Duration::from_secs(3600),
             history: Duration::from_secs(600),

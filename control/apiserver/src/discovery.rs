@@ -13,7 +13,7 @@ use crate::paths::{document, etag};
 use crate::request::Call;
 use crate::served::Registry;
 
-const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// All discovery documents, made once.
 pub struct Documents {
@@ -87,17 +87,46 @@ fn finished(value: &Value) -> (Bytes, String) {
     (bytes, tag)
 }
 
-pub fn serve(documents: &Documents, call: &Call, path: &str) -> Response {
-    let accept = call.header("accept");
-    let wants_v2 = accept.split(',').any(|range| {
+/// A document with its content type and tag.
+#[derive(Clone)]
+pub struct Document {
+    pub content_type: &'static str,
+    pub bytes: Bytes,
+    pub tag: String,
+}
+
+impl Document {
+    pub fn of(aggregated: bool, value: &Value) -> Self {
+        let (bytes, tag) = finished(value);
+        let content_type = if aggregated { AGGREGATED } else { "application/json" };
+        Self { content_type, bytes, tag }
+    }
+
+    pub fn respond(&self, call: &Call) -> Response {
+        document(call, self.content_type, &self.bytes, &self.tag)
+    }
+}
+
+/// Whether a client reads the aggregated form.
+pub fn wants_aggregated(call: &Call) -> bool {
+    call.header("accept").split(',').any(|range| {
         let has = |what: &str| range.split(';').any(|p| p.trim() == what);
         has("g=apidiscovery.k8s.io") && has("v=v2") && has("as=APIGroupDiscoveryList")
-    });
-    if wants_v2 && let Some((bytes, tag)) = documents.aggregated.get(path) {
-        return document(call, AGGREGATED, bytes, tag);
+    })
+}
+
+/// What this server itself serves, in the aggregated form where it is wanted and there is one.
+pub fn find(documents: &Documents, aggregated: bool, path: &str) -> Option<Document> {
+    if aggregated && let Some((bytes, tag)) = documents.aggregated.get(path) {
+        return Some(Document { content_type: AGGREGATED, bytes: bytes.clone(), tag: tag.clone() });
     }
-    match documents.classic.get(path) {
-        Some((bytes, tag)) => document(call, "application/json", bytes, tag),
+    let (bytes, tag) = documents.classic.get(path)?;
+    Some(Document { content_type: "application/json", bytes: bytes.clone(), tag: tag.clone() })
+}
+
+pub fn serve(documents: &Documents, call: &Call, path: &str) -> Response {
+    match find(documents, wants_aggregated(call), path) {
+        Some(document) => document.respond(call),
         None => error::page_not_found(),
     }
 }

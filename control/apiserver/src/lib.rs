@@ -6,7 +6,8 @@
 //! `rimward-control-schema`'s, what is durable is `rimward-control-store`'s.
 //!
 //! It refuses to keep objects in memory (small indexes for authorization aside), to re-encode what is
-//! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]).
+//! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]). It calls
+//! out, to webhooks and extension API servers, through [`outbound`] only.
 
 pub mod config;
 mod server;
@@ -37,6 +38,7 @@ mod table;
 mod views;
 mod watch;
 
+mod aggregation;
 mod definitions;
 mod discovery;
 mod health;
@@ -51,6 +53,7 @@ mod served;
 mod sweep;
 
 pub mod nodes;
+pub mod outbound;
 
 mod body;
 

@@ -57,23 +57,33 @@ impl Documents {
     }
 }
 
-pub async fn serve(server: &Arc<Inner>, call: &Call, path: &str) -> Result<Response, Status> {
+pub async fn serve(server: &Arc<Inner>, call: &mut Call, path: &str) -> Result<Response, Status> {
+    if server.aggregation.any_remote()
+        && let Some(response) = crate::aggregation::openapi::document(server, call, path).await
+    {
+        return Ok(response);
+    }
     let registry: Arc<Registry> = Guard::into_inner(server.registry());
     let (owned, documents) = (registry.clone(), &registry.openapi);
     match path {
         "/openapi/v2" => {
             let accept = call.header("accept");
             let protobuf = accept.contains(V2_PROTOBUF) || accept.contains(V2_PROTOBUF_OLD);
+            let content = if protobuf { V2_PROTOBUF } else { "application/json" };
+            if server.aggregation.any_remote() {
+                let made = crate::aggregation::openapi::v2(server).await?;
+                let (bytes, tag) = if protobuf { &made.protobuf } else { &made.json };
+                return Ok(document(call, content, bytes, tag));
+            }
             let made = match protobuf {
                 true => {
                     documents.get("v2.pb", move || model::v2_protobuf(&v2(&owned)).into()).await?
                 }
                 false => documents.get("v2", move || v2(&owned).to_string().into()).await?,
             };
-            let content = if protobuf { V2_PROTOBUF } else { "application/json" };
             Ok(document(call, content, &made.0, &made.1))
         }
-        "/openapi/v3" => Ok(index(call, &registry)),
+        "/openapi/v3" => Ok(index(call, server)),
         _ => {
             let under = path.strip_prefix("/openapi/v3/").unwrap_or_default();
             let Some(gv) = versions(&registry).into_iter().find(|gv| name_of(gv) == under) else {
@@ -108,7 +118,8 @@ fn name_of(gv: &GroupVersion) -> String {
     gv.url_prefix().trim_start_matches('/').to_owned()
 }
 
-fn index(call: &Call, registry: &Registry) -> Response {
+fn index(call: &Call, server: &Inner) -> Response {
+    let registry = &*server.registry();
     let mut paths = serde_json::Map::new();
     for gv in versions(registry) {
         let name = name_of(&gv);
@@ -124,6 +135,7 @@ fn index(call: &Call, registry: &Registry) -> Response {
             json!({ "serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}") }),
         );
     }
+    crate::aggregation::openapi::add_to_index(&server.aggregation, &mut paths);
     let bytes = Bytes::from(json!({ "paths": paths }).to_string());
     document(call, "application/json", &bytes, &etag(&bytes))
 }
@@ -184,7 +196,8 @@ fn custom_info<'s>(
     })
 }
 
-fn v2(registry: &Registry) -> Value {
+/// The document of v2 of what this server itself serves.
+pub fn v2(registry: &Registry) -> Value {
     let builtin = registry.all().iter().filter(|s| s.custom.is_none());
     let all: Vec<ResourceInfo> = builtin.filter_map(|s| info(registry, s)).collect();
     let mut document = model::v2_document(registry.model, &all);

@@ -10,17 +10,17 @@ use crate::body::{self, Response};
 use crate::error;
 use crate::request::Call;
 use crate::server::Inner;
-use crate::{discovery, health, metrics, openapi};
+use crate::{aggregation, discovery, health, metrics, openapi};
 
 /// Kubernetes' version that the API is, with ours behind it.
 pub const GIT_VERSION: &str = concat!("v1.36.2+rimward", env!("CARGO_PKG_VERSION"));
 
-pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status> {
+pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Status> {
     if !matches!(call.attributes.verb.as_str(), "get" | "head") {
         return Err(error::method_not_allowed());
     }
-    let path = call.attributes.path.trim_end_matches('/');
-    match path {
+    let path = call.attributes.path.trim_end_matches('/').to_owned();
+    match path.as_str() {
         "" => Ok(index(server)),
         "/version" => Ok(error::json(200, version().to_string())),
         "/metrics" => Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::show(server).await)),
@@ -34,7 +34,10 @@ pub async fn serve(server: &Arc<Inner>, call: &Call) -> Result<Response, Status>
             || path.starts_with("/api/")
             || path.starts_with("/apis/") =>
         {
-            Ok(discovery::serve(server.registry().discovery(), call, path))
+            match server.aggregation.any_remote() {
+                true => Ok(aggregation::discovery::serve(server, call, path)),
+                false => Ok(discovery::serve(server.registry().discovery(), call, path)),
+            }
         }
         path => Ok(health::serve(server, call, path).unwrap_or_else(error::page_not_found)),
     }

@@ -25,6 +25,11 @@ use crate::server::Inner;
 /// Answers a request.
 pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer) -> Response {
     let began = Instant::now();
+    let mut request = request;
+    let upgrade = request
+        .headers()
+        .contains_key(http::header::UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query());
     let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
@@ -41,6 +46,7 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         user: UserInfo::default(),
         deadline: None,
         body: parking_lot::Mutex::new(body),
+        upgrade: parking_lot::Mutex::new(upgrade),
         warnings: Vec::new(),
     };
     let _running = (!call.attributes.is_long()).then(|| server.metrics.running(&call.attributes));

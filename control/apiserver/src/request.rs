@@ -25,6 +25,11 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
+    /// As a URL carries them.
+    pub fn encoded(&self) -> String {
+        url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.0).finish()
+    }
+
     /// Kubernetes' reading of booleans: present and not `false` or `0`.
     pub fn flag(&self, name: &str) -> Option<bool> {
         self.get(name).map(|v| !matches!(v.to_ascii_lowercase().as_str(), "false" | "0"))
@@ -177,6 +182,8 @@ pub struct Call {
     pub deadline: Option<tokio::time::Instant>,
     /// Taken when a handler wants it. The lock only makes the call shareable across threads.
     pub body: Mutex<BoxBody>,
+    /// The connection itself, when the client asked that it become something else.
+    pub upgrade: Mutex<Option<hyper::upgrade::OnUpgrade>>,
     /// Texts for Warning headers, in order.
     pub warnings: Vec<String>,
 }

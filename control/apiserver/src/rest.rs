@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use rimward_api::{ObjectKey, Status};
 
+use crate::admission;
 use crate::body::{self, Response};
 use crate::deadline;
 use crate::decode::{self, PatchKind};
@@ -17,7 +18,7 @@ use crate::reviews;
 use crate::served::Served;
 use crate::server::Inner;
 use crate::views::Stored;
-use crate::{paths, watch};
+use crate::{aggregation, paths, watch};
 
 pub mod binding;
 pub mod delete;
@@ -33,6 +34,9 @@ use write::{Author, Change, Written};
 
 /// Admission and storage: the last steps of the pipeline.
 pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Status> {
+    if let Some(service) = server.aggregation.owner(&call.attributes.path) {
+        return Ok(aggregation::proxy::forward(server, call, &service).boxed().await);
+    }
     let Some(target) = call.attributes.resource.clone() else {
         return paths::serve(server, call).boxed().await;
     };
@@ -133,7 +137,8 @@ async fn subresource(
         ("token", "create") => token::create(server, call, key).await,
         ("finalize", "update") => finalize::update(server, call, served, key).await,
         ("log", "get") => log::get(server, call, served, key).await,
-        ("exec" | "attach" | "portforward" | "proxy", _) => {
+        (sub @ ("exec" | "attach" | "portforward" | "proxy"), _) => {
+            admission::connect::admit(server, call, served, sub, key).await?;
             Err(error::not_implemented(&format!("{}/{}", served.kind.resource, target.subresource)))
         }
         (_, "get") => get(server, call, served, key).await,

@@ -11,6 +11,8 @@ use rimward_control_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::priority::Classes;
+use crate::admission::webhooks::Webhooks;
+use crate::aggregation::{self, Aggregation, register::CustomGroups};
 use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
@@ -20,6 +22,7 @@ use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrors;
 use crate::nodes::Nodes;
+use crate::outbound::{Outbound, Reach};
 use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
@@ -62,11 +65,17 @@ pub(crate) struct Inner {
     pub issuers: Vec<Issuer>,
     pub rbac: Rbac,
     pub priorities: Arc<Classes>,
+    pub mutating_webhooks: Arc<Webhooks>,
+    pub validating_webhooks: Arc<Webhooks>,
+    pub aggregation: Arc<Aggregation>,
+    pub custom_groups: Arc<CustomGroups>,
     pub mirrors: Mirrors,
     pub pools: Pools,
     pub flow: Arc<Flow>,
     pub metrics: Metrics,
-    pub nodes: RwLock<Option<Arc<dyn Nodes>>>,
+    pub nodes: Arc<RwLock<Option<Arc<dyn Nodes>>>>,
+    /// Calls to webhooks, converters and extension API servers.
+    pub outbound: Outbound,
     /// Who asks the conversion webhooks of custom resources.
     pub converts: RwLock<Option<Arc<dyn Converts>>>,
     pub shared: Shared,
@@ -136,6 +145,32 @@ impl ApiServer {
         let mirror = definitions.clone();
         mirrors.add(&store, &prefix_of_definitions, mirror, stop.clone()).await?;
 
+        let (mutating_webhooks, validating_webhooks) =
+            (Arc::new(Webhooks::default()), Arc::new(Webhooks::default()));
+        for (resource, webhooks) in [
+            ("mutatingwebhookconfigurations", &mutating_webhooks),
+            ("validatingwebhookconfigurations", &validating_webhooks),
+        ] {
+            let prefix = prefix("admissionregistration.k8s.io", resource);
+            mirrors.add(&store, &prefix, webhooks.clone(), stop.clone()).await?;
+        }
+
+        let aggregation = Arc::new(Aggregation::default());
+        let services = prefix("apiregistration.k8s.io", "apiservices");
+        mirrors.add(&store, &services, aggregation.clone(), stop.clone()).await?;
+        let custom_groups = Arc::new(CustomGroups::default());
+        mirrors.add(&store, &prefix_of_definitions, custom_groups.clone(), stop.clone()).await?;
+
+        let nodes: Arc<RwLock<Option<Arc<dyn Nodes>>>> = Arc::default();
+        let reach = Reach {
+            store: store.clone(),
+            services_prefix: prefix("", "services"),
+            endpoints_prefix: prefix("", "endpoints"),
+            slices_prefix: prefix("discovery.k8s.io", "endpointslices"),
+            nodes: nodes.clone(),
+        };
+        let identity = config.front_proxy.as_ref().map(|f| f.identity.clone());
+        let outbound = Outbound::new(reach, identity);
         let inner = Arc::new(Inner {
             namespaces_prefix: prefix("", "namespaces"),
             service_accounts_prefix: prefix("", "serviceaccounts"),
@@ -144,7 +179,8 @@ impl ApiServer {
             nodes_prefix: prefix("", "nodes"),
             flow,
             metrics: Metrics::new(),
-            nodes: RwLock::default(),
+            outbound,
+            nodes,
             converts: RwLock::default(),
             shared: views::shared(),
             ready: AtomicBool::new(false),
@@ -154,6 +190,10 @@ impl ApiServer {
             issuers,
             rbac,
             priorities,
+            mutating_webhooks,
+            validating_webhooks,
+            aggregation,
+            custom_groups,
             mirrors,
             pools,
             stop,
@@ -171,6 +211,8 @@ impl ApiServer {
         tokio::spawn(async move {
             of_seats.stop.run_until_cancelled(of_seats.flow.balance()).await;
         });
+        aggregation::availability::start(&inner);
+        aggregation::register::start(&inner);
         inner.ready.store(true, Ordering::Release);
         Ok(Self { inner })
     }

@@ -184,8 +184,9 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "cluster IPs are not allocated from it yet"
         }
         ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
-        ("admissionregistration.k8s.io", _) => "it is not called on admission yet",
-        ("apiregistration.k8s.io", "APIService") => "requests are not forwarded to it yet",
+        ("admissionregistration.k8s.io", kind) if !kind.ends_with("WebhookConfiguration") => {
+            "it is not called on admission yet"
+        }
         ("resource.k8s.io", _) => "no device is allocated yet",
         ("", "ResourceQuota" | "LimitRange") => "it is not enforced yet",
         _ => return None,

@@ -5,6 +5,7 @@ pub mod net;
 pub mod resources;
 pub mod selector;
 pub mod text;
+pub mod webhook;
 
 use std::collections::HashSet;
 use std::hash::Hash;

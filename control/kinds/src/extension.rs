@@ -126,7 +126,7 @@ fn client_config(config: &Value, path: &Path<'_>, e: &mut Errors) {
         return e.required(path, "exactly one of url or service is required");
     }
     if !service.is_object() {
-        return;
+        return check::webhook::url(config.text("url"), &path.field("url"), e);
     }
     let at = path.field("service");
     for (field, named) in [("name", "namespace"), ("namespace", "name")] {
@@ -142,6 +142,7 @@ fn client_config(config: &Value, path: &Path<'_>, e: &mut Errors) {
             &format!("port is not valid: {}", check::text::PORT_RANGE),
         );
     }
+    check::webhook::service_path(service.text("path"), &at.field("path"), e);
 }
 
 /// What a webhook or policy is asked about.
@@ -153,12 +154,20 @@ fn rules(rules: &[Value], path: &Path<'_>, e: &mut Errors) {
             if values.is_empty() {
                 e.required(&list, "");
             }
+            let others = match field {
+                "operations" => "operations",
+                "apiGroups" => "API groups",
+                _ => "API versions",
+            };
             if values.len() > 1 && values.iter().any(|v| v == "*") && field != "resources" {
                 e.invalid(
                     &list,
                     Value::Array(values.to_vec()),
-                    "if '*' is present, must not specify other values",
+                    &format!("if '*' is present, must not specify other {others}"),
                 );
+            }
+            if field == "resources" {
+                check::webhook::resources(values, &list, e);
             }
             for (j, value) in values.iter().enumerate() {
                 if field == "operations" {
@@ -267,12 +276,24 @@ pub const POLICY_BINDING: Rules = Rules {
 };
 
 pub const API_SERVICE: Rules = Rules {
+    // `v1.` is the core group's.
+    name: check::text::path_segment,
     default: |object| {
         if let Some(service) = object.get_mut("spec").and_then(|s| s.get_mut("service")) {
             fill(service, "port", 443);
         }
     },
-    prepare_create: |object| object["status"] = json!({}),
+    prepare_create: |object| {
+        object["status"] = json!({});
+        // What this server serves itself is there at once.
+        if !object.at("spec").at("service").is_object() {
+            let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            object["status"]["conditions"] = json!([{
+                "type": "Available", "status": "True", "lastTransitionTime": now,
+                "reason": "Local", "message": "Local APIServices are always available",
+            }]);
+        }
+    },
     create: |object, e| api_service(object, e),
     update: |new, _, e| api_service(new, e),
     status: true,

@@ -180,7 +180,6 @@ fn unfinished_kinds_say_so() {
                 | "CronJob"
                 | "HorizontalPodAutoscaler"
                 | "NetworkPolicy"
-                | "APIService"
                 | "ResourceQuota"
                 | "LimitRange"
                 | "StorageClass"

@@ -17,8 +17,9 @@ use rimward_client::{Client, Informers};
 use rimward_control_apiserver::ApiServer;
 pub use rimward_control_apiserver::audit::LogConfig;
 use rimward_control_apiserver::audit::{self, Auditor};
-use rimward_control_apiserver::config::Config as ApiConfig;
+use rimward_control_apiserver::config::{Config as ApiConfig, FrontProxy};
 pub use rimward_control_apiserver::oidc;
+use rimward_control_apiserver::outbound::Identity;
 use rimward_control_hub::{Hub, NetworkConfig};
 use rimward_control_registry::Registry;
 use rimward_control_store_rocksdb::RocksStore;
@@ -121,6 +122,7 @@ impl Plane {
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
         api_config.issuers.clone_from(&config.issuers);
         api_config.audit = config.audit.as_ref().map(auditor).transpose()?;
+        api_config.front_proxy = Some(front_proxy(&pki)?);
         let api = ApiServer::start(api_config).await?;
 
         let tasks = TaskTracker::new();
@@ -170,6 +172,15 @@ impl Plane {
         self.tasks.wait().await;
         self.store.close().await;
     }
+}
+
+fn front_proxy(pki: &Pki) -> Result<FrontProxy, Error> {
+    let made = pki.front_proxy()?;
+    Ok(FrontProxy {
+        ca_pem: made.ca_pem,
+        identity: Identity { cert_pem: made.identity.cert_pem, key_pem: made.identity.key_pem },
+        name: pki::FRONT_PROXY.into(),
+    })
 }
 
 /// The scheduler and the controllers, each under an identity of its own.

@@ -50,6 +50,16 @@ pub struct Pki {
     dir: PathBuf,
 }
 
+/// What extension API servers know this one by: a CA of its own, so that no other certificate of the
+/// cluster can speak in users' names, and a client certificate of that CA.
+pub struct FrontProxy {
+    pub ca_pem: String,
+    pub identity: Identity,
+}
+
+/// The common name of the front proxy's certificate.
+pub const FRONT_PROXY: &str = "front-proxy-client";
+
 /// A certificate and its key, both PEM.
 pub struct Identity {
     pub cert_pem: String,
@@ -63,17 +73,7 @@ impl Pki {
     /// Names the file that cannot be read, written or understood.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
-        let ca_key = key(&dir.join("ca.key"))?;
-        let cert_path = dir.join("ca.crt");
-        let ca_pem = match read(&cert_path)? {
-            Some(pem) => pem,
-            None => {
-                let cert = ca_params().self_signed(&ca_key);
-                let pem = cert.map_err(|source| Error::Sign { what: "CA", source })?.pem();
-                write(&cert_path, &pem, 0o644)?;
-                pem
-            }
-        };
+        let (ca_pem, ca_key) = authority(dir, "ca", "rimward-ca")?;
         let pki = Self {
             ca_pem,
             ca_key_pem: ca_key.serialize_pem(),
@@ -112,6 +112,22 @@ impl Pki {
         self.sign("admin", leaf("kubernetes-admin", &["system:masters"], use_))
     }
 
+    /// The front proxy's CA and certificate.
+    pub fn front_proxy(&self) -> Result<FrontProxy, Error> {
+        let (ca_pem, ca_key) = authority(&self.dir, "front-proxy-ca", "rimward-front-proxy-ca")?;
+        let damaged = |e: rcgen::Error| Error::Damaged {
+            path: self.dir.join("front-proxy-ca.crt"),
+            what: e.to_string(),
+        };
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).map_err(damaged)?;
+        let key = key(&self.dir.join("front-proxy-client.key"))?;
+        let params = leaf(FRONT_PROXY, &[], ExtendedKeyUsagePurpose::ClientAuth);
+        let cert = params.signed_by(&key, &issuer);
+        let cert = cert.map_err(|source| Error::Sign { what: FRONT_PROXY, source })?;
+        let identity = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };
+        Ok(FrontProxy { ca_pem, identity })
+    }
+
     fn sign(&self, what: &'static str, params: CertificateParams) -> Result<Identity, Error> {
         let key = key(&self.dir.join(format!("{what}.key")))?;
         let cert = params.signed_by(&key, &self.issuer()?);
@@ -120,10 +136,23 @@ impl Pki {
     }
 }
 
-fn ca_params() -> CertificateParams {
+/// A CA in the directory, made if there is none: its certificate, and its key.
+fn authority(dir: &Path, file: &str, name: &str) -> Result<(String, KeyPair), Error> {
+    let ca_key = key(&dir.join(format!("{file}.key")))?;
+    let cert_path = dir.join(format!("{file}.crt"));
+    if let Some(pem) = read(&cert_path)? {
+        return Ok((pem, ca_key));
+    }
+    let cert = ca_params(name).self_signed(&ca_key);
+    let pem = cert.map_err(|source| Error::Sign { what: "CA", source })?.pem();
+    write(&cert_path, &pem, 0o644)?;
+    Ok((pem, ca_key))
+}
+
+fn ca_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "rimward-ca");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,

@@ -6,6 +6,7 @@ use rimward_api::meta::str_at;
 use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
 use serde_json::{Value, json};
 
+use crate::admission::{self, Operation, Review};
 use crate::body::Response;
 use crate::decode;
 use crate::meta;
@@ -25,7 +26,7 @@ pub async fn create(
     let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let binding =
+    let mut binding =
         decode::spoken(&server.registry(), ("", "v1", "Binding"), call, &body, options.validation)?;
     let text = |path: &[&str]| str_at(&binding, path).unwrap_or_default();
     let name = match (key.name.as_str(), text(&["metadata", "name"])) {
@@ -38,6 +39,21 @@ pub async fn create(
             )));
         }
     };
+    let served = server.registry().resource("", "pods").expect("a built-in kind");
+    let key = ObjectKey::new(key.namespace.clone(), name.clone());
+    let mut review = Review {
+        served: &served,
+        subresource: "binding",
+        operation: Operation::Create,
+        user: &call.user,
+        options: admission::Options::Create(&options),
+        key: key.clone(),
+        object: &mut binding,
+        old: None,
+        warnings: &mut call.warnings,
+    };
+    admission::pass(server, &mut review).await?;
+    let text = |path: &[&str]| str_at(&binding, path).unwrap_or_default();
     let (kind, node) = (text(&["target", "kind"]), text(&["target", "name"]).to_owned());
     let mut errors = Vec::new();
     if !kind.is_empty() && kind != "Node" {
@@ -50,7 +66,6 @@ pub async fn create(
         let kind = GroupKind { group: String::new(), kind: "Binding".into() };
         return Err(Status::invalid(&kind, &name, &errors));
     }
-    let served = server.registry().resource("", "pods").expect("a built-in kind");
     let resource = served.group_resource();
     let now = meta::time(jiff::Timestamp::now());
     let bind = |mut pod: Value| {
@@ -87,7 +102,6 @@ pub async fn create(
         Ok(pod)
     };
     let author = Author { user: &call.user, options: &options };
-    let key = ObjectKey::new(key.namespace.clone(), name.clone());
     let change = Change::Rewrite(&bind);
     server.update(&served, &key, "binding", change, &author, &mut call.warnings).await?;
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });

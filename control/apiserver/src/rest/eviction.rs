@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rimward_api::{ObjectKey, Status};
 use serde_json::{Value, json};
 
+use crate::admission::{self, Operation, Review};
 use crate::body::Response;
 use crate::decode;
 use crate::negotiate::{self, Offer};
@@ -26,7 +27,7 @@ pub async fn create(
     let form = negotiate::form(&call.headers, Offer::OWN)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions", call.agent(), false)?;
     let body = take_body(call).await?;
-    let eviction = decode::spoken(
+    let mut eviction = decode::spoken(
         &server.registry(),
         ("policy", "v1", "Eviction"),
         call,
@@ -40,13 +41,25 @@ pub async fn create(
             key.name
         )));
     }
+    let mut review = Review {
+        served,
+        subresource: "eviction",
+        operation: Operation::Create,
+        user: &call.user,
+        options: admission::Options::Create(&options),
+        key: key.clone(),
+        object: &mut eviction,
+        old: None,
+        warnings: &mut call.warnings,
+    };
+    admission::pass(server, &mut review).await?;
     let sent = match eviction.get("deleteOptions").filter(|o| o.is_object()) {
         Some(options) => Bytes::from(options.to_string()),
         None => Bytes::new(),
     };
     let mut delete = DeleteOptions::parse(&call.query, &sent)?;
     delete.dry_run |= options.dry_run;
-    server.delete(served, key, &delete, &call.user).await?;
+    server.delete(served, key, &delete, &call.user, &mut call.warnings).await?;
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
     Ok(views::encoded(call, 201, form, &status))
 }

@@ -51,7 +51,7 @@ pub async fn serve(
 }
 
 /// Where a kind keeps what a Scale shows.
-struct Paths {
+pub struct Paths {
     spec: String,
     status: String,
     /// None for a label selector of the usual form.
@@ -59,7 +59,7 @@ struct Paths {
 }
 
 impl Paths {
-    fn of(served: &Served) -> Self {
+    pub fn of(served: &Served) -> Self {
         let scale = served.custom.as_ref().and_then(|c| c.version.scale.as_ref());
         match scale {
             Some(scale) => Self {
@@ -86,7 +86,7 @@ impl Paths {
     }
 
     /// Sets the replicas that are asked for, making the objects on the way.
-    fn set(&self, object: &mut Value, replicas: i64) {
+    pub fn set(&self, object: &mut Value, replicas: i64) {
         let mut at = object;
         for key in segments(&self.spec) {
             if !at.is_object() {
@@ -98,7 +98,8 @@ impl Paths {
     }
 }
 
-fn scale_of(object: &Value, paths: &Paths) -> Value {
+/// The Scale of an object in its served form.
+pub fn scale_of(object: &Value, paths: &Paths) -> Value {
     let meta = &object["metadata"];
     let mut shown = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {

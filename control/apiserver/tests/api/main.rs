@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod aggregation;
 mod allocation;
 mod cluster;
 mod crd;
@@ -22,5 +23,7 @@ mod nodes;
 mod patching;
 mod refusals;
 mod replay;
+mod tls;
 mod watches;
+mod webhooks;
 mod writes;

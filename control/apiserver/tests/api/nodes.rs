@@ -49,6 +49,39 @@ impl Nodes for Fake {
     }
 }
 
+/// Nodes through which every address is the same server of the test.
+pub struct Dials {
+    pub to: std::net::SocketAddr,
+}
+
+#[async_trait]
+impl Nodes for Dials {
+    async fn logs(
+        &self,
+        node: &str,
+        _namespace: &str,
+        _name: &str,
+        _uid: &str,
+        _options: LogOptions,
+    ) -> Result<BoxStream<'static, Result<Bytes, NodeError>>, NodeError> {
+        Err(NodeError::NotConnected(node.to_owned()))
+    }
+
+    fn last_heard(&self, _node: &str) -> Option<jiff::Timestamp> {
+        None
+    }
+
+    async fn dial(
+        &self,
+        _node: &str,
+        _ip: IpAddr,
+        _port: u16,
+    ) -> Result<Box<dyn Duplex>, NodeError> {
+        let stream = tokio::net::TcpStream::connect(self.to).await;
+        Ok(Box::new(stream.map_err(|e| NodeError::Refused(502, e.to_string()))?))
+    }
+}
+
 #[tokio::test]
 async fn logs_come_from_the_node() {
     let cluster = Cluster::start().await;

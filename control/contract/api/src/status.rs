@@ -179,6 +179,10 @@ pub struct Details {
     /// `metadata.continue` of the Status: where an expired list can go on, inconsistently.
     #[serde(skip)]
     pub list_continue: String,
+    /// A reason that Kubernetes has no word for, while `reason` is Unknown: webhooks and extension API
+    /// servers may make up their own. It goes on the wire in the place of the reason.
+    #[serde(skip)]
+    pub own_reason: String,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -287,6 +291,17 @@ impl Status {
         Self::new(503, Reason::ServiceUnavailable, message)
     }
 
+    /// Gives the reason by its word, also one that only the other end knows.
+    pub fn set_reason(&mut self, word: &str) {
+        match serde_json::from_value(json!(word)) {
+            Ok(reason) => self.reason = reason,
+            Err(_) => {
+                self.reason = Reason::Unknown;
+                self.details.get_or_insert_default().own_reason = word.to_owned();
+            }
+        }
+    }
+
     /// Whether the object was not there.
     pub fn is_not_found(&self) -> bool {
         self.reason == Reason::NotFound
@@ -313,6 +328,9 @@ impl Status {
             if !details.list_continue.is_empty() {
                 object["metadata"]["continue"] = details.list_continue.as_str().into();
             }
+            if !details.own_reason.is_empty() {
+                object["reason"] = details.own_reason.as_str().into();
+            }
             if **details
                 != (Details { list_continue: details.list_continue.clone(), ..Details::default() })
                 || details.list_continue.is_empty()
@@ -329,14 +347,18 @@ impl Status {
             return None;
         }
         let field = |name: &str| value.get(name).cloned().unwrap_or(Value::Null);
-        Some(Self {
+        let mut status = Self {
             code: field("code").as_u64().unwrap_or(500) as u16,
-            reason: serde_json::from_value(field("reason")).unwrap_or(Reason::Unknown),
+            reason: Reason::Unknown,
             message: field("message").as_str().unwrap_or_default().to_owned(),
             details: serde_json::from_value(field("details")).ok().or_else(|| {
                 let token = value.pointer("/metadata/continue")?.as_str()?.to_owned();
                 Some(Box::new(Details { list_continue: token, ..Details::default() }))
             }),
-        })
+        };
+        if let Some(reason) = field("reason").as_str() {
+            status.set_reason(reason);
+        }
+        Some(status)
     }
 }

@@ -1,0 +1,218 @@
+//! Admission webhooks: mutating ones in the order of their names, then validating ones all at once.
+//! <https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>
+//!
+//! The configurations are kept in memory, taken apart when they are written, so that a write for which
+//! there is no webhook pays for one look at an empty list.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use futures::future::join_all;
+use parking_lot::RwLock;
+use rimward_api::Status;
+use rimward_control_schema::patch;
+use serde_json::Value;
+
+use super::{Operation, Review, form};
+use crate::mirror::Mirrored;
+use crate::served::Served;
+use crate::server::Inner;
+use crate::views::Stored;
+
+mod hook;
+mod review;
+
+use hook::Hook;
+use review::{Answer, Failure};
+
+/// The webhooks of one kind of configuration.
+#[derive(Default)]
+pub struct Webhooks {
+    by_configuration: RwLock<BTreeMap<String, Vec<Arc<Hook>>>>,
+    /// All of them, in the order in which they are called.
+    all: RwLock<Arc<Vec<Arc<Hook>>>>,
+}
+
+impl Webhooks {
+    fn all(&self) -> Arc<Vec<Arc<Hook>>> {
+        self.all.read().clone()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all.read().is_empty()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Vec<Arc<Hook>>>)) {
+        let mut by_configuration = self.by_configuration.write();
+        change(&mut by_configuration);
+        *self.all.write() = Arc::new(by_configuration.values().flatten().cloned().collect());
+    }
+}
+
+impl Mirrored for Webhooks {
+    fn replace(&self, all: Vec<(String, Stored)>) {
+        let parsed = all.iter().map(|(k, s)| (k.clone(), hook::of_configuration(k, s))).collect();
+        self.change(|map| *map = parsed);
+    }
+
+    fn put(&self, key: &str, stored: &Stored) {
+        let parsed = hook::of_configuration(key, stored);
+        self.change(|map| {
+            map.insert(key.to_owned(), parsed);
+        });
+    }
+
+    fn remove(&self, key: &str) {
+        self.change(|map| {
+            map.remove(key);
+        });
+    }
+}
+
+/// What configures admission is not itself admitted by it: a broken webhook must be removable.
+/// And a Binding is reviewed as what was sent, not again as the pod that it changes.
+fn exempt(review: &Review<'_>) -> bool {
+    review.served.kind.group == "admissionregistration.k8s.io"
+        || (review.operation == Operation::Update && review.subresource == "binding")
+}
+
+/// Who was called so far, and who is to be called again.
+#[derive(Default)]
+pub struct Round {
+    again: bool,
+    /// Called before, and asked to be called again after later changes.
+    reinvocable: Vec<Arc<str>>,
+    reinvoke: HashSet<Arc<str>>,
+}
+
+impl Round {
+    /// Whoever was called before sees the change.
+    fn changed(&mut self) {
+        self.reinvoke.extend(self.reinvocable.drain(..));
+    }
+
+    /// The second round; `changed` is whether plugins have changed the object since the first.
+    pub fn second(&mut self, changed: bool) {
+        self.again = true;
+        if changed {
+            self.changed();
+        }
+    }
+}
+
+/// Calls the mutating webhooks; whether one of them changed the object.
+pub async fn mutate(
+    server: &Inner,
+    review: &mut Review<'_>,
+    round: &mut Round,
+) -> Result<bool, Status> {
+    if server.mutating_webhooks.is_empty() || exempt(review) {
+        return Ok(false);
+    }
+    let mut changed = false;
+    for hook in server.mutating_webhooks.all().iter() {
+        if round.again && !round.reinvoke.contains(&hook.uid) {
+            continue;
+        }
+        let Some(served) = hook.matched(server, review).await? else { continue };
+        if mutate_by(server, review, hook, &served).await? {
+            changed = true;
+            round.changed();
+        }
+        if hook.reinvoked {
+            round.reinvocable.push(hook.uid.clone());
+        }
+    }
+    Ok(changed)
+}
+
+async fn mutate_by(
+    server: &Inner,
+    review: &mut Review<'_>,
+    hook: &Hook,
+    served: &Arc<Served>,
+) -> Result<bool, Status> {
+    let before = form::shown(review, served, review.object);
+    let old = review.old.map_or(Value::Null, |old| form::shown(review, served, old));
+    let answer = match hook.call(server, review, served, &before, &old, true).await {
+        Ok(answer) => answer,
+        Err(failure) => {
+            review.warnings.extend(failure.warnings());
+            return failed(hook, failure).map(|()| false);
+        }
+    };
+    review.warnings.extend(answer.warnings);
+    let Some(patch) = answer.patch else { return Ok(false) };
+    if before.is_null() {
+        return Err(Status::internal(format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            hook.name
+        )));
+    }
+    let after = patch::json_patch(&before, &patch).map_err(|e| Status::internal(e.message))?;
+    if after == before {
+        return Ok(false);
+    }
+    form::take(server, review, served, after).map_err(|e| Status::internal(e.message))?;
+    Ok(form::shown(review, served, review.object) != before)
+}
+
+/// Calls the validating webhooks side by side. All are heard before one refuses, so that what each of
+/// them records is recorded.
+pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    if server.validating_webhooks.is_empty() || exempt(review) {
+        return Ok(());
+    }
+    let hooks = server.validating_webhooks.all();
+    let mut matched = Vec::new();
+    for hook in hooks.iter() {
+        if let Some(served) = hook.matched(server, review).await? {
+            matched.push((hook, served));
+        }
+    }
+    let mut shown: Vec<(u32, Value, Value)> = Vec::new();
+    for (_, served) in &matched {
+        if !shown.iter().any(|(index, _, _)| *index == served.index) {
+            let old = review.old.map_or(Value::Null, |old| form::shown(review, served, old));
+            shown.push((served.index, form::shown(review, served, review.object), old));
+        }
+    }
+    let asked = &*review;
+    let calls = matched.iter().map(|(hook, served)| {
+        let (_, object, old) = shown
+            .iter()
+            .find(|(index, _, _)| *index == served.index)
+            .expect("every version was shown");
+        async move { (*hook, hook.call(server, asked, served, object, old, false).await) }
+    });
+    let answers: Vec<(&Arc<Hook>, Result<Answer, Failure>)> = join_all(calls).await;
+    let mut refused = None;
+    for (hook, answer) in answers {
+        match answer {
+            Ok(answer) => review.warnings.extend(answer.warnings),
+            Err(failure) => {
+                review.warnings.extend(failure.warnings());
+                if let Err(status) = failed(hook, failure) {
+                    refused.get_or_insert(status);
+                }
+            }
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// What a webhook's failure means for the request: `failurePolicy`. A refusal is no failure.
+fn failed(hook: &Hook, failure: Failure) -> Result<(), Status> {
+    match failure {
+        Failure::Denied { status, .. } => Err(status),
+        Failure::Unfit(status) => Err(status),
+        Failure::Call(why) if hook.ignored => {
+            tracing::warn!(webhook = %hook.name, error = %why, "a webhook failed, the request goes on");
+            Ok(())
+        }
+        Failure::Call(why) => {
+            tracing::warn!(webhook = %hook.name, error = %why, "a webhook failed, the request is refused");
+            Err(Status::internal(format!("failed calling webhook {:?}: {why}", hook.name)))
+        }
+    }
+}

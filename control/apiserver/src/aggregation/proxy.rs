@@ -1,0 +1,234 @@
+//! Hands a request to an extension API server: the same path, the user in headers that it believes
+//! because our client certificate says who speaks.
+//! <https://kubernetes.io/docs/tasks/extend-kubernetes/configure-aggregation-layer/#authentication-flow>
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyDataStream, BodyExt as _};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rimward_api::{Status, UserInfo};
+
+use super::ApiService;
+use crate::body::{self, BoxError, Response};
+use crate::error;
+use crate::outbound::{CallError, Destination};
+use crate::request::Call;
+use crate::server::Inner;
+
+/// How long an answer may take to begin, watches and the like aside.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+const REDIRECTED: &str = "the backend attempted to redirect this request, which is not permitted";
+
+/// Headers that are about one connection, or about the client and this server only.
+const NOT_FORWARDED: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "host",
+    "authorization",
+];
+
+/// Answers with what the extension API server answers.
+pub async fn forward(server: &Arc<Inner>, call: &mut Call, service: &ApiService) -> Response {
+    let destination = match &service.destination {
+        Some(Ok(destination)) if service.available => destination,
+        _ => return error::text(503, "service unavailable\n"),
+    };
+    let upgrade = call.upgrade.lock().take();
+    let request = match request(call, destination, upgrade.is_some()) {
+        Ok(request) => request,
+        Err(e) => return unreachable(&e),
+    };
+    let long = call.attributes.is_long() || upgrade.is_some();
+    let sent = server.outbound.send(destination, request);
+    let answered = match long {
+        true => sent.await,
+        false => match tokio::time::timeout(ANSWER_MAX, sent).await {
+            Ok(answered) => answered,
+            Err(_) => return error::respond(&timed_out()),
+        },
+    };
+    match answered {
+        Ok(response) => answer(server, response, upgrade),
+        Err(e) => unreachable(&e),
+    }
+}
+
+fn unreachable(why: &CallError) -> Response {
+    tracing::debug!(error = %why, "an extension API server was not reached");
+    let why = match why {
+        CallError::Transport { why, .. } => why.clone(),
+        other => other.to_string(),
+    };
+    error::text(503, format!("error trying to reach service: {why}\n"))
+}
+
+fn timed_out() -> Status {
+    Status::new(
+        504,
+        rimward_api::Reason::Timeout,
+        "Timeout: request did not complete within the allotted timeout",
+    )
+}
+
+fn request(
+    call: &mut Call,
+    destination: &Destination,
+    upgrade: bool,
+) -> Result<Request<body::BoxBody>, CallError> {
+    let query = call.query.encoded();
+    let path = match query.as_str() {
+        "" => call.attributes.path.clone(),
+        query => format!("{}?{query}", call.attributes.path),
+    };
+    let mut request = Request::new(std::mem::replace(call.body.get_mut(), body::empty()));
+    *request.method_mut() = call.method.clone();
+    *request.uri_mut() = destination.with_path(&path)?;
+    let headers = request.headers_mut();
+    for (name, value) in &call.headers {
+        if is_forwarded(name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    if upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Some(protocol) = call.headers.get(header::UPGRADE) {
+            headers.insert(header::UPGRADE, protocol.clone());
+        }
+    }
+    identify(headers, &call.user);
+    Ok(request)
+}
+
+fn is_forwarded(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    !NOT_FORWARDED.contains(&name)
+        && !name.starts_with("x-remote-")
+        && !name.starts_with("impersonate-")
+}
+
+/// Who asks, as the request-header authentication of API servers reads it.
+fn identify(headers: &mut HeaderMap, user: &UserInfo) {
+    let mut add = |name: &str, value: &str| {
+        let pair = (HeaderName::try_from(name), HeaderValue::from_str(value));
+        if let (Ok(name), Ok(value)) = pair {
+            headers.append(name, value);
+        }
+    };
+    add("x-remote-user", &user.name);
+    if !user.uid.is_empty() {
+        add("x-remote-uid", &user.uid);
+    }
+    for group in &user.groups {
+        add("x-remote-group", group);
+    }
+    for (key, values) in &user.extra {
+        let name = format!("x-remote-extra-{}", escaped(key));
+        values.iter().for_each(|value| add(&name, value));
+    }
+}
+
+/// A key as part of a header's name: what a name may not hold is percent-encoded.
+fn escaped(key: &str) -> String {
+    let mut out = String::with_capacity(key.len());
+    for byte in key.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte);
+        match plain {
+            true => out.push(byte as char),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+fn answer(
+    server: &Arc<Inner>,
+    response: http::Response<Incoming>,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+) -> Response {
+    let status = response.status();
+    if status.is_redirection() && response.headers().contains_key(header::LOCATION) {
+        return error::text(502, REDIRECTED);
+    }
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return match upgrade {
+            Some(client) => join(server, response, client),
+            None => error::text(502, "the backend changed protocols without being asked to\n"),
+        };
+    }
+    let (parts, incoming) = response.into_parts();
+    let stop = server.stop.clone();
+    let chunks = BodyDataStream::new(incoming.map_err(BoxError::from))
+        .take_until(async move { stop.cancelled().await });
+    let mut out = http::Response::new(body::stream(chunks));
+    *out.status_mut() = status;
+    for (name, value) in &parts.headers {
+        if !NOT_FORWARDED.contains(&name.as_str()) {
+            out.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    out
+}
+
+/// Both connections become one, until either end closes it.
+fn join(
+    server: &Arc<Inner>,
+    mut response: http::Response<Incoming>,
+    client: hyper::upgrade::OnUpgrade,
+) -> Response {
+    let backend = hyper::upgrade::on(&mut response);
+    let stop = server.stop.clone();
+    tokio::spawn(async move {
+        let copy = async {
+            let (client, backend) = tokio::try_join!(client, backend)?;
+            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
+            Ok::<(), BoxError>(())
+        };
+        if let Some(Err(e)) = stop.run_until_cancelled(copy).await {
+            tracing::debug!(error = %e, "an upgraded connection ended");
+        }
+    });
+    let mut out = http::Response::new(body::empty());
+    *out.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (name, value) in response.headers() {
+        out.headers_mut().append(name.clone(), value.clone());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks() {
+        let mut user = UserInfo::authenticated("ann", &["g"]);
+        user.extra.insert("example.com/Key x".into(), vec!["1".into(), "2".into()]);
+        let mut headers = HeaderMap::new();
+        identify(&mut headers, &user);
+        let all = |name: &str| -> Vec<&str> {
+            headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).collect()
+        };
+        assert_eq!(all("x-remote-user"), ["ann"]);
+        assert_eq!(all("x-remote-group"), ["g", "system:authenticated"]);
+        assert_eq!(escaped("example.com/Key x"), "example.com%2FKey%20x");
+    }
+
+    #[test]
+    fn what_is_not_handed_on() {
+        for name in ["authorization", "impersonate-user", "x-remote-user", "connection", "host"] {
+            assert!(!is_forwarded(&HeaderName::from_static(name)), "{name}");
+        }
+        assert!(is_forwarded(&header::ACCEPT));
+    }
+}
