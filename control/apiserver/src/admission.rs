@@ -1,12 +1,20 @@
 //! Admission: what a write must pass, and what it is given, before it is validated and stored.
 //! <https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>
 //!
-//! One visible list, in the order of Kubernetes; one step is one file.
+//! Visible lists, in the order of Kubernetes; one step is one file.
+//!
+//! ```text
+//! mutate → (the kind prepares) → allocate → (the kind validates) → validate → commit
+//! pass → delete, connect
+//! ```
 
-use rimward_api::{Status, UserInfo};
+use std::sync::Arc;
+
+use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_store::Op;
 use serde_json::Value;
 
+use crate::options::{DeleteOptions, WriteOptions};
 use crate::pools::Reservation;
 use crate::served::Served;
 use crate::server::Inner;
@@ -27,18 +35,59 @@ pub mod tolerations;
 pub enum Operation {
     Create,
     Update,
+    Delete,
+    Connect,
 }
 
-/// A write under review. Objects are in the stored form.
+impl Operation {
+    /// As rules and reviews write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// The options that came with a request.
+#[derive(Clone, Copy)]
+pub enum Options<'a> {
+    /// Of a create.
+    Create(&'a WriteOptions),
+    /// Of an update, a patch or an apply.
+    Update(&'a WriteOptions),
+    Delete(&'a DeleteOptions),
+    /// A connect has none.
+    None,
+}
+
+impl Options<'_> {
+    pub fn dry_run(self) -> bool {
+        match self {
+            Self::Create(o) | Self::Update(o) => o.dry_run,
+            Self::Delete(o) => o.dry_run,
+            Self::None => false,
+        }
+    }
+}
+
+/// A request under review. Objects are in the stored form, unless a subresource speaks a kind of its
+/// own: then the object is what was sent to it.
 pub struct Review<'a> {
-    pub served: &'a Served,
+    pub served: &'a Arc<Served>,
     pub subresource: &'a str,
     pub operation: Operation,
     pub user: &'a UserInfo,
+    pub options: Options<'a>,
+    /// As the request names it; the name is empty while it is still to be generated.
+    pub key: ObjectKey,
+    /// The new object, of a connect its options; null for a delete.
     pub object: &'a mut Value,
     pub old: Option<&'a Value>,
-    /// Nothing will come of it.
-    pub dry_run: bool,
+    /// What the client is told by Warning headers, whatever the outcome.
+    pub warnings: &'a mut Vec<String>,
 }
 
 impl Review<'_> {
@@ -53,7 +102,12 @@ impl Review<'_> {
     }
 
     fn forbidden(&self, why: &str) -> Status {
-        Status::forbidden(&self.served.group_resource(), self.text("name"), why)
+        // A name that is yet to be generated shows as what it will begin with.
+        let name = match (self.text("name"), self.text("generateName")) {
+            ("", prefix) => prefix,
+            (name, _) => name,
+        };
+        Status::forbidden(&self.served.group_resource(), name, why)
     }
 }
 
@@ -62,6 +116,8 @@ impl Review<'_> {
 pub struct Admitted {
     /// A condition of the commit: the namespace is still as it was when it was looked at.
     pub check: Option<Op>,
+    /// A policy or a webhook changed the object: what an update carries over must be looked at again.
+    pub rewritten: bool,
     reservations: Vec<Reservation>,
 }
 
@@ -74,7 +130,9 @@ impl Admitted {
     }
 }
 
-pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, Status> {
+/// What may change a new or updated object, before the kind prepares and validates it: plugins, then
+/// policies, then webhooks.
+pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, Status> {
     let mut admitted = Admitted::default();
     if review.operation == Operation::Create && review.served.kind.namespaced() {
         let namespace = review.text("namespace").to_owned();
@@ -102,6 +160,16 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, 
     if review.creates("networking.k8s.io", "ingresses") {
         ingress::admit(server, review).await?;
     }
+    Ok(admitted)
+}
+
+/// What a prepared object is given of what there is only once; before it is validated, so that it is
+/// validated whole.
+pub fn allocate(
+    server: &Inner,
+    review: &mut Review<'_>,
+    admitted: &mut Admitted,
+) -> Result<(), Status> {
     if review.served.is("certificates.k8s.io", "certificatesigningrequests") {
         certificate::admit(review);
     }
@@ -111,5 +179,20 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, 
     if review.served.is("", "services") && review.subresource.is_empty() {
         admitted.reservations = service::admit(server, review)?;
     }
-    Ok(admitted)
+    Ok(())
+}
+
+/// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
+/// webhooks, and quota last of all, since it counts what was admitted.
+pub async fn validate(_server: &Inner, _review: &mut Review<'_>) -> Result<(), Status> {
+    Ok(())
+}
+
+/// All steps for a request that changes no object by itself: a delete, a connect, or what is sent to
+/// a subresource that speaks a kind of its own (an Eviction, a Binding).
+pub async fn pass(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    if review.operation == Operation::Delete {
+        namespace::check_delete(review.served, &review.key)?;
+    }
+    validate(server, review).await
 }

@@ -12,7 +12,7 @@ use rimward_control_store::{CommitError, Expect, Op, Txn};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::admission;
+use crate::admission::{self, Operation, Review};
 use crate::body::Response;
 use crate::decode;
 use crate::definitions::stored::Encoded;
@@ -195,8 +195,8 @@ impl Inner {
         key: &ObjectKey,
         options: &DeleteOptions,
         user: &UserInfo,
+        warnings: &mut Vec<String>,
     ) -> Result<Deleted, Status> {
-        admission::namespace::check_delete(served, key)?;
         let store_key = served.key(key);
         let resource = served.group_resource();
         for _ in 0..ATTEMPTS_MAX {
@@ -205,6 +205,18 @@ impl Inner {
             let stored = self.present_one(served, Stored::open(&entry)?).await?;
             check_preconditions(served, key, &stored, options)?;
             let object = stored.stored_value(served)?;
+            let mut review = Review {
+                served,
+                subresource: "",
+                operation: Operation::Delete,
+                user,
+                options: admission::Options::Delete(options),
+                key: key.clone(),
+                object: &mut Value::Null,
+                old: Some(&object),
+                warnings,
+            };
+            admission::pass(self, &mut review).await?;
             let plan = plan(served, &object, options, Timestamp::now());
             let (op, after) = match &plan {
                 Plan::Wait => return Ok(Deleted { stored, gone: false }),
@@ -282,7 +294,8 @@ pub async fn one(
             "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning".into(),
         );
     }
-    let deleted = server.delete(served, key, &options, &call.user).await?;
+    let deleted =
+        server.delete(served, key, &options, &call.user, &mut call.warnings).await?;
     if !deleted.gone || served.rules.returns_deleted {
         return server.respond(call, served, &deleted.stored, 200);
     }
@@ -320,13 +333,20 @@ pub async fn collection(
             let (server, served, options, user) =
                 (server.clone(), served.clone(), options.clone(), user.clone());
             running.spawn(async move {
-                server.delete(&served, &key, &options, &user).await.map(|_| ())
+                let mut warnings = Vec::new();
+                let deleted = server.delete(&served, &key, &options, &user, &mut warnings).await;
+                (deleted.map(|_| ()), warnings)
             });
         }
         match running.join_next().await {
             None => break,
-            Some(Ok(Err(e))) if !e.is_not_found() => return Err(e),
-            Some(Ok(_)) => {}
+            Some(Ok((deleted, warnings))) => {
+                call.warnings.extend(warnings);
+                match deleted {
+                    Err(e) if !e.is_not_found() => return Err(e),
+                    _ => {}
+                }
+            }
             Some(Err(e)) => return Err(Status::internal(e)),
         }
     }

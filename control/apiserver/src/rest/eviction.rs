@@ -46,7 +46,7 @@ pub async fn create(
     };
     let mut delete = DeleteOptions::parse(&call.query, &sent)?;
     delete.dry_run |= options.dry_run;
-    server.delete(served, key, &delete, &call.user).await?;
+    server.delete(served, key, &delete, &call.user, &mut call.warnings).await?;
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
     Ok(views::encoded(call, 201, form, &status))
 }

@@ -1,7 +1,8 @@
 //! Create and update: one path for every way in which an object comes to be or changes.
 //!
 //! ```text
-//! decode → defaults → prepare → metadata → admission → validate → encode → commit
+//! decode → defaults → admission (mutate) → metadata, prepare → allocate → validate → admission
+//! (validate) → encode → commit
 //! ```
 
 use std::sync::Arc;
@@ -109,31 +110,39 @@ impl Inner {
         if !recorded {
             self.record_manager(served, None, &mut object, author, "", now);
         }
-        // The uid comes first: some kinds make labels of it.
-        meta::fill_for_create(&mut object, namespace, kind.hooks.has_generation(), now);
-        kind.hooks.prepare_create(&mut object);
-        let generated = str_at(&object, &["metadata", "generateName"]).is_some_and(|p| {
-            !p.is_empty()
-                && str_at(&object, &["metadata", "name"]).is_some_and(|n| n.starts_with(p))
-        });
-
+        if !namespace.is_empty() {
+            meta::metadata(&mut object).insert("namespace".into(), namespace.into());
+        }
         let mut review = Review {
             served,
             subresource: "",
             operation: Operation::Create,
             user: author.user,
+            options: admission::Options::Create(author.options),
+            key: ObjectKey::of(&object),
             object: &mut object,
             old: None,
-            dry_run: author.options.dry_run,
+            warnings,
         };
-        let mut admitted = admission::admit(self, &mut review).await?;
-        let mut errors = rules::validate_create(kind, &object);
-        errors.extend(kind.hooks.validate_create(&object));
+        let mut admitted = admission::mutate(self, &mut review).await?;
+        // The uid comes first: some kinds make labels of it.
+        meta::fill_for_create(review.object, namespace, kind.hooks.has_generation(), now);
+        kind.hooks.prepare_create(review.object);
+        admission::allocate(self, &mut review, &mut admitted)?;
+        let drafted = &*review.object;
+        let generated = str_at(drafted, &["metadata", "generateName"]).is_some_and(|p| {
+            !p.is_empty()
+                && str_at(drafted, &["metadata", "name"]).is_some_and(|n| n.starts_with(p))
+        });
+        let name = str_at(drafted, &["metadata", "name"]).unwrap_or_default().to_owned();
+        let mut errors = rules::validate_create(kind, drafted);
+        errors.extend(kind.hooks.validate_create(drafted));
         if !errors.is_empty() {
-            let name = str_at(&object, &["metadata", "name"]).unwrap_or_default();
-            return Err(Status::invalid(&served.group_kind(), name, &errors));
+            return Err(Status::invalid(&served.group_kind(), &name, &errors));
         }
-        warnings.extend(kind.hooks.warnings(&object));
+        review.warnings.extend(kind.hooks.warnings(drafted));
+        review.key.name = name;
+        admission::validate(self, &mut review).await?;
         // What was just set may call for defaults in its turn, as decoding from storage would give.
         kind.hooks.default(&mut object);
 
@@ -254,12 +263,13 @@ impl Inner {
                 self.draft(served, key, subresource, &change, &current, author, &mut notes)?;
             let conditional = draft.conditional;
             draft.as_it_is = as_it_is;
-            match self.store_update(served, subresource, draft, current, author, &mut notes).await?
-            {
-                Some(stored) => {
-                    warnings.extend(notes);
-                    return Ok(Written { stored, created: false });
-                }
+            let outcome =
+                self.store_update(served, subresource, draft, current, author, &mut notes).await;
+            if !matches!(outcome, Ok(None)) {
+                warnings.extend(notes);
+            }
+            match outcome? {
+                Some(stored) => return Ok(Written { stored, created: false }),
                 None if conditional => {
                     return Err(Status::conflict(&served.group_resource(), &key.name, MODIFIED));
                 }
@@ -427,41 +437,51 @@ impl Inner {
         let kind = &served.stored;
         let write = if subresource.is_empty() { Write::Main } else { Write::Sub(subresource) };
         meta::carry_over(&mut new, &old);
-        if subresource == "status" {
-            meta::keep_for_status(&mut new, &old);
-        }
-        kind.hooks.prepare_update(write, &mut new, &old);
         let mut review = Review {
             served,
             subresource,
             operation: Operation::Update,
             user: author.user,
+            options: admission::Options::Update(author.options),
+            key: ObjectKey::of(&old),
             object: &mut new,
             old: Some(&old),
-            dry_run: author.options.dry_run,
+            warnings,
         };
-        let mut admitted = admission::admit(self, &mut review).await?;
+        let mut admitted = admission::mutate(self, &mut review).await?;
+        let new = &mut *review.object;
+        if admitted.rewritten {
+            meta::carry_over(new, &old);
+        }
+        if subresource == "status" {
+            meta::keep_for_status(new, &old);
+        }
+        kind.hooks.prepare_update(write, new, &old);
+        admission::allocate(self, &mut review, &mut admitted)?;
+        let new = &mut *review.object;
         if kind.hooks.has_generation() && subresource != "status" {
             let annotations = |o: &Value| o["metadata"].get("annotations").cloned();
-            let counted = served.rules.annotations_count && annotations(&new) != annotations(&old);
+            let counted = served.rules.annotations_count && annotations(new) != annotations(&old);
             let status = served.rules.status_counts && new.get("status") != old.get("status");
-            if counted || status || !meta::same_spec(&new, &old) {
+            if counted || status || !meta::same_spec(new, &old) {
                 let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-                meta::metadata(&mut new).insert("generation".into(), generation.into());
+                meta::metadata(new).insert("generation".into(), generation.into());
             }
         }
-        let mut errors = rules::validate_update(kind, &new, &old);
-        errors.extend(kind.hooks.validate_update(write, &new, &old));
+        let mut errors = rules::validate_update(kind, new, &old);
+        errors.extend(kind.hooks.validate_update(write, new, &old));
         if !errors.is_empty() {
-            let name = str_at(&new, &["metadata", "name"]).unwrap_or_default();
+            let name = str_at(new, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));
         }
-        warnings.extend(kind.hooks.update_warnings(&new, &old));
-        if as_it_is && meta::same_but_times(&new, &old) {
+        review.warnings.extend(kind.hooks.update_warnings(new, &old));
+        admission::validate(self, &mut review).await?;
+        let new = &*review.object;
+        if as_it_is && meta::same_but_times(new, &old) {
             return Ok(Some(current));
         }
-        let Encoded { bytes, answer: record } = self.encode(served, &new).await?;
-        let ends = finalized(served, &new);
+        let Encoded { bytes, answer: record } = self.encode(served, new).await?;
+        let ends = finalized(served, new);
         if author.options.dry_run {
             return Ok(Some(Stored { record, kept: false, ..current }));
         }
@@ -473,7 +493,7 @@ impl Inner {
         match self.store.commit(Txn { ops: vec![op] }).await {
             Ok(revision) => {
                 admitted.keep(false);
-                let now = (!ends).then_some(&new);
+                let now = (!ends).then_some(new);
                 self.after_write(served, Some(&old), now, revision).await;
                 Ok(Some(Stored { key: current.key, record, revision, kept: !ends }))
             }
