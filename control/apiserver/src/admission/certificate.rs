@@ -11,6 +11,7 @@ pub fn admit(review: &mut Review<'_>) {
     match review.operation {
         Operation::Create => requester(review),
         Operation::Update => stamp(review, &meta::time(Timestamp::now())),
+        Operation::Delete | Operation::Connect => {}
     }
 }
 
