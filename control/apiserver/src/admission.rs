@@ -23,6 +23,7 @@ pub mod certificate;
 pub mod ingress;
 pub mod namespace;
 pub mod node;
+pub mod plugins;
 pub mod priority;
 pub mod roles;
 pub mod runtime_class;
@@ -31,6 +32,7 @@ pub mod service_account;
 pub mod storage;
 pub mod tolerations;
 
+#[allow(dead_code, reason = "connects and webhooks, which come next, need the rest")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Create,
@@ -39,6 +41,7 @@ pub enum Operation {
     Connect,
 }
 
+#[allow(dead_code, reason = "connects and webhooks, which come next, need the rest")]
 impl Operation {
     /// As rules and reviews write it.
     pub fn word(self) -> &'static str {
@@ -52,6 +55,7 @@ impl Operation {
 }
 
 /// The options that came with a request.
+#[allow(dead_code, reason = "connects and webhooks, which come next, need the rest")]
 #[derive(Clone, Copy)]
 pub enum Options<'a> {
     /// Of a create.
@@ -143,6 +147,7 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
         tolerations::admit(review.object);
         priority::admit(server, review)?;
         runtime_class::admit(server, review).await?;
+        plugins::fill_in(server, review).await?;
     }
     if review.operation == Operation::Update
         && review.subresource.is_empty()
@@ -156,6 +161,7 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
     }
     if review.creates("", "persistentvolumeclaims") || review.creates("", "persistentvolumes") {
         storage::admit(review);
+        plugins::fill_in(server, review).await?;
     }
     if review.creates("networking.k8s.io", "ingresses") {
         ingress::admit(server, review).await?;
@@ -184,8 +190,9 @@ pub fn allocate(
 
 /// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
 /// webhooks, and quota last of all, since it counts what was admitted.
-pub async fn validate(_server: &Inner, _review: &mut Review<'_>) -> Result<(), Status> {
-    Ok(())
+pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    plugins::check(server, review).await?;
+    plugins::rehearse_quota(server, review).await
 }
 
 /// All steps for a request that changes no object by itself: a delete, a connect, or what is sent to

@@ -23,6 +23,7 @@ mod rbac;
 mod request;
 
 mod admission;
+mod cluster_ips;
 mod decode;
 mod error;
 mod meta;
@@ -31,6 +32,7 @@ mod options;
 mod pools;
 mod pretty;
 mod protobuf;
+mod quotas;
 mod record;
 mod rest;
 mod table;

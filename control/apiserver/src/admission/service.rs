@@ -15,7 +15,7 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
     let mut errors = Vec::new();
     let mut reservations = Vec::new();
     let held = review.old.map(Held::of).unwrap_or_default();
-    let dry_run = review.dry_run;
+    let dry_run = review.options.dry_run();
     let service = &mut *review.object;
     if !service["spec"].is_object() {
         return Ok(reservations);

@@ -214,7 +214,7 @@ async fn delete_all(server: &Arc<Inner>, served: &Arc<Served>) -> Result<(), Sta
             let page = server.store.list(request).await.map_err(error::store)?;
             for entry in &page.entries {
                 let key = crate::rest::delete::key_of(served, &Stored::open(entry)?);
-                match server.delete(served, &key, &options, &user).await {
+                match server.delete(served, &key, &options, &user, &mut Vec::new()).await {
                     Ok(deleted) => left += usize::from(!deleted.gone),
                     Err(e) if e.is_not_found() => {}
                     Err(e) => return Err(e),
