@@ -26,6 +26,7 @@ pub mod ingress;
 pub mod matching;
 pub mod namespace;
 pub mod node;
+pub mod plugins;
 pub mod priority;
 pub mod roles;
 pub mod runtime_class;
@@ -150,13 +151,13 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
         let namespace = review.text("namespace").to_owned();
         admitted.check = namespace::check(server, review.served, review.object, &namespace).await?;
     }
-    plugins(server, review).await?;
+    built_in(server, review).await?;
     let mut round = webhooks::Round::default();
     if webhooks::mutate(server, review, &mut round).await? {
         // What webhooks changed the plugins have not seen yet, nor have webhooks called before.
         admitted.rewritten = true;
         let before = review.object.clone();
-        plugins(server, review).await?;
+        built_in(server, review).await?;
         round.second(*review.object != before);
         webhooks::mutate(server, review, &mut round).await?;
     }
@@ -164,12 +165,13 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
 }
 
 /// Kubernetes' own mutating plugins. They may run twice on an object.
-async fn plugins(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+async fn built_in(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
     if review.creates("", "pods") {
         service_account::admit(server, review).await?;
         tolerations::admit(review.object);
         priority::admit(server, review)?;
         runtime_class::admit(server, review).await?;
+        plugins::fill_in(server, review).await?;
     }
     if review.operation == Operation::Update
         && review.subresource.is_empty()
@@ -183,6 +185,7 @@ async fn plugins(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> 
     }
     if review.creates("", "persistentvolumeclaims") || review.creates("", "persistentvolumes") {
         storage::admit(review);
+        plugins::fill_in(server, review).await?;
     }
     if review.creates("networking.k8s.io", "ingresses") {
         ingress::admit(server, review).await?;
@@ -212,7 +215,9 @@ pub fn allocate(
 /// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
 /// webhooks, and quota last of all, since it counts what was admitted.
 pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
-    webhooks::validate(server, review).await
+    plugins::check(server, review).await?;
+    webhooks::validate(server, review).await?;
+    plugins::rehearse_quota(server, review).await
 }
 
 /// All steps for a request that changes no object by itself: a delete, a connect, or what is sent to

@@ -22,6 +22,7 @@ const WIDTH: usize = 64;
 
 pub async fn run(server: &Arc<Inner>) -> Result<(), StartError> {
     let mut objects = bootstrap::objects();
+    objects.push(service_range(server));
     objects.extend(kubernetes_service(server));
     objects.extend(aggregation::register::builtin(server));
     objects.push(aggregation::register::authentication(server));
@@ -97,7 +98,7 @@ async fn ensure(
             let current = server.value(served, &stored)?;
             if binds_another(&current, object) {
                 let options = DeleteOptions::default();
-                server.delete(served, key, &options, &user, &mut Vec::new()).await?;
+                server.delete(served, key, &options, &user, &mut warnings).await?;
                 return make(server, served, key, object, &author).await;
             }
             let Some(change) = reconciled(served, &current, object) else { return Ok(()) };
@@ -238,4 +239,13 @@ fn kubernetes_service(server: &Inner) -> [Value; 3] {
             "ports": [{ "name": "https", "port": address.port(), "protocol": "TCP" }],
         }),
     ]
+}
+
+/// The range that cluster IPs come from.
+fn service_range(server: &Inner) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": { "name": crate::pools::DEFAULT_RANGE },
+        "spec": { "cidrs": [server.pools.cidr().to_string()] },
+    })
 }

@@ -24,6 +24,7 @@ mod rbac;
 mod request;
 
 mod admission;
+mod cluster_ips;
 mod decode;
 mod error;
 mod meta;
@@ -32,6 +33,7 @@ mod options;
 mod pools;
 mod pretty;
 mod protobuf;
+mod quotas;
 mod record;
 mod rest;
 mod table;

@@ -2,16 +2,19 @@
 //!
 //! Each pool is a bitmap, rebuilt from the stored Services at start. A number is taken before its
 //! Service is stored and given back if that fails, so concurrent creates cannot get the same one.
+//! Cluster IPs come from the configured range first, then from those that ServiceCIDRs add.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rimward_api::Status;
 use rimward_control_store::{ListRequest, Store};
 use serde_json::Value;
 
 use crate::error;
+use crate::mirror::Mirrored;
 use crate::views::Stored;
 
 /// An IPv4 network.
@@ -36,6 +39,12 @@ impl std::str::FromStr for Cidr {
             return Err(wrong());
         }
         Ok(Self { base: u32::from(address) & (u32::MAX << (32 - prefix)), prefix })
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.prefix)
     }
 }
 
@@ -80,6 +89,10 @@ impl Bitmap {
         *word |= bit;
         self.free -= usize::from(was_free);
         was_free
+    }
+
+    fn is_taken(&self, n: usize) -> bool {
+        self.words[n / 64] & (1 << (n % 64)) != 0
     }
 
     fn give_back(&mut self, n: usize) {
@@ -149,8 +162,8 @@ impl Pool {
 
 /// A number that is taken until this is dropped, or for good once kept.
 pub struct Reservation {
-    pool: Arc<Pool>,
-    n: usize,
+    /// Everywhere it counts: ranges may overlap.
+    places: Vec<(Arc<Pool>, usize)>,
     kept: bool,
 }
 
@@ -163,26 +176,110 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.kept {
-            self.pool.give_back(self.n);
+            self.places.iter().for_each(|(pool, n)| pool.give_back(*n));
         }
     }
 }
 
+/// The ranges that cluster IPs come from: the configured one, and those of ServiceCIDR objects.
+struct Ranges {
+    /// The configured range is the first, and stays.
+    all: Vec<Range>,
+    /// Addresses that Services hold in no range: they stay theirs if one is added that has them.
+    strays: HashSet<Ipv4Addr>,
+}
+
+struct Range {
+    /// The ServiceCIDR, and which of its networks.
+    source: (String, usize),
+    cidr: Cidr,
+    /// No address is given out of a range that is on its way out.
+    open: bool,
+    pool: Arc<Pool>,
+}
+
+impl Range {
+    fn new(source: (String, usize), cidr: Cidr) -> Self {
+        let pool = Pool::new(cidr.size());
+        // The network's own and its broadcast address are no host's.
+        pool.bits.lock().take(0);
+        pool.bits.lock().take(cidr.size() - 1);
+        Self { source, cidr, open: true, pool: Arc::new(pool) }
+    }
+}
+
+impl Ranges {
+    fn places(&self, address: Ipv4Addr) -> Vec<(Arc<Pool>, usize)> {
+        let each = self.all.iter();
+        each.filter_map(|r| Some((r.pool.clone(), r.cidr.index(address)?))).collect()
+    }
+
+    /// Takes an address wherever it counts; all or nothing.
+    fn take(&self, address: Ipv4Addr) -> Result<Vec<(Arc<Pool>, usize)>, Refusal> {
+        let places = self.places(address);
+        for (i, (pool, n)) in places.iter().enumerate() {
+            if let Err(e) = pool.take(*n) {
+                places[..i].iter().for_each(|(pool, n)| pool.give_back(*n));
+                return Err(e);
+            }
+        }
+        Ok(places)
+    }
+
+    fn add(&mut self, range: Range) {
+        for other in &self.all {
+            let bits = other.pool.bits.lock();
+            let hosts = 1..other.cidr.size() - 1;
+            let taken = hosts.filter(|n| bits.is_taken(*n)).map(|n| other.cidr.nth(n));
+            for n in taken.filter_map(|address| range.cidr.index(address)) {
+                let _marked_twice_is_fine = range.pool.take(n);
+            }
+        }
+        self.strays.retain(|address| match range.cidr.index(*address) {
+            Some(n) => {
+                let _marked_twice_is_fine = range.pool.take(n);
+                false
+            }
+            None => true,
+        });
+        self.all.push(range);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let (gone, kept): (Vec<Range>, Vec<Range>) =
+            std::mem::take(&mut self.all).into_iter().partition(|r| r.source.0 == name);
+        self.all = kept;
+        for range in gone {
+            let bits = range.pool.bits.lock();
+            for n in (1..range.cidr.size() - 1).filter(|n| bits.is_taken(*n)) {
+                let address = range.cidr.nth(n);
+                if self.places(address).is_empty() {
+                    self.strays.insert(address);
+                }
+            }
+        }
+    }
+}
+
+/// Clones are handles to the same pools.
+#[derive(Clone)]
 pub struct Pools {
     cidr: Cidr,
     ports: std::ops::RangeInclusive<u16>,
-    addresses: Arc<Pool>,
+    ranges: Arc<RwLock<Ranges>>,
     node_ports: Arc<Pool>,
 }
 
+/// The name of the ServiceCIDR that stands for the configured range.
+pub const DEFAULT_RANGE: &str = "kubernetes";
+
 impl Pools {
     pub fn new(cidr: Cidr, ports: std::ops::RangeInclusive<u16>) -> Self {
-        let addresses = Pool::new(cidr.size());
-        // The network's own and its broadcast address are no host's.
-        addresses.bits.lock().take(0);
-        addresses.bits.lock().take(cidr.size() - 1);
         let count = usize::from(ports.end().saturating_sub(*ports.start())) + 1;
-        Self { cidr, ports, addresses: Arc::new(addresses), node_ports: Arc::new(Pool::new(count)) }
+        let configured = Range::new((DEFAULT_RANGE.into(), 0), cidr);
+        let ranges = Ranges { all: vec![configured], strays: HashSet::new() };
+        let node_ports = Arc::new(Pool::new(count));
+        Self { cidr, ports, ranges: Arc::new(RwLock::new(ranges)), node_ports }
     }
 
     pub fn cidr(&self) -> Cidr {
@@ -202,9 +299,15 @@ impl Pools {
                 .map_err(|e| Status::internal(format!("{}: {e}", entry.key)))?;
             let held = Held::of(&service);
             for address in held.addresses {
-                let taken = self.cidr.index(address).map(|n| self.addresses.take(n));
-                if taken != Some(Ok(())) {
-                    tracing::warn!(service = %entry.key, %address, "holds a cluster IP that is outside of the range, or twice taken");
+                let mut ranges = self.ranges.write();
+                match ranges.take(address) {
+                    Ok(places) if places.is_empty() => {
+                        ranges.strays.insert(address);
+                    }
+                    Ok(_) => {}
+                    Err(_) => {
+                        tracing::warn!(service = %entry.key, %address, "holds a cluster IP that is twice taken");
+                    }
                 }
             }
             for port in held.ports {
@@ -216,48 +319,116 @@ impl Pools {
         Ok(())
     }
 
+    /// What a ServiceCIDR says now: its networks, and whether addresses may be given out of them.
+    /// The configured range follows the configuration, whatever is stored.
+    fn follow(&self, name: &str, networks: &[Cidr], open: bool) {
+        let mut ranges = self.ranges.write();
+        if name == DEFAULT_RANGE {
+            return;
+        }
+        let known: Vec<Cidr> =
+            ranges.all.iter().filter(|r| r.source.0 == name).map(|r| r.cidr).collect();
+        if known != networks {
+            ranges.remove(name);
+            for (i, cidr) in networks.iter().enumerate() {
+                ranges.add(Range::new((name.to_owned(), i), *cidr));
+            }
+        }
+        ranges.all.iter_mut().filter(|r| r.source.0 == name).for_each(|r| r.open = open);
+    }
+
     fn port_index(&self, port: u16) -> Option<usize> {
         self.ports.contains(&port).then(|| usize::from(port - self.ports.start()))
     }
 
-    fn hold(pool: &Arc<Pool>, n: usize) -> Reservation {
-        Reservation { pool: pool.clone(), n, kept: false }
+    fn hold(places: Vec<(Arc<Pool>, usize)>) -> Reservation {
+        Reservation { places, kept: false }
     }
 
     pub fn address(&self, wanted: Ipv4Addr) -> Result<Reservation, Refusal> {
-        let n = self.cidr.index(wanted).ok_or(Refusal::OutOfRange)?;
-        self.addresses.take(n)?;
-        Ok(Self::hold(&self.addresses, n))
+        let ranges = self.ranges.read();
+        if !ranges.all.iter().any(|r| r.open && r.cidr.index(wanted).is_some()) {
+            return Err(Refusal::OutOfRange);
+        }
+        ranges.take(wanted).map(Self::hold)
     }
 
     pub fn any_address(&self) -> Result<(Ipv4Addr, Reservation), Refusal> {
-        let n = self.addresses.take_any()?;
-        Ok((self.cidr.nth(n), Self::hold(&self.addresses, n)))
+        let ranges = self.ranges.read();
+        for range in ranges.all.iter().filter(|r| r.open) {
+            while let Ok(n) = range.pool.take_any() {
+                let address = range.cidr.nth(n);
+                let mut places = vec![(range.pool.clone(), n)];
+                let others = ranges.places(address);
+                let mut others =
+                    others.into_iter().filter(|(pool, _)| !Arc::ptr_eq(pool, &range.pool));
+                // Another range that has it too may know it as no host's.
+                let free = others.all(|(pool, n)| {
+                    let taken = pool.take(n).is_ok();
+                    if taken {
+                        places.push((pool, n));
+                    }
+                    taken
+                });
+                if free {
+                    return Ok((address, Self::hold(places)));
+                }
+                places[1..].iter().for_each(|(pool, n)| pool.give_back(*n));
+            }
+        }
+        Err(Refusal::Exhausted)
     }
 
     pub fn port(&self, wanted: u16) -> Result<Reservation, Refusal> {
         let n = self.port_index(wanted).ok_or(Refusal::OutOfRange)?;
         self.node_ports.take(n)?;
-        Ok(Self::hold(&self.node_ports, n))
+        Ok(Self::hold(vec![(self.node_ports.clone(), n)]))
     }
 
     pub fn any_port(&self) -> Result<(u16, Reservation), Refusal> {
         let n = self.node_ports.take_any()?;
-        Ok((self.ports.start() + n as u16, Self::hold(&self.node_ports, n)))
+        Ok((self.ports.start() + n as u16, Self::hold(vec![(self.node_ports.clone(), n)])))
     }
 
     /// Gives back what `old` held and `new` does not.
     pub fn release(&self, old: &Value, new: Option<&Value>) {
         let (old, new) = (Held::of(old), new.map(Held::of).unwrap_or_default());
         for address in old.addresses.iter().filter(|a| !new.addresses.contains(a)) {
-            if let Some(n) = self.cidr.index(*address) {
-                self.addresses.give_back(n);
-            }
+            let mut ranges = self.ranges.write();
+            ranges.strays.remove(address);
+            ranges.places(*address).iter().for_each(|(pool, n)| pool.give_back(*n));
         }
         for port in old.ports.iter().filter(|p| !new.ports.contains(p)) {
             if let Some(n) = self.port_index(*port) {
                 self.node_ports.give_back(n);
             }
+        }
+    }
+}
+
+impl Mirrored for Pools {
+    fn replace(&self, all: Vec<(String, Stored)>) {
+        let known: Vec<String> =
+            self.ranges.read().all.iter().map(|r| r.source.0.clone()).collect();
+        for name in known.iter().filter(|name| !all.iter().any(|(key, _)| key == *name)) {
+            self.remove(name);
+        }
+        all.iter().for_each(|(key, stored)| self.put(key, stored));
+    }
+
+    fn put(&self, key: &str, stored: &Stored) {
+        let Ok(object) = serde_json::from_slice::<Value>(stored.record.body()) else { return };
+        let networks = object["spec"].get("cidrs").and_then(Value::as_array);
+        let networks = networks.into_iter().flatten().filter_map(|c| c.as_str()?.parse().ok());
+        let conditions = object["status"].get("conditions").and_then(Value::as_array);
+        let unready = |c: &Value| c["type"] == "Ready" && c["status"] == "False";
+        let unready = conditions.is_some_and(|c| c.iter().any(unready));
+        self.follow(key, &networks.collect::<Vec<_>>(), !unready && !stored.record.deleting());
+    }
+
+    fn remove(&self, key: &str) {
+        if key != DEFAULT_RANGE {
+            self.ranges.write().remove(key);
         }
     }
 }
@@ -321,5 +492,33 @@ mod tests {
         for wrong in ["10.0.0.0", "10.0.0.0/8", "x/16", "10.0.0.0/31"] {
             assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn ranges_come_and_go() {
+        let cidr = |text: &str| text.parse::<Cidr>().expect("a network");
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("an address");
+        let pools = Pools::new(cidr("10.43.0.0/30"), 30000..=32767);
+        let mut held: Vec<Reservation> = Vec::new();
+        for _ in 0..2 {
+            held.push(pools.any_address().expect("two hosts").1);
+        }
+        assert_eq!(pools.any_address().err(), Some(Refusal::Exhausted));
+        pools.follow("more", &[cidr("10.44.0.0/30")], true);
+        let (address, more) = pools.any_address().expect("of the new range");
+        assert!(cidr("10.44.0.0/30").index(address).is_some());
+        // An overlapping range knows what is taken.
+        pools.follow("wide", &[cidr("10.44.0.0/29")], true);
+        assert_eq!(pools.address(address).err(), Some(Refusal::Taken));
+        // One that is on its way out gives nothing out.
+        pools.follow("wide", &[cidr("10.44.0.0/29")], false);
+        assert_eq!(pools.address(ip("10.44.0.5")).err(), Some(Refusal::OutOfRange));
+        // What was held outlives its range.
+        Mirrored::remove(&pools, "more");
+        Mirrored::remove(&pools, "wide");
+        assert_eq!(pools.address(address).err(), Some(Refusal::OutOfRange));
+        pools.follow("again", &[cidr("10.44.0.0/29")], true);
+        assert_eq!(pools.address(address).err(), Some(Refusal::Taken));
+        drop(more);
     }
 }

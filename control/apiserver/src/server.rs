@@ -10,6 +10,7 @@ use rimward_client::Transport;
 use rimward_control_store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::plugins::Plugins;
 use crate::admission::priority::Classes;
 use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub shared: Shared,
     pub ready: AtomicBool,
     pub stop: CancellationToken,
+    pub plugins: Plugins,
     // Prefixes that every pod or token asks for.
     pub namespaces_prefix: String,
     pub service_accounts_prefix: String,
@@ -130,6 +132,8 @@ impl ApiServer {
             let prefix = prefix("rbac.authorization.k8s.io", resource);
             mirrors.add(&store, &prefix, rbac.part(part, namespaced), stop.clone()).await?;
         }
+        let plugins = Plugins::default();
+        plugins.follow(&mut mirrors, &store, &prefix, &pools, &stop).await?;
         let classes = prefix("scheduling.k8s.io", "priorityclasses");
         mirrors.add(&store, &classes, priorities.clone(), stop.clone()).await?;
         let flow = Flow::new(config.reads_max + config.writes_max);
@@ -197,6 +201,7 @@ impl ApiServer {
             mirrors,
             pools,
             stop,
+            plugins,
             config,
         });
         definitions.attach(&inner);

@@ -1,4 +1,4 @@
-//! Housekeeping: Events end after their time, and history after its own.
+//! Housekeeping: Events end after their time, history after its own, and IPAddresses stay.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 const COMPACT_EVERY: Duration = Duration::from_secs(60);
 
 pub fn start(server: &Arc<Inner>) {
+    crate::cluster_ips::start(server);
     let stop = server.stop.clone();
     let events = expire_events(server.clone());
     tokio::spawn(async move { stop.run_until_cancelled(events).await });

@@ -1,6 +1,6 @@
 //! How controllers find objects without scanning: indexes that the shared caches keep.
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use rimward_client::{Cache, Object};
@@ -66,12 +66,6 @@ pub fn pods_by_label(cache: &Cache<Pod>) {
     cache.add_index(BY_LABEL, |pod| {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         pod.metadata.labels.iter().flatten().map(|(k, v)| pair(namespace, k, v)).collect()
-    });
-}
-
-pub fn replica_sets_by_selector(cache: &Cache<ReplicaSet>) {
-    cache.add_index(BY_SELECTOR, |rs| {
-        rs.spec.as_ref().map(|s| selector_value(&rs.metadata, &s.selector)).into_iter().collect()
     });
 }
 

@@ -7,6 +7,15 @@
 //! They share the caches of one [`Informers`] set. That set must read as an identity that may list
 //! and watch everything (`system:kube-controller-manager`).
 
+pub mod endpointslice_mirroring;
+pub mod finalizers;
+pub mod pv_protection;
+pub mod pvc_protection;
+pub mod replicationcontroller;
+pub mod resourcequota;
+pub mod service_cidrs;
+pub mod ttl_after_finished;
+
 pub mod backends;
 pub mod claim;
 pub mod csr_approving;
@@ -85,9 +94,16 @@ pub const ALL: &[Entry] = &[
     entry(root_ca::NAME, root_ca::start),
     entry(garbage::NAME, garbage::start),
     entry(replicaset::NAME, replicaset::start),
+    entry(replicationcontroller::NAME, replicationcontroller::start),
+    entry(resourcequota::NAME, resourcequota::start),
     entry(deployment::NAME, deployment::start),
     entry(endpointslice::NAME, endpointslice::start),
     entry(endpoints::NAME, endpoints::start),
+    entry(endpointslice_mirroring::NAME, endpointslice_mirroring::start),
+    entry(service_cidrs::NAME, service_cidrs::start),
+    entry(pvc_protection::NAME, pvc_protection::start),
+    entry(pv_protection::NAME, pv_protection::start),
+    entry(ttl_after_finished::NAME, ttl_after_finished::start),
     entry(node_lifecycle::NAME, node_lifecycle::start),
     Entry {
         name: taint_eviction::NAME,

@@ -268,7 +268,8 @@ impl Namespaces {
                     Err(e) => remains.failures.push(format!("{resource}: {e}")),
                 }
             }
-            if !remains.is_empty() {
+            // What could not be discovered is no reason to keep what was.
+            if !remains.objects.is_empty() || !remains.failures.is_empty() {
                 break;
             }
         }

@@ -1,6 +1,10 @@
 //! ReplicaSet: as many pods as asked for.
 //! <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/>
+//!
+//! A ReplicationController is the same with another selector: it is [`Replicated`] too, and all below
+//! sees it as a ReplicaSet.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -9,13 +13,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::Resource as _;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use rimward_api::ObjectKey;
 use rimward_api::selector::LabelSelector;
-use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
+use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Object, Recorder};
 
 use crate::claim::{self, controller_reference};
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
@@ -35,10 +38,28 @@ const PACE_PER_POD: Duration = Duration::from_micros(20);
 const BURST: usize = 500;
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-struct ReplicaSets {
+/// A kind that keeps a number of pods.
+pub trait Replicated: Object {
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+    /// The object with this status; None when it says so already.
+    fn with_status(&self, status: &ReplicaSetStatus) -> Option<Self>;
+}
+
+impl Replicated for ReplicaSet {
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+
+    fn with_status(&self, status: &ReplicaSetStatus) -> Option<Self> {
+        let changed = self.status.as_ref() != Some(status);
+        changed.then(|| Self { status: Some(status.clone()), ..self.clone() })
+    }
+}
+
+struct Replicas<K> {
     client: Client,
     recorder: Recorder,
-    sets: Cache<ReplicaSet>,
+    sets: Cache<K>,
     pods: Cache<Pod>,
     unseen: Unseen,
     own_writes: OwnWrites,
@@ -46,11 +67,20 @@ struct ReplicaSets {
 }
 
 pub fn start(context: &Context) {
+    start_of::<ReplicaSet>(context);
+}
+
+pub fn start_of<K: Replicated>(context: &Context) {
     let keys = Keys::default();
-    let (sets, pods) = (context.informers.of::<ReplicaSet>(), context.informers.of::<Pod>());
+    let (sets, pods) = (context.informers.of::<K>(), context.informers.of::<Pod>());
     indexes::owned(&pods);
     indexes::owned(&sets);
-    indexes::replica_sets_by_selector(&sets);
+    sets.add_index(BY_SELECTOR, |set: &K| {
+        let selected = |set: &ReplicaSet| {
+            Some(indexes::selector_value(&set.metadata, &set.spec.as_ref()?.selector))
+        };
+        selected(&set.as_set()).into_iter().collect()
+    });
     enqueue_changes(&sets, &keys);
     let (queue, known) = (keys.clone(), sets.clone());
     pods.on_change(move |change| {
@@ -58,7 +88,7 @@ pub fn start(context: &Context) {
             owners_to_wake(pod, &known).into_iter().for_each(|key| queue.add(key));
         }
     });
-    let controller = ReplicaSets {
+    let controller = Replicas {
         client: context.client.clone(),
         recorder: context.recorder(),
         sets: sets.clone(),
@@ -70,18 +100,18 @@ pub fn start(context: &Context) {
     context.run(Arc::new(controller), keys, WORKERS, vec![synced(&sets), synced(&pods)]);
 }
 
-/// The ReplicaSet that controls the pod, or those that might adopt it.
-fn owners_to_wake(pod: &Pod, sets: &Cache<ReplicaSet>) -> Vec<ObjectKey> {
+/// The set that controls the pod, or those that might adopt it.
+fn owners_to_wake<K: Replicated>(pod: &Pod, sets: &Cache<K>) -> Vec<ObjectKey> {
     let meta = &pod.metadata;
     match controller_of(meta) {
-        Some(owner) if owner.kind == ReplicaSet::KIND => {
+        Some(owner) if owner.kind == K::KIND => {
             vec![ObjectKey::new(meta.namespace.clone().unwrap_or_default(), owner.name.clone())]
         }
         Some(_) => Vec::new(),
         None => {
             let values = indexes::selector_values(meta);
             let possible = values.iter().flat_map(|value| sets.indexed(BY_SELECTOR, value));
-            possible.map(|set| ObjectKey::of_meta(&set.metadata)).collect()
+            possible.map(|set| ObjectKey::of_meta(set.metadata())).collect()
         }
     }
 }
@@ -228,8 +258,8 @@ pub fn status(
     }
 }
 
-/// A pod as the set's template says, named by the server.
-pub fn pod_from_template(set: &ReplicaSet) -> Pod {
+/// A pod as the set's template says, named by the server. `owner` is the set's own reference.
+pub fn pod_from_template(set: &ReplicaSet, owner: OwnerReference) -> Pod {
     let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     Pod {
@@ -239,7 +269,7 @@ pub fn pod_from_template(set: &ReplicaSet) -> Pod {
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_reference(set)]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: template.spec,
@@ -248,12 +278,13 @@ pub fn pod_from_template(set: &ReplicaSet) -> Pod {
 }
 
 #[async_trait]
-impl Controller for ReplicaSets {
+impl<K: Replicated> Controller for Replicas<K> {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, Error> {
-        let Some(set) = self.sets.get_key(key) else { return Ok(Next::Change) };
+        let Some(object) = self.sets.get_key(key) else { return Ok(Next::Change) };
         if !self.own_writes.seen(key, &self.sets) {
             return Ok(Next::Change);
         }
+        let set = object.as_set();
         let Some(spec) = &set.spec else { return Ok(Next::Change) };
         let Ok(selector) = LabelSelector::from_typed(&spec.selector) else {
             return Ok(Next::Change);
@@ -265,18 +296,23 @@ impl Controller for ReplicaSets {
             return Ok(Next::After(wait));
         }
         self.pace.mark(key);
+        // One look, in this order: the revision first, so that what the look lacks is known to be
+        // newer; the orphans before the controlled, so that a pod that is adopted in between is seen
+        // twice rather than not at all.
+        let seen = self.pods.revision();
         let orphans =
             self.pods.indexed(ORPHANS, &indexes::selector_value(&set.metadata, &spec.selector));
-        let orphans = orphans.into_iter().filter(|p| is_active(p)).collect();
-        let claims = claim::plan(
-            &selector,
-            is_deleting(&set.metadata),
-            self.pods.indexed(BY_CONTROLLER, owner),
-            orphans,
-        );
-        let adopted = claim::act(&self.client, &*set, &claims).await?;
+        let controlled = self.pods.indexed(BY_CONTROLLER, owner);
+        let (created_unseen, deleted_unseen) = self.unseen.settle(owner, &controlled, seen);
+        let known: HashSet<&str> = controlled.iter().map(|p| uid(&p.metadata)).collect();
+        let orphans = orphans
+            .into_iter()
+            .filter(|p| is_active(p) && !known.contains(uid(&p.metadata)))
+            .collect();
+        let deleting = is_deleting(&set.metadata);
+        let claims = claim::plan(&selector, deleting, controlled.clone(), orphans);
+        let adopted = claim::act(&self.client, &*object, &claims).await?;
         let pods: Vec<Arc<Pod>> = claims.kept.into_iter().chain(adopted).collect();
-        let (created_unseen, deleted_unseen) = self.unseen.settle(owner, &self.pods);
         let now = Timestamp::now();
         let plan = plan(&World {
             set: &set,
@@ -286,9 +322,9 @@ impl Controller for ReplicaSets {
             now,
         });
         let outcome = if plan.create > 0 {
-            self.create(&set, plan.create).await.map_err(|e| ("FailedCreate", e))
+            self.create(&object, &set, plan.create).await.map_err(|e| ("FailedCreate", e))
         } else if plan.delete > 0 {
-            self.delete(&set, pods, &deleted_unseen, plan.delete)
+            self.delete(&object, &set, pods, &deleted_unseen, plan.delete)
                 .await
                 .map_err(|e| ("FailedDelete", e))
         } else {
@@ -296,12 +332,8 @@ impl Controller for ReplicaSets {
         };
         let failure = outcome.as_ref().err().map(|(reason, e)| (*reason, e.to_string()));
         let status = status(&set, plan.counts, failure, now);
-        if set.status.as_ref() != Some(&status) {
-            let written = self
-                .client
-                .update_status(&ReplicaSet { status: Some(status), ..(*set).clone() })
-                .await;
-            match written {
+        if let Some(changed) = object.with_status(&status) {
+            match self.client.update_status(&changed).await {
                 Ok(written) => self.own_writes.note(key, &written),
                 Err(e) if e.is_not_found() => return Ok(Next::Change),
                 Err(e) => return Err(e),
@@ -320,11 +352,11 @@ impl Controller for ReplicaSets {
     }
 }
 
-impl ReplicaSets {
+impl<K: Replicated> Replicas<K> {
     /// Creates in batches of 1, 2, 4 …, so that pods which the server refuses cost a few requests,
     /// not hundreds.
-    async fn create(&self, set: &ReplicaSet, count: usize) -> Result<(), Error> {
-        let pod = pod_from_template(set);
+    async fn create(&self, object: &K, set: &ReplicaSet, count: usize) -> Result<(), Error> {
+        let pod = pod_from_template(set, controller_reference(object));
         let (mut left, mut batch) = (count, 1);
         while left > 0 {
             let size = batch.min(left);
@@ -335,7 +367,7 @@ impl ReplicaSets {
                     Ok(created) => {
                         self.unseen.created(uid(&set.metadata), &created);
                         let text = format!("Created pod: {}", name(&created.metadata));
-                        self.recorder.event(set, EventType::Normal, "SuccessfulCreate", text);
+                        self.recorder.event(object, EventType::Normal, "SuccessfulCreate", text);
                     }
                     Err(e) => failed = Some(e),
                 }
@@ -343,7 +375,7 @@ impl ReplicaSets {
             if let Some(e) = failed {
                 if !e.is_namespace_terminating() {
                     self.recorder.event(
-                        set,
+                        object,
                         EventType::Warning,
                         "FailedCreate",
                         format!("Error creating: {e}"),
@@ -359,6 +391,7 @@ impl ReplicaSets {
 
     async fn delete(
         &self,
+        object: &K,
         set: &ReplicaSet,
         pods: Vec<Arc<Pod>>,
         deleted: &HashSet<String>,
@@ -366,7 +399,7 @@ impl ReplicaSets {
     ) -> Result<(), Error> {
         let wanted = |p: &Arc<Pod>| is_active(p) && !deleted.contains(uid(&p.metadata));
         let mut active: Vec<Arc<Pod>> = pods.into_iter().filter(wanted).collect();
-        rank_for_deletion(&mut active, &self.siblings_on_node(set), Timestamp::now());
+        rank_for_deletion(&mut active, &self.siblings_on_node(object), Timestamp::now());
         active.truncate(count);
         let answers = join_all(active.iter().map(|pod| async move {
             let (namespace, options) =
@@ -383,7 +416,7 @@ impl ReplicaSets {
                 Ok(()) => {
                     self.unseen.deleted(uid(&set.metadata), &**pod);
                     let text = format!("Deleted pod: {}", name(&pod.metadata));
-                    self.recorder.event(set, EventType::Normal, "SuccessfulDelete", text);
+                    self.recorder.event(object, EventType::Normal, "SuccessfulDelete", text);
                 }
                 Err(e) if e.is_not_found() || e.is_conflict() => {}
                 Err(e) => failed = Some(e),
@@ -392,7 +425,7 @@ impl ReplicaSets {
         match failed {
             Some(e) => {
                 self.recorder.event(
-                    set,
+                    object,
                     EventType::Warning,
                     "FailedDelete",
                     format!("Error deleting: {e}"),
@@ -404,14 +437,14 @@ impl ReplicaSets {
     }
 
     /// How many active pods each node has of this set and of the other sets of its Deployment.
-    fn siblings_on_node(&self, set: &ReplicaSet) -> HashMap<String, usize> {
-        let siblings = match controller_of(&set.metadata) {
+    fn siblings_on_node(&self, object: &K) -> HashMap<String, usize> {
+        let siblings = match controller_of(object.metadata()) {
             Some(owner) => self.sets.indexed(BY_CONTROLLER, &owner.uid),
-            None => vec![Arc::new(set.clone())],
+            None => vec![Arc::new(object.clone())],
         };
         let mut on_node = HashMap::new();
         for sibling in siblings {
-            for pod in self.pods.indexed(BY_CONTROLLER, uid(&sibling.metadata)) {
+            for pod in self.pods.indexed(BY_CONTROLLER, uid(sibling.metadata())) {
                 if is_active(&pod) && !node_name(&pod).is_empty() {
                     *on_node.entry(node_name(&pod).to_owned()).or_default() += 1;
                 }

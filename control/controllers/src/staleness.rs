@@ -2,6 +2,7 @@
 //! between its write and the echo of its write would act twice.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
@@ -65,8 +66,9 @@ pub struct Unseen(Mutex<HashMap<String, Children>>);
 
 #[derive(Default)]
 struct Children {
-    created: Vec<(ObjectKey, String, u64)>,
-    deleted: Vec<(ObjectKey, String, Instant)>,
+    /// Uid, and the revision of its creation.
+    created: Vec<(String, u64)>,
+    deleted: Vec<(String, Instant)>,
 }
 
 /// A deletion that never shows (the server lost it) must not be believed forever.
@@ -78,34 +80,38 @@ impl Unseen {
         let written = revision(meta.resource_version.as_deref().unwrap_or_default());
         let mut owners = self.0.lock();
         let children = owners.entry(owner.to_owned()).or_default();
-        children.created.push((ObjectKey::of_meta(meta), uid(meta).to_owned(), written));
+        children.created.push((uid(meta).to_owned(), written));
     }
 
     pub fn deleted<K: Object>(&self, owner: &str, child: &K) {
         let meta = child.metadata();
         let mut owners = self.0.lock();
         let children = owners.entry(owner.to_owned()).or_default();
-        children.deleted.push((ObjectKey::of_meta(meta), uid(meta).to_owned(), Instant::now()));
+        children.deleted.push((uid(meta).to_owned(), Instant::now()));
     }
 
-    /// How many created ones the cache lacks, and the uids of deleted ones that it still shows alive.
-    pub fn settle<K: Object>(&self, owner: &str, cache: &Cache<K>) -> (usize, HashSet<String>) {
+    /// What a look at the cache did not show: how many created children, and the uids of deleted ones
+    /// that it still had alive. `children` is what was seen, `seen` the cache's revision *before* that.
+    ///
+    /// Both must be of one look. Asking the cache again here, a moment later, would forget a child that
+    /// came in between: it would be counted neither as seen nor as unseen, and be created once more.
+    pub fn settle<K: Object>(
+        &self,
+        owner: &str,
+        children: &[Arc<K>],
+        seen: u64,
+    ) -> (usize, HashSet<String>) {
         let mut owners = self.0.lock();
-        let Some(children) = owners.get_mut(owner) else { return Default::default() };
-        let cached =
-            |key: &ObjectKey, id: &str| cache.get_key(key).filter(|o| uid(o.metadata()) == id);
-        children
-            .created
-            .retain(|(key, id, written)| *written > cache.revision() && cached(key, id).is_none());
-        children.deleted.retain(|(key, id, at)| {
-            at.elapsed() < DELETION_BELIEVED
-                && cached(key, id).is_some_and(|o| !is_deleting(o.metadata()))
+        let Some(unseen) = owners.get_mut(owner) else { return Default::default() };
+        let alive: HashMap<&str, bool> =
+            children.iter().map(|c| (uid(c.metadata()), !is_deleting(c.metadata()))).collect();
+        unseen.created.retain(|(id, written)| *written > seen && !alive.contains_key(id.as_str()));
+        unseen.deleted.retain(|(id, at)| {
+            at.elapsed() < DELETION_BELIEVED && alive.get(id.as_str()) == Some(&true)
         });
-        let state = (
-            children.created.len(),
-            children.deleted.iter().map(|(_, id, _)| id.clone()).collect(),
-        );
-        if children.created.is_empty() && children.deleted.is_empty() {
+        let deleted = unseen.deleted.iter().map(|(id, _)| id.clone()).collect();
+        let state = (unseen.created.len(), deleted);
+        if unseen.created.is_empty() && unseen.deleted.is_empty() {
             owners.remove(owner);
         }
         state

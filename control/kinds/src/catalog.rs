@@ -172,23 +172,19 @@ fn schema_package(group: &str, version: &str) -> String {
 /// The warning that a write to a kind answers with whose behaviour does not exist yet.
 fn not_yet(group: &str, kind: &str) -> Option<String> {
     let missing = match (group, kind) {
-        ("apps", "StatefulSet" | "DaemonSet")
-        | ("batch", "Job" | "CronJob")
-        | ("", "ReplicationController") => "no controller makes its pods yet",
+        ("apps", "StatefulSet" | "DaemonSet") | ("batch", "Job" | "CronJob") => {
+            "no controller makes its pods yet"
+        }
         ("autoscaling", _) => "nothing scales its target yet",
         ("", "PersistentVolume" | "PersistentVolumeClaim") | ("storage.k8s.io", _) => {
             "no volume is provisioned, bound or attached yet"
         }
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
-        ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => {
-            "cluster IPs are not allocated from it yet"
-        }
         ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
         ("admissionregistration.k8s.io", kind) if !kind.ends_with("WebhookConfiguration") => {
             "it is not called on admission yet"
         }
         ("resource.k8s.io", _) => "no device is allocated yet",
-        ("", "ResourceQuota" | "LimitRange") => "it is not enforced yet",
         _ => return None,
     };
     Some(format!("Rimward stores this {kind}, but {missing}"))

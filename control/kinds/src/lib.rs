@@ -22,6 +22,7 @@ pub mod custom;
 mod extension;
 mod networking;
 pub mod pod;
+pub mod quota;
 mod rbac;
 pub mod service;
 mod storage;

@@ -68,6 +68,7 @@ pub async fn create(
     }
     let resource = served.group_resource();
     let now = meta::time(jiff::Timestamp::now());
+    let topology = crate::admission::plugins::topology::labels_of(server, &node).await?;
     let bind = |mut pod: Value| {
         let refuse = |why: String| Err(Status::conflict(&resource, &name, &why));
         let wanted = text(&["metadata", "uid"]);
@@ -98,6 +99,7 @@ pub async fn create(
                 pod["metadata"][field][k] = v.clone();
             }
         }
+        crate::admission::plugins::topology::put(&mut pod, topology.clone());
         schedule(&mut pod, &now);
         Ok(pod)
     };

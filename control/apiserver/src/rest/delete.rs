@@ -8,7 +8,7 @@ use rimward_api::meta::str_at;
 use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_kinds::custom::definition::CLEANUP;
 use rimward_control_kinds::custom::names::set_condition;
-use rimward_control_store::{CommitError, Expect, Op, Txn};
+use rimward_control_store::{CommitError, Expect, Op};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -20,6 +20,7 @@ use crate::error;
 use crate::meta;
 use crate::negotiate;
 use crate::options::{DeleteOptions, ListOptions, Propagation};
+use crate::quotas::Counted;
 use crate::request::Call;
 use crate::rest::list::{self, Reader};
 use crate::served::Served;
@@ -236,7 +237,12 @@ impl Inner {
             if options.dry_run {
                 return Ok(Deleted { stored: Stored { record, kept: false, ..stored }, gone });
             }
-            match self.store.commit(Txn { ops: vec![op] }).await {
+            let marked = match &plan {
+                Plan::Mark(new) => Some(&**new),
+                _ => None,
+            };
+            let counted = Counted::delete(served, &object, marked);
+            match self.commit_counted(vec![op], &counted).await? {
                 Ok(revision) => {
                     tracing::debug!(resource = %resource, key = %key, user = %user.name, gone, "deleted");
                     let new = match &plan {

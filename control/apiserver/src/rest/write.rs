@@ -14,7 +14,7 @@ use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_kinds::Write;
 use rimward_control_kinds::check::meta as rules;
 use rimward_control_schema as schema;
-use rimward_control_store::{CommitError, Expect, Op, Revision, Txn};
+use rimward_control_store::{CommitError, Expect, Op, Revision};
 use serde_json::Value;
 
 use crate::admission::{self, Admitted, Operation, Review};
@@ -23,6 +23,7 @@ use crate::definitions::stored::Encoded;
 use crate::error;
 use crate::meta;
 use crate::options::{WriteOptions, parse_revision};
+use crate::quotas::Counted;
 use crate::rest::delete::finalized;
 use crate::served::Served;
 use crate::server::Inner;
@@ -225,7 +226,7 @@ impl Inner {
         let put =
             Op::Put { key: key.to_owned(), value: encoded.bytes.clone(), expect: Expect::Absent };
         let ops = std::iter::once(put).chain(admitted.check.clone()).collect();
-        match self.store.commit(Txn { ops }).await {
+        match self.commit_counted(ops, &Counted::create(served, object)).await? {
             Ok(revision) => Ok(Inserted::Done(stored(revision))),
             Err(CommitError::Conflict { op: 0, .. }) => Ok(Inserted::Exists),
             Err(CommitError::Conflict { .. }) => Ok(Inserted::NamespaceChanged),
@@ -490,7 +491,8 @@ impl Inner {
             true => Op::Delete { key, expect },
             false => Op::Put { key, value: bytes, expect },
         };
-        match self.store.commit(Txn { ops: vec![op] }).await {
+        let counted = Counted::update(served, subresource, &old, (!ends).then_some(new));
+        match self.commit_counted(vec![op], &counted).await? {
             Ok(revision) => {
                 admitted.keep(false);
                 let now = (!ends).then_some(new);

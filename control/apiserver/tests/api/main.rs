@@ -21,6 +21,8 @@ mod kubectl;
 mod lists;
 mod nodes;
 mod patching;
+mod plugins;
+mod quotas;
 mod refusals;
 mod replay;
 mod tls;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use rimward_client::ListOptions;
+use rimward_control_controllers::Config;
 use serde_json::json;
 
 use crate::cluster::{Cluster, NEVER_READY, deployment, image, template};
@@ -129,7 +130,10 @@ async fn recreate_pause_and_history_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_replicas_are_a_thousand_pods() {
-    let cluster = Cluster::start().await;
+    // The nodes that are played send no heartbeats, and on a busy machine this takes a while.
+    let grace = std::time::Duration::from_secs(600);
+    let cluster =
+        Cluster::start_with(Config { node_monitor_grace: grace, ..Config::default() }).await;
     for i in 0..4 {
         cluster.add_node(&format!("n{i}"), "640").await;
     }
@@ -153,10 +157,8 @@ async fn a_thousand_replicas_are_a_thousand_pods() {
         "1,000 replicas: created in {made:?}, bound in {bound:?}, rolled out in {:?}",
         started.elapsed()
     );
-    // TODO-correctness: it should be 1,000 exactly, and mostly is; on a machine with many times more work than
-    // cores 1,002 were seen once. What is held here is that it never runs away.
     let ever = created.load(Ordering::Relaxed);
-    assert!((1000..=1010).contains(&ever), "{ever} pods were ever created for 1,000 replicas");
+    assert_eq!(ever, 1000, "no pod is ever created but those that are asked for");
     for i in 0..4 {
         let node = format!("n{i}");
         let here = cluster

@@ -8,4 +8,7 @@ mod deployments;
 mod garbage;
 mod namespaces;
 mod nodes;
+mod protection;
+mod quotas;
+mod replicationcontrollers;
 mod services;

@@ -5,3 +5,8 @@ mod ingresses;
 mod nodes;
 mod replicasets;
 mod slices;
+
+mod mirroring;
+mod ranges;
+mod times;
+mod unseen;

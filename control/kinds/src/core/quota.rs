@@ -186,19 +186,93 @@ fn resource_quota(object: &Value, e: &mut Errors) {
         }
         check::resources::resource_value(name, value, &at, e);
     }
-    let scopes = [
+    let names: Vec<&str> = members(object.at("spec").at("hard")).map(|(n, _)| n.as_str()).collect();
+    let listed = object.at("spec").list("scopes");
+    let scopes: Vec<&str> = listed.iter().filter_map(Value::as_str).collect();
+    let (at, shown) = (path.field("scopes"), Value::from(listed));
+    for scope in &scopes {
+        scope_of_quota(scope, &names, (&at, &shown), (&at, &shown), e);
+    }
+    conflicting(&scopes, &at, &shown, e);
+    scope_selector(object.at("spec").at("scopeSelector"), &names, &path.field("scopeSelector"), e);
+}
+
+fn scope_selector(selector: &Value, names: &[&str], path: &Path<'_>, e: &mut Errors) {
+    const OF_EXISTENCE: [&str; 5] = [
         "BestEffort",
         "CrossNamespacePodAffinity",
         "NotBestEffort",
         "NotTerminating",
-        "PriorityClass",
         "Terminating",
-        "VolumeAttributesClass",
     ];
-    let at = path.field("scopes");
-    for scope in object.at("spec").list("scopes").iter().filter_map(Value::as_str) {
-        if !scopes.contains(&scope) {
-            e.invalid(&at, scope, "unsupported scope");
+    let at = path.field("matchExpressions");
+    let expressions = selector.list("matchExpressions");
+    for expression in expressions {
+        let (scope, operator) = (expression.text("scopeName"), expression.text("operator"));
+        let (named, shown) = (at.field("scopeName"), Value::from(scope));
+        scope_of_quota(scope, names, (&named, &shown), (&at, selector), e);
+        if OF_EXISTENCE.contains(&scope) && operator != "Exists" {
+            e.invalid(&at.field("operator"), operator, "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
+        }
+        let values = expression.list("values");
+        match operator {
+            "In" | "NotIn" if values.is_empty() => e.required(
+                &at.field("values"),
+                "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            ),
+            "Exists" | "DoesNotExist" if !values.is_empty() => e.invalid(
+                &at.field("values"),
+                values.to_vec(),
+                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+            ),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            _ => e.invalid(&at.field("operator"), operator, "not a valid selector operator"),
+        }
+    }
+    let scopes: Vec<&str> = expressions.iter().map(|x| x.text("scopeName")).collect();
+    conflicting(&scopes, &at, &Value::from(expressions), e);
+}
+
+/// Whether a scope exists, and makes sense for all that the quota limits. Each error has its place and
+/// the value that is shown there.
+fn scope_of_quota(
+    scope: &str,
+    names: &[&str],
+    unknown: (&Path<'_>, &Value),
+    senseless: (&Path<'_>, &Value),
+    e: &mut Errors,
+) {
+    const COMPUTE: [&str; 7] =
+        ["cpu", "limits.cpu", "limits.memory", "memory", "pods", "requests.cpu", "requests.memory"];
+    let about = |name: &str| match scope {
+        "BestEffort" => name == "pods",
+        "VolumeAttributesClass" => matches!(name, "persistentvolumeclaims" | "requests.storage"),
+        _ => COMPUTE.contains(&name),
+    };
+    let known = matches!(
+        scope,
+        "BestEffort"
+            | "CrossNamespacePodAffinity"
+            | "NotBestEffort"
+            | "NotTerminating"
+            | "PriorityClass"
+            | "Terminating"
+            | "VolumeAttributesClass"
+    );
+    if !known {
+        e.invalid(unknown.0, unknown.1.clone(), "unsupported scope");
+    }
+    // What is counted as objects, and extended resources, are not looked at.
+    let plain = |name: &str| is_quota_resource(name) && !name.starts_with("count/");
+    for _ in names.iter().filter(|name| plain(name) && known && !about(name)) {
+        e.invalid(senseless.0, senseless.1.clone(), "unsupported scope applied to resource");
+    }
+}
+
+fn conflicting(scopes: &[&str], path: &Path<'_>, shown: &Value, e: &mut Errors) {
+    for pair in [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]] {
+        if pair.iter().all(|scope| scopes.contains(scope)) {
+            e.invalid(path, shown.clone(), "conflicting scopes");
         }
     }
 }
