@@ -1,6 +1,7 @@
 //! Bodies of requests and responses.
 
 use std::io::Write as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -8,7 +9,9 @@ use flate2::write::GzEncoder;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
+use parking_lot::Mutex;
 use rimward_api::{Reason, Status};
+use tokio::time::Instant;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Any body; errors end the connection.
@@ -32,12 +35,25 @@ pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'stat
     StreamBody::new(chunks.map_ok(Frame::data)).boxed_unsync()
 }
 
-/// Keeps something until a body that is made while it is sent is through; a whole one is done already.
-pub fn keep_until_sent<T: Send + 'static>(response: Response, kept: Option<T>) -> Response {
+/// Keeps something until a body that is made while it is sent is through, or until the time that is
+/// given; a whole body is done already.
+pub fn keep_until_sent<T: Send + 'static>(
+    response: Response,
+    kept: Option<T>,
+    until: Option<Instant>,
+) -> Response {
     use http_body::Body as _;
     let Some(kept) = kept.filter(|_| response.body().size_hint().exact().is_none()) else {
         return response;
     };
+    let kept = Arc::new(Mutex::new(Some(kept)));
+    if let Some(until) = until {
+        let kept = Arc::downgrade(&kept);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(until).await;
+            drop(kept.upgrade().and_then(|kept| kept.lock().take()));
+        });
+    }
     response.map(|body| {
         body.map_frame(move |frame| {
             let _until_the_body_is_dropped = &kept;
@@ -103,4 +119,28 @@ pub async fn read(mut body: BoxBody) -> Result<Bytes, Status> {
         whole.extend_from_slice(&data);
     }
     Ok(if whole.is_empty() { first } else { whole.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// A client that does not read its answer cannot hold what belongs to the request for ever.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_given_back() {
+        let kept = Arc::new(());
+        let never = || http::Response::new(stream(futures::stream::pending()));
+        let until = Instant::now() + Duration::from_secs(60);
+        let whole = keep_until_sent(http::Response::new(full("x")), Some(kept.clone()), None);
+        assert_eq!(Arc::strong_count(&kept), 1, "a whole body keeps nothing");
+        let dropped = keep_until_sent(never(), Some(kept.clone()), Some(until));
+        let unread = keep_until_sent(never(), Some(kept.clone()), Some(until));
+        assert_eq!(Arc::strong_count(&kept), 3);
+        drop((whole, dropped));
+        assert_eq!(Arc::strong_count(&kept), 2);
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!(Arc::strong_count(&kept), 1);
+        drop(unread);
+    }
 }

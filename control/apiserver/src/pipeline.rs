@@ -51,7 +51,8 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
             Err(status) => error::respond_to(&call, &status),
         };
     if call.attributes.is_long() && response.status().is_success() {
-        response = body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)));
+        response =
+            body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)), None);
     }
     warn(&mut response, &call.warnings);
     if let Some(ids) = ids {
@@ -132,7 +133,9 @@ async fn run(
             .unwrap_or_else(|_| Err(deadline::exceeded()))?,
         None => rest::serve(server, call).await?,
     };
-    Ok(body::keep_until_sent(response, seat.filter(|_| !call.attributes.is_long())))
+    // A list keeps its seat while it is sent, but a client that does not read it only for so long.
+    let seat = seat.filter(|_| !call.attributes.is_long());
+    Ok(body::keep_until_sent(response, seat, call.deadline))
 }
 
 fn tell_decision(server: &Inner, call: &Call, trail: &mut Trail) {

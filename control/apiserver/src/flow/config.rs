@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Flow, Ids, Rules, Schema, level, schema, shares};
+use crate::bootstrap;
 use crate::meta;
 use crate::mirror::Mirrored;
 use crate::options::WriteOptions;
@@ -162,6 +163,13 @@ impl Flow {
         *self.rules.write() = Arc::new(rules);
     }
 
+    /// Whether an object is gone without which there would be no last resort.
+    fn lacks_mandatory(&self) -> bool {
+        let objects = self.objects.lock();
+        let there = |name| objects.schemas.contains_key(name) && objects.levels.contains_key(name);
+        !(there(EXEMPT) && there(CATCH_ALL))
+    }
+
     /// Schemas whose condition is not what it should be, and what it should be.
     fn untold(&self) -> Vec<(String, Value)> {
         let objects = self.objects.lock();
@@ -232,9 +240,12 @@ fn mandatory_schema(name: &str) -> schema::Spec {
     serde_json::from_value(spec).expect("it is a spec")
 }
 
-/// Keeps the `Dangling` condition of every FlowSchema true.
+/// Keeps the `Dangling` condition of every FlowSchema true, and the mandatory objects there.
 pub async fn keep_statuses(server: Arc<Inner>) {
     loop {
+        if server.flow.lacks_mandatory() {
+            bootstrap::mandatory_flow_control(&server).await;
+        }
         for (name, condition) in server.flow.untold() {
             match tell(&server, &name, condition).await {
                 Err(e) if !e.is_not_found() => {

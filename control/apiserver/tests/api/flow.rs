@@ -95,6 +95,25 @@ async fn headers_tell_by_which_rules() {
     check(ann(), "/api/v1/pods", "ann", "workload-high").await;
 }
 
+/// The last resort can be deleted, but not for long.
+#[tokio::test]
+async fn mandatory_objects_come_back() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    for path in [format!("{SCHEMAS}/catch-all"), format!("{LEVELS}/exempt")] {
+        let before = c.get(&path).await.expect(200)["metadata"]["uid"].clone();
+        c.delete(&path, &Value::Null).await.expect(200);
+        loop {
+            let now = c.get(&path).await;
+            if now.code == 200 {
+                assert_ne!(now.json()["metadata"]["uid"], before);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
 /// A client that keeps every seat of its level busy is turned away; others are not.
 #[tokio::test]
 async fn a_noisy_client_hurts_only_itself() {
