@@ -26,6 +26,7 @@ pub mod ingress;
 pub mod matching;
 pub mod namespace;
 pub mod node;
+pub mod policies;
 pub mod priority;
 pub mod roles;
 pub mod runtime_class;
@@ -151,14 +152,18 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
         admitted.check = namespace::check(server, review.served, review.object, &namespace).await?;
     }
     plugins(server, review).await?;
-    let mut round = webhooks::Round::default();
-    if webhooks::mutate(server, review, &mut round).await? {
-        // What webhooks changed the plugins have not seen yet, nor have webhooks called before.
+    let (mut policies, mut hooks) = (policies::Round::default(), webhooks::Round::default());
+    let by_policies = policies::mutate(server, review, &mut policies).await?;
+    let by_webhooks = webhooks::mutate(server, review, &mut hooks).await?;
+    if by_policies || by_webhooks {
+        // What they changed the plugins have not seen yet, nor has who was called before.
         admitted.rewritten = true;
         let before = review.object.clone();
         plugins(server, review).await?;
-        round.second(*review.object != before);
-        webhooks::mutate(server, review, &mut round).await?;
+        policies.second(review.object);
+        policies::mutate(server, review, &mut policies).await?;
+        hooks.second(*review.object != before);
+        webhooks::mutate(server, review, &mut hooks).await?;
     }
     Ok(admitted)
 }
@@ -212,6 +217,8 @@ pub fn allocate(
 /// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
 /// webhooks, and quota last of all, since it counts what was admitted.
 pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    policies::written::check(review)?;
+    policies::validate(server, review).await?;
     webhooks::validate(server, review).await
 }
 

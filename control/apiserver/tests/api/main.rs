@@ -21,6 +21,7 @@ mod kubectl;
 mod lists;
 mod nodes;
 mod patching;
+mod policies;
 mod refusals;
 mod replay;
 mod tls;
