@@ -27,6 +27,7 @@ pub mod matching;
 pub mod namespace;
 pub mod node;
 pub mod plugins;
+pub mod policies;
 pub mod priority;
 pub mod roles;
 pub mod runtime_class;
@@ -152,14 +153,18 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
         admitted.check = namespace::check(server, review.served, review.object, &namespace).await?;
     }
     built_in(server, review).await?;
-    let mut round = webhooks::Round::default();
-    if webhooks::mutate(server, review, &mut round).await? {
-        // What webhooks changed the plugins have not seen yet, nor have webhooks called before.
+    let (mut policies, mut hooks) = (policies::Round::default(), webhooks::Round::default());
+    let by_policies = policies::mutate(server, review, &mut policies).await?;
+    let by_webhooks = webhooks::mutate(server, review, &mut hooks).await?;
+    if by_policies || by_webhooks {
+        // What they changed the plugins have not seen yet, nor has who was called before.
         admitted.rewritten = true;
         let before = review.object.clone();
         built_in(server, review).await?;
-        round.second(*review.object != before);
-        webhooks::mutate(server, review, &mut round).await?;
+        policies.second(review.object);
+        policies::mutate(server, review, &mut policies).await?;
+        hooks.second(*review.object != before);
+        webhooks::mutate(server, review, &mut hooks).await?;
     }
     Ok(admitted)
 }
@@ -215,7 +220,9 @@ pub fn allocate(
 /// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
 /// webhooks, and quota last of all, since it counts what was admitted.
 pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    policies::written::check(review)?;
     plugins::check(server, review).await?;
+    policies::validate(server, review).await?;
     webhooks::validate(server, review).await?;
     plugins::rehearse_quota(server, review).await
 }

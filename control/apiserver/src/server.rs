@@ -11,6 +11,7 @@ use rimward_control_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::plugins::Plugins;
+use crate::admission::policies::Policies;
 use crate::admission::priority::Classes;
 use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
@@ -66,6 +67,7 @@ pub(crate) struct Inner {
     pub issuers: Vec<Issuer>,
     pub rbac: Rbac,
     pub priorities: Arc<Classes>,
+    pub admission_policies: Policies,
     pub mutating_webhooks: Arc<Webhooks>,
     pub validating_webhooks: Arc<Webhooks>,
     pub aggregation: Arc<Aggregation>,
@@ -159,6 +161,12 @@ impl ApiServer {
             mirrors.add(&store, &prefix, webhooks.clone(), stop.clone()).await?;
         }
 
+        let policies = Policies::default();
+        for (resource, part) in policies.parts() {
+            let prefix = prefix("admissionregistration.k8s.io", resource);
+            mirrors.add(&store, &prefix, part, stop.clone()).await?;
+        }
+
         let aggregation = Arc::new(Aggregation::default());
         let services = prefix("apiregistration.k8s.io", "apiservices");
         mirrors.add(&store, &services, aggregation.clone(), stop.clone()).await?;
@@ -194,6 +202,7 @@ impl ApiServer {
             issuers,
             rbac,
             priorities,
+            admission_policies: policies,
             mutating_webhooks,
             validating_webhooks,
             aggregation,

@@ -181,9 +181,6 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
         }
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
         ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
-        ("admissionregistration.k8s.io", kind) if !kind.ends_with("WebhookConfiguration") => {
-            "it is not called on admission yet"
-        }
         ("resource.k8s.io", _) => "no device is allocated yet",
         _ => return None,
     };
@@ -264,6 +261,9 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
             extension::VALIDATING_POLICY
         }
         ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => extension::MUTATING_POLICY,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            extension::VALIDATING_POLICY_BINDING
+        }
         ("admissionregistration.k8s.io", _) => extension::POLICY_BINDING,
         ("apiextensions.k8s.io", _) => custom::definition::CUSTOM_RESOURCE_DEFINITION,
         ("apiregistration.k8s.io", _) => extension::API_SERVICE,

@@ -3,6 +3,7 @@
 use rimward_api::names;
 use serde_json::{Value, json};
 
+use crate::admission_policy;
 use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
@@ -188,7 +189,6 @@ fn rules(rules: &[Value], path: &Path<'_>, e: &mut Errors) {
 
 fn validating_policy(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    check::one_of(spec.at("failurePolicy"), &["Fail", "Ignore"], &path.field("failurePolicy"), e);
     if spec.list("validations").is_empty() && spec.list("auditAnnotations").is_empty() {
         for field in ["validations", "auditAnnotations"] {
             e.required(&path.field(field), "validations or auditAnnotations must be provided");
@@ -200,6 +200,20 @@ fn validating_policy(object: &Value, e: &mut Errors) {
             e.required(&list.index(i).field("expression"), "expression is not specified");
         }
     }
+    admission_policy::validations(spec, &path, e);
+    match_constraints(spec, &path, e);
+}
+
+fn mutating_policy(object: &Value, e: &mut Errors) {
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    admission_policy::mutations(spec, &path, e);
+    match_constraints(spec, &path, e);
+}
+
+/// What both kinds of policy say of when they are asked.
+fn match_constraints(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    check::one_of(spec.at("failurePolicy"), &["Fail", "Ignore"], &path.field("failurePolicy"), e);
+    admission_policy::common(spec, path, e);
     let at = path.field("matchConstraints");
     let constraints = spec.at("matchConstraints");
     if !constraints.is_object() {
@@ -208,18 +222,23 @@ fn validating_policy(object: &Value, e: &mut Errors) {
     if constraints.list("resourceRules").is_empty() {
         e.required(&at.field("resourceRules"), "");
     }
+    match_resources(constraints, &at, e);
+}
+
+fn match_resources(matches: &Value, at: &Path<'_>, e: &mut Errors) {
     for field in ["resourceRules", "excludeResourceRules"] {
-        rules(constraints.list(field), &at.field(field), e);
+        rules(matches.list(field), &at.field(field), e);
     }
-    check::one_of(
-        constraints.at("matchPolicy"),
-        &["Equivalent", "Exact"],
-        &at.field("matchPolicy"),
-        e,
-    );
+    check::one_of(matches.at("matchPolicy"), &["Equivalent", "Exact"], &at.field("matchPolicy"), e);
     for field in ["namespaceSelector", "objectSelector"] {
-        check::selector::label_selector(constraints.at(field), &at.field(field), e);
+        check::selector::label_selector(matches.at(field), &at.field(field), e);
     }
+}
+
+fn policy_binding(object: &Value, e: &mut Errors) {
+    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    admission_policy::binding(spec, &path, e);
+    match_resources(spec.at("matchResources"), &path.field("matchResources"), e);
 }
 
 fn matching(holder: &mut Value) {
@@ -242,6 +261,8 @@ pub const VALIDATING_POLICY: Rules = Rules {
 
 pub const MUTATING_POLICY: Rules = Rules {
     default: |object| policy(object),
+    create: |object, e| mutating_policy(object, e),
+    update: |new, _, e| mutating_policy(new, e),
     generation: true,
     unconditional: false,
     cells: print::extension::mutating_policy,
@@ -269,11 +290,24 @@ pub const POLICY_BINDING: Rules = Rules {
             matched_resources(matches);
         }
     },
+    create: |object, e| policy_binding(object, e),
+    update: |new, _, e| policy_binding(new, e),
     generation: true,
     unconditional: false,
     cells: print::extension::policy_binding,
     ..Rules::PLAIN
 };
+
+pub const VALIDATING_POLICY_BINDING: Rules = Rules {
+    create: |object, e| validating_policy_binding(object, e),
+    update: |new, _, e| validating_policy_binding(new, e),
+    ..POLICY_BINDING
+};
+
+fn validating_policy_binding(object: &Value, e: &mut Errors) {
+    policy_binding(object, e);
+    admission_policy::actions(object.at("spec"), &Path::Root.field("spec"), e);
+}
 
 pub const API_SERVICE: Rules = Rules {
     // `v1.` is the core group's.

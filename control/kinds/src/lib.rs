@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod kind;
 pub mod rules;
 
+mod admission_policy;
 mod apps;
 mod autoscaling;
 mod batch;

@@ -23,6 +23,7 @@ mod hook;
 mod review;
 
 use hook::Hook;
+pub use review::unversioned as request;
 use review::{Answer, Failure};
 
 /// The webhooks of one kind of configuration.

@@ -23,6 +23,7 @@ mod nodes;
 mod patching;
 mod plugins;
 mod quotas;
+mod policies;
 mod refusals;
 mod replay;
 mod tls;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rimward_api::Status;
+use rimward_control_cel::MatchConditions;
 use serde_json::Value;
 
 use super::review::{self, Answer, Failure};
 use crate::admission::Review;
 use crate::admission::matching::Constraints;
+use crate::admission::policies;
 use crate::outbound::{CallError, Destination};
 use crate::served::Served;
 use crate::server::Inner;
@@ -24,6 +26,7 @@ pub struct Hook {
     /// Among all webhooks: configuration, name and position.
     pub uid: Arc<str>,
     constraints: Constraints,
+    conditions: MatchConditions,
     destination: Result<Destination, CallError>,
     /// `failurePolicy: Ignore`
     pub ignored: bool,
@@ -70,6 +73,7 @@ impl Hook {
         Some(Self {
             uid: format!("{configuration}/{name}/{position}").into(),
             constraints,
+            conditions: policies::conditions_of(hook),
             destination: Destination::of_client_config(hook.get("clientConfig").unwrap_or(&null)),
             ignored: text("failurePolicy") == "Ignore",
             timeout: Duration::from_secs(seconds),
@@ -86,7 +90,16 @@ impl Hook {
         server: &Inner,
         review: &Review<'_>,
     ) -> Result<Option<Arc<Served>>, Status> {
-        self.constraints.matched(server, review).await
+        let Some(served) = self.constraints.matched(server, review).await? else { return Ok(None) };
+        match policies::conditions_hold(server, review, &served, &self.conditions).await? {
+            Ok(true) => Ok(Some(served)),
+            Ok(false) => Ok(None),
+            Err(why) if self.ignored => {
+                tracing::warn!(webhook = %self.name, error = %why, "a match condition failed, the webhook is not called");
+                Ok(None)
+            }
+            Err(why) => Err(review.forbidden(&why)),
+        }
     }
 
     /// Asks; `object` and `old` are in the form of `served`.

@@ -43,6 +43,12 @@ impl Failure {
     }
 }
 
+/// The `request` of a body without the objects: what policies see of it.
+pub fn unversioned(review: &Review<'_>, served: &Served) -> Value {
+    let mut body = request(V1, "", review, served, &Value::Null, &Value::Null);
+    body["request"].take()
+}
+
 /// The body that a webhook is sent.
 pub fn request(
     version: &str,
