@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod kubeconfig;
+mod memory;
 mod remote;
 mod shutdown;
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use rimward_control_plane::{AuditConfig, Config, LogConfig, Plane, oidc};
 
 use crate::cli::{AuditOptions, Control, ControlPorts, OidcOptions};
-use crate::shutdown;
+use crate::{memory, shutdown};
 
 pub fn config(
     data_dir: std::path::PathBuf,
@@ -91,6 +91,7 @@ pub async fn run(args: Control) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let config = config(args.data_dir.path()?, &args.ports, &args.audit, &args.oidc)?;
     let plane = Plane::start(config, shutdown.clone()).await?;
+    memory::release_when_settled();
     shutdown.cancelled().await;
     plane.stopped().await;
     Ok(())

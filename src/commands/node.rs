@@ -8,7 +8,7 @@ use rimward_node_agent::Config as AgentConfig;
 use rimward_node_agent::node::{Config, Node, RemoteConfig};
 
 use crate::cli::{self, NodeOptions};
-use crate::shutdown;
+use crate::{memory, shutdown};
 
 pub async fn run(args: cli::Node) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
@@ -22,6 +22,7 @@ pub async fn run(args: cli::Node) -> anyhow::Result<()> {
     }
     match Node::start(config, shutdown.clone()).await? {
         Some(node) => {
+            memory::release_when_settled();
             let outcome = node.ended().await;
             if args.stop_pods {
                 node.take_down().await;

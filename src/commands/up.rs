@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Up;
 use crate::commands::{control, node};
-use crate::shutdown;
+use crate::{memory, shutdown};
 
 pub async fn run(args: Up) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
@@ -32,6 +32,7 @@ pub async fn run(args: Up) -> anyhow::Result<()> {
         match Node::start(config, node_shutdown.clone()).await? {
             Some(node) => {
                 tracing::info!(kubeconfig = %kubeconfig.display(), "rimward is up");
+                memory::release_when_settled();
                 let outcome = node.ended().await;
                 // A laptop or a CI job is left as it was found; after kill -9 the next start finds the pods.
                 node.take_down().await;
