@@ -433,3 +433,42 @@ async fn schemas_are_published() {
     let v2 = c.get("/openapi/v2").await.expect(200);
     assert_eq!(v2["definitions"].get("com.example.v1.Widget"), None);
 }
+
+#[tokio::test]
+async fn rules_in_cel() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let with = |rule: Value| {
+        widgets(
+            json!({ "type": "object", "properties": { "spec": { "type": "object", "x-kubernetes-validations": [rule],
+            "properties": { "min": { "type": "integer" }, "max": { "type": "integer" }, "name": { "type": "string", "maxLength": 10,
+                "x-kubernetes-validations": [{ "rule": "self == oldSelf", "message": "is immutable" }] } } } } }),
+        )
+    };
+    let refused =
+        c.post(CRDS, &with(json!({ "rule": "self.min <= self.nothing" }))).await.expect(422);
+    let field = refused["details"]["causes"][0]["field"].as_str().unwrap();
+    assert_eq!(
+        field,
+        "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"
+    );
+    establish(c, &with(json!({ "rule": "self.min <= self.max", "messageExpression": "'min is ' + string(self.min)" }))).await;
+    c.post(WIDGETS, &widget("a", json!({ "min": 1, "max": 2, "name": "x" }))).await.expect(201);
+    let refused = c.post(WIDGETS, &widget("b", json!({ "min": 3, "max": 2 }))).await.expect(422);
+    assert!(refused["message"].as_str().unwrap().contains("min is 3"), "{refused}");
+    let path = format!("{WIDGETS}/a");
+    c.merge(&path, &json!({ "spec": { "max": 3 } })).await.expect(200);
+    let refused = c.merge(&path, &json!({ "spec": { "name": "y" } })).await.expect(422);
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("spec.name: Invalid value: \"y\": is immutable"),
+        "{refused}"
+    );
+    let refused = c.merge(&path, &json!({ "spec": { "min": "x" } })).await.expect(422);
+    assert!(
+        refused["message"].as_str().unwrap().contains("some validation rules were not checked"),
+        "{refused}"
+    );
+}

@@ -285,8 +285,10 @@ fn root_schema(validation: &Value, has_status: bool, path: &Path<'_>, e: &mut Er
 }
 
 /// Compiles the rules of `x-kubernetes-validations`.
-fn cel_rules(_raw: &Value, _path: &Path<'_>, _e: &mut Errors) {
-    // TODO-correctness: expressions are compiled and their cost bounded once control/cel is there.
+fn cel_rules(raw: &Value, path: &Path<'_>, e: &mut Errors) {
+    if let Err(errors) = rimward_control_cel::Rules::compile(raw, &path.to_string()) {
+        errors.into_iter().for_each(|error| e.push(error));
+    }
 }
 
 fn scale(subresources: &Value, path: &Path<'_>, e: &mut Errors) {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rimward_api::{CauseReason, FieldError, names};
+use rimward_control_cel::Budget;
+use rimward_control_cel::limits::PER_REQUEST;
 use serde_json::Value;
 
 use super::schema::Schema;
@@ -76,6 +78,14 @@ impl CustomRules {
         if !of_lists.is_empty() && old.is_none_or(|old| lists(old).is_empty()) {
             errors.extend(of_lists);
         }
+        let Some(rules) = &self.version.rules else { return };
+        if errors.iter().any(blocks_rules) {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.push(FieldError::invalid("<nil>", &Value::Null, why));
+            return;
+        }
+        let mut budget = Budget::new(PER_REQUEST);
+        errors.extend(rules.validate(new, old, &mut budget).errors);
     }
 }
 

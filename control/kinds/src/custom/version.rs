@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use rimward_control_cel::Rules;
 use serde_json::Value;
 
 use super::definition::{is_true, storage_version};
@@ -43,6 +44,8 @@ pub struct Version {
     pub name: String,
     pub served: bool,
     pub schema: Schema,
+    /// `x-kubernetes-validations`, compiled; None when there are none.
+    pub rules: Option<Rules>,
     /// `openAPIV3Schema` as it was written.
     pub raw_schema: Value,
     pub has_status: bool,
@@ -191,6 +194,8 @@ impl Version {
             name: raw.text("name").to_owned(),
             served: raw.flag("served"),
             schema: Schema::read(&raw_schema),
+            // A definition is only stored when its rules compile.
+            rules: Rules::compile(&raw_schema, "").ok().filter(|rules| !rules.is_empty()),
             has_status: subresources.get("status").is_some_and(|s| !s.is_null()),
             scale: scale.is_object().then(|| Scale {
                 spec_replicas: scale.text("specReplicasPath").to_owned(),
