@@ -202,8 +202,10 @@ fn node_ports(
     } else if !u16::try_from(asked).is_ok_and(|n| held.ports.contains(&n)) {
         let taken =
             u16::try_from(asked).map_err(|_| Refusal::OutOfRange).and_then(|n| pools.port(n));
-        if let Err(e) = hold(taken) {
-            errors.push(FieldError::invalid(at, &json!(asked), &refusal(e)));
+        match hold(taken) {
+            // A v1.36 server stores one that is beyond the range of node ports.
+            Ok(()) | Err(Refusal::OutOfRange) => {}
+            Err(e) => errors.push(FieldError::invalid(at, &json!(asked), &refusal(e))),
         }
     }
 }
