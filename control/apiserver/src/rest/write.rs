@@ -66,18 +66,6 @@ impl Inner {
         author: &Author<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Written, Status> {
-        self.create_new(served, namespace, (object, false), author, warnings).await
-    }
-
-    /// As [`Inner::create`]; what was applied carries the record of its owners already.
-    async fn create_new(
-        &self,
-        served: &Arc<Served>,
-        namespace: &str,
-        (object, applied): (Value, bool),
-        author: &Author<'_>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Written, Status> {
         self.create_recorded(served, namespace, object, false, author, warnings).await
     }
 
@@ -119,9 +107,7 @@ impl Inner {
         let mut object = to_stored(served, object);
         let kind = &served.stored;
         if !recorded {
-            if !applied {
             self.record_manager(served, None, &mut object, author, "", now);
-        }
         }
         // The uid comes first: some kinds make labels of it.
         meta::fill_for_create(&mut object, namespace, kind.hooks.has_generation(), now);
