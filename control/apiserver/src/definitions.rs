@@ -36,8 +36,6 @@ mod model;
 pub mod openapi;
 pub mod stored;
 
-pub use conversion::Converts;
-
 /// What sets a custom kind apart from a built-in one.
 pub struct Custom {
     pub definition: Arc<Definition>,

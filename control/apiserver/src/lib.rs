@@ -64,7 +64,6 @@ pub use authn::oidc;
 pub use authn::tokens::KeyError;
 pub use body::{BoxBody, BoxError};
 pub use config::Config;
-pub use definitions::Converts;
 pub use nodes::Nodes;
 pub use paths::GIT_VERSION;
 pub use pools::NotACidr;

@@ -18,7 +18,7 @@ use crate::aggregation::{self, Aggregation, register::CustomGroups};
 use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
-use crate::definitions::{Converts, Definitions, keeper};
+use crate::definitions::{Definitions, keeper};
 use crate::flow::{self, Flow};
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
@@ -79,8 +79,6 @@ pub(crate) struct Inner {
     pub nodes: Arc<RwLock<Option<Arc<dyn Nodes>>>>,
     /// Calls to webhooks, converters and extension API servers.
     pub outbound: Outbound,
-    /// Who asks the conversion webhooks of custom resources.
-    pub converts: RwLock<Option<Arc<dyn Converts>>>,
     pub shared: Shared,
     pub ready: AtomicBool,
     pub stop: CancellationToken,
@@ -193,7 +191,6 @@ impl ApiServer {
             metrics: Metrics::new(),
             outbound,
             nodes,
-            converts: RwLock::default(),
             shared: views::shared(),
             ready: AtomicBool::new(false),
             store,
@@ -239,11 +236,6 @@ impl ApiServer {
     /// Tells how nodes are reached; until then logs answer 503.
     pub fn set_nodes(&self, nodes: Arc<dyn Nodes>) {
         *self.inner.nodes.write() = Some(nodes);
-    }
-
-    /// Tells who asks conversion webhooks; until then conversions that need one fail.
-    pub fn set_converts(&self, converts: Arc<dyn Converts>) {
-        *self.inner.converts.write() = Some(converts);
     }
 
     /// Whether a user may do that to a resource: for endpoints beside the API (the image registry).

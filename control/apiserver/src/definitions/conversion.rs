@@ -1,9 +1,8 @@
 //! Conversion between versions: none, or by a webhook.
 //! <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definition-versioning/#webhook-conversion>
 
-use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
 use rimward_api::Status;
 use rimward_control_kinds::check::meta as rules;
 use rimward_control_kinds::custom::embedded::Wrong;
@@ -13,15 +12,12 @@ use serde_json::{Value, json};
 
 use super::Custom;
 use super::body::normalize;
+use crate::outbound::{CallError, Destination, Outbound};
 use crate::server::Inner;
 
-/// Asks a conversion webhook.
-#[async_trait]
-pub trait Converts: Send + Sync + 'static {
-    /// POSTs a ConversionReview to where `client_config` (`spec.conversion.webhook.clientConfig`)
-    /// points, and answers the one that comes back. The error is a text for the user.
-    async fn converts(&self, client_config: &Value, review: &Value) -> Result<Value, String>;
-}
+/// How long a webhook may take, and how much it may answer: a page of a list is one review.
+const WAIT: Duration = Duration::from_secs(30);
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Converts objects, each in a version of the definition, to a version; as many as were given, in
 /// their order.
@@ -45,9 +41,8 @@ pub async fn convert(
         let from = from["apiVersion"].as_str().unwrap_or_default().to_owned();
         Status::internal(format!("conversion webhook for {from}, Kind={} {why}", definition.kind))
     };
-    let converter = server.converts.read().clone();
     let first = asked[0].clone();
-    let answer = ask(converter, webhook, &wanted, &asked).await;
+    let answer = ask(&server.outbound, webhook, &wanted, &asked).await;
     let converted = answer.map_err(|why| failed(&first, format!("failed: {why}")))?;
     if converted.len() != asked.len() {
         let why = format!("returned {} objects, expected {}", converted.len(), asked.len());
@@ -79,12 +74,11 @@ fn renamed(mut object: Value, api_version: &str, to: &Version) -> Value {
 
 /// One ConversionReview with all objects.
 async fn ask(
-    converter: Option<Arc<dyn Converts>>,
+    outbound: &Outbound,
     webhook: &Value,
     wanted: &str,
     objects: &[Value],
 ) -> Result<Vec<Value>, String> {
-    let converter = converter.ok_or("this server cannot call webhooks yet")?;
     let known = ["v1", "v1beta1"];
     let versions = webhook["conversionReviewVersions"].as_array().into_iter().flatten();
     let review = versions
@@ -96,7 +90,11 @@ async fn ask(
         "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{review}"),
         "request": { "uid": uid, "desiredAPIVersion": wanted, "objects": objects },
     });
-    let mut answer = converter.converts(&webhook["clientConfig"], &request).await?;
+    let call = async {
+        let destination = Destination::of_client_config(&webhook["clientConfig"])?;
+        outbound.post_json(&destination, &request, WAIT, ANSWER_BYTES_MAX).await
+    };
+    let mut answer = call.await.map_err(|e: CallError| e.to_string())?;
     if review == "v1" {
         let (api_version, kind) = (answer["apiVersion"].as_str(), answer["kind"].as_str());
         if (api_version, kind) != (Some("apiextensions.k8s.io/v1"), Some("ConversionReview")) {

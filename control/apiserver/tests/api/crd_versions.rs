@@ -1,14 +1,13 @@
 //! Several versions of a kind: without conversion, and by a webhook.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use async_trait::async_trait;
-use rimward_control_apiserver::Converts;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::crd::{CRDS, WIDGETS, establish, widget, widgets};
+use crate::tls::{self, Answer, Ca, Seen, Server};
 
 const WIDGETS_V2: &str = "/apis/example.com/v2/namespaces/default/widgets";
 
@@ -68,87 +67,69 @@ async fn without_conversion() {
     assert_eq!(last["metadata"]["resourceVersion"], again["metadata"]["resourceVersion"]);
 }
 
-/// Renames `hostPort` to `host` and back, as a webhook would.
-struct Renames {
-    asked: AtomicUsize,
-    breaks: bool,
+/// Renames `hostPort` to `host` and back; when it breaks it renames the object too.
+fn renames(seen: &Seen, breaks: bool) -> Answer {
+    let review = seen.json();
+    let request = &review["request"];
+    let wanted = request["desiredAPIVersion"].as_str().unwrap();
+    let (from, to) =
+        if wanted.ends_with("v2") { ("hostPort", "host") } else { ("host", "hostPort") };
+    let renamed = |object: &Value| {
+        let mut object = object.clone();
+        object["apiVersion"] = wanted.into();
+        if let Some(spec) = object["spec"].as_object_mut()
+            && let Some(value) = spec.remove(from)
+        {
+            spec.insert(to.into(), value);
+        }
+        if breaks {
+            object["metadata"]["name"] = "another".into();
+        }
+        object
+    };
+    let objects: Vec<Value> = request["objects"].as_array().unwrap().iter().map(renamed).collect();
+    tls::json(&json!({
+        "apiVersion": review["apiVersion"], "kind": "ConversionReview",
+        "response": { "uid": request["uid"], "result": { "status": "Success" }, "convertedObjects": objects },
+    }))
 }
 
-#[async_trait]
-impl Converts for Renames {
-    async fn converts(&self, config: &Value, review: &Value) -> Result<Value, String> {
-        assert_eq!(config["service"]["name"], "converter");
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let request = &review["request"];
-        let wanted = request["desiredAPIVersion"].as_str().unwrap();
-        let objects: Vec<Value> = request["objects"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|object| {
-                let mut object = object.clone();
-                object["apiVersion"] = wanted.into();
-                let (from, to) = if wanted.ends_with("v2") {
-                    ("hostPort", "host")
-                } else {
-                    ("host", "hostPort")
-                };
-                if let Some(spec) = object["spec"].as_object_mut()
-                    && let Some(value) = spec.remove(from)
-                {
-                    spec.insert(to.into(), value);
-                }
-                if self.breaks {
-                    object["metadata"]["name"] = "another".into();
-                }
-                object
-            })
-            .collect();
-        Ok(json!({
-            "apiVersion": review["apiVersion"], "kind": "ConversionReview",
-            "response": { "uid": request["uid"], "result": { "status": "Success" }, "convertedObjects": objects },
-        }))
-    }
-}
-
-fn by_webhook() -> Value {
+fn by_webhook(port: u16, ca: &Ca) -> Value {
     json!({ "strategy": "Webhook", "webhook": { "conversionReviewVersions": ["v1", "v1beta1"],
-        "clientConfig": { "service": { "namespace": "default", "name": "converter", "path": "/convert" } } } })
+        "clientConfig": { "url": format!("https://127.0.0.1:{port}/convert"), "caBundle": ca.bundle() } } })
 }
 
 #[tokio::test]
 async fn by_a_webhook() {
-    let cluster = Cluster::start().await;
+    let (cluster, ca) = (Cluster::start().await, Ca::new());
     let c = &cluster.admin;
-    let made = establish(c, &two_versions(by_webhook())).await;
-    assert_eq!(made["spec"]["conversion"]["webhook"]["clientConfig"]["service"]["port"], 443);
+    let breaks = Arc::new(AtomicBool::new(false));
+    let broken = breaks.clone();
+    let server = Server::simple(&ca, &["127.0.0.1"], move |seen| {
+        renames(seen, broken.load(Ordering::SeqCst))
+    })
+    .await;
+    // Nobody listens on port 1.
+    establish(c, &two_versions(by_webhook(1, &ca))).await;
     for name in ["a", "b"] {
         c.post(WIDGETS, &widget(name, json!({ "hostPort": name }))).await.expect(201);
     }
     let failed = c.get(&format!("{WIDGETS_V2}/a")).await.expect(500);
-    assert!(
-        failed["message"]
-            .as_str()
-            .unwrap()
-            .contains("conversion webhook for example.com/v1, Kind=Widget failed"),
-        "{failed}"
-    );
-    let webhook = Arc::new(Renames { asked: AtomicUsize::new(0), breaks: false });
-    cluster.server.set_converts(webhook.clone());
+    let message = failed["message"].as_str().unwrap();
+    let wanted = "conversion webhook for example.com/v1, Kind=Widget failed: Post \"https://127.0.0.1:1/convert?timeout=30s\":";
+    assert!(message.contains(wanted), "{message}");
+    let there = json!({ "spec": { "conversion": by_webhook(server.addr.port(), &ca) } });
+    c.merge(&format!("{CRDS}/widgets.example.com"), &there).await.expect(200);
     let mut watch = c.watch(&format!("{WIDGETS_V2}?watch=1&resourceVersion=0")).await;
     for name in ["a", "b"] {
         assert_eq!(watch.next().await.unwrap()["object"]["spec"], json!({ "host": name }));
     }
-    let asked = webhook.asked.load(Ordering::SeqCst);
+    server.take();
     let list = c.get(WIDGETS_V2).await.expect(200);
     assert_eq!(list["items"][1]["spec"], json!({ "host": "b" }));
-    assert_eq!(webhook.asked.load(Ordering::SeqCst), asked + 1, "a page is one review");
+    assert_eq!(server.take().len(), 1, "a page is one review");
     c.get(WIDGETS).await.expect(200);
-    assert_eq!(
-        webhook.asked.load(Ordering::SeqCst),
-        asked + 1,
-        "what is stored in a version is served in it"
-    );
+    assert_eq!(server.take().len(), 0, "what is stored in a version is served in it");
     // Writes through the other version.
     let mut new = widget("d", json!({ "host": "x" }));
     new["apiVersion"] = "example.com/v2".into();
@@ -164,7 +145,7 @@ async fn by_a_webhook() {
     assert_eq!(after["spec"], json!({ "host": "y" }));
     c.delete(&format!("{WIDGETS_V2}/d"), &Value::Null).await.expect(200);
     // Metadata needs no conversion: garbage collection goes on while a webhook is down.
-    cluster.server.set_converts(Arc::new(Renames { asked: AtomicUsize::new(0), breaks: true }));
+    breaks.store(true, Ordering::SeqCst);
     let accept = [("accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")];
     c.send("GET", WIDGETS_V2, &accept, "").await.expect(200);
     let failed = c.get(&format!("{WIDGETS_V2}/a")).await.expect(500);
