@@ -6,8 +6,9 @@
 //! `rimward-control-schema`'s, what is durable is `rimward-control-store`'s.
 //!
 //! It refuses to keep objects in memory (small indexes for authorization aside), to re-encode what is
-//! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]). It calls
-//! out, to webhooks and extension API servers, through [`outbound`] only.
+//! stored when it is read, to run controllers, and to reach nodes by itself (see [`nodes`]). (What decides
+//! which kinds it serves is its own: [`definitions`] names and removes custom kinds, [`aggregation`] watches
+//! extension servers.) It calls out, to webhooks and extension API servers, through [`outbound`] only.
 
 pub mod config;
 mod server;

@@ -340,7 +340,10 @@ impl Inner {
     }
 
     /// The new object before admission, in the stored form.
-    #[allow(clippy::too_many_arguments)] // One call site; a struct would only rename the list.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one call site; a struct would only rename the list"
+    )]
     fn draft(
         &self,
         served: &Served,

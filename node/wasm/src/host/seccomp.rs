@@ -7,8 +7,8 @@
 //! version which tries something else first falls back, and so that one guest's luck does not end all
 //! others; `clone3`, whose flags a filter cannot see, says ENOSYS, after which libc uses `clone`.
 //!
-//! How the list was made: `strace -f` on hosts that ran every guest of `testdata/`, and reading what
-//! tokio, cap-std and wasmtime call on errors. The tests run all guests behind it.
+//! How the list was made: by reading what tokio, cap-std and wasmtime call, also on errors, and by running
+//! every guest of the tests behind it.
 
 use std::collections::BTreeMap;
 
