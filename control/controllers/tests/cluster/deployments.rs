@@ -183,6 +183,8 @@ async fn replica_sets_adopt_release_and_replace() {
         "spec": {"containers": [{"name": "c", "image": "i"}]},
     });
     cluster.apply::<Pod>(bare).await;
+    // A set that does not see it yet makes two of its own, and then has one too many.
+    cluster.until::<Pod>("the bare pod seen", |pods| pods.get("default", "bare").is_some()).await;
     let set = json!({
         "metadata": {"name": "set", "namespace": "default"},
         "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "a"}}, "template": template("a", "i")},

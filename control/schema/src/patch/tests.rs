@@ -250,7 +250,7 @@ fn what_cannot_be_restored() {
         )
         .unwrap_err();
         assert_eq!(status.code, 422);
-        assert_eq!(status.message, format!("\"\" is invalid: patch: Invalid value: {why}"));
+        assert_eq!(status.message, format!(" \"\" is invalid: patch: Invalid value: {why}"));
     };
     use serde_json::json;
     check(
