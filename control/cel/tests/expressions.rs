@@ -1,6 +1,6 @@
 //! Expressions and what becomes of them.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! `x-kubernetes-validations`: what is refused of a definition, and what of an object.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
 use rimward_control_cel::limits::PER_REQUEST;
 use rimward_control_cel::{Budget, Rules};

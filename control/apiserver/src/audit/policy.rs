@@ -33,9 +33,9 @@ pub struct Policy {
     api_version: String,
     #[serde(default)]
     kind: String,
-    #[serde(default)]
-    #[allow(dead_code, reason = "policies carry names; nothing reads them")]
-    metadata: Option<serde_json::Value>,
+    /// Policies carry names, which nothing reads.
+    #[serde(default, rename = "metadata")]
+    _metadata: serde::de::IgnoredAny,
     #[serde(default)]
     rules: Vec<Rule>,
     #[serde(default)]

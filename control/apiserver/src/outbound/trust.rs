@@ -72,7 +72,7 @@ fn verifier(trust: &Trust) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
     let mut listed = Vec::new();
     match trust {
-        Trust::Anybody => return Ok(Arc::new(Anybody)),
+        Trust::Anybody => return Ok(Arc::new(Verifier::Anybody)),
         Trust::System => {
             static SYSTEM: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
             let system = SYSTEM.get_or_init(|| rustls_native_certs::load_native_certs().certs);
@@ -90,13 +90,13 @@ fn verifier(trust: &Trust) -> Result<Arc<dyn ServerCertVerifier>, String> {
             Trust::Bundle(_) => {
                 Err("unable to load root certificates: no valid certificate in caBundle".into())
             }
-            _ => Ok(Arc::new(Listed { inner: None, listed })),
+            _ => Ok(Arc::new(Verifier::Listed(Listed { inner: None, listed }))),
         };
     }
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .map_err(|e| e.to_string())?;
-    Ok(Arc::new(Listed { inner: Some(inner), listed }))
+    Ok(Arc::new(Verifier::Listed(Listed { inner: Some(inner), listed })))
 }
 
 /// Verifies as usual; a certificate that the bundle itself lists vouches for itself, also when it
@@ -107,8 +107,53 @@ struct Listed {
     listed: Vec<CertificateDer<'static>>,
 }
 
-impl ServerCertVerifier for Listed {
+#[derive(Debug)]
+enum Verifier {
+    Listed(Listed),
+    /// Believes anybody, but still that they hold the key they show.
+    Anybody,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self {
+            Self::Anybody => Ok(ServerCertVerified::assertion()),
+            Self::Listed(trust) => trust.verify(end_entity, intermediates, name, ocsp, now),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify12(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Listed {
+    fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -129,28 +174,6 @@ impl ServerCertVerifier for Listed {
         }
         usual
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify12(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify13(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 fn in_its_time(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
@@ -159,45 +182,6 @@ fn in_its_time(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
         let (now, validity) = (now.as_secs() as i64, c.validity());
         validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp()
     })
-}
-
-/// Believes anybody, but still that they hold the key they show.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify12(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify13(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 fn verify12(
