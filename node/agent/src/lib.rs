@@ -13,6 +13,7 @@
 
 pub mod build;
 pub mod desired;
+pub mod disk;
 pub mod ledger;
 pub mod machine;
 pub mod node;
@@ -45,6 +46,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use desired::Desired;
+pub use disk::EvictionHard;
 pub use ledger::LedgerError;
 pub use rimward_tunnel::dial::Error as TunnelError;
 
@@ -64,6 +66,8 @@ pub struct Config {
     /// None: the address from which this machine reaches others.
     pub node_ip: Option<IpAddr>,
     pub pods_max: u32,
+    /// When the node says that its disk is full.
+    pub eviction_hard: EvictionHard,
     /// Of this program: `0.1.0`.
     pub version: String,
 }
@@ -149,7 +153,7 @@ pub(crate) struct Core {
     /// The parts that `attach` brought, once they are there.
     parts: watch::Sender<Option<Parts>>,
     images: watch::Sender<Vec<ContainerImage>>,
-    disk: machine::Disk,
+    disk: disk::Disk,
     /// Held while a change is applied.
     applying: Arc<tokio::sync::Mutex<()>>,
     /// How the link ended for good.
@@ -179,7 +183,7 @@ impl Agent {
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
         let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
-        let disk = machine::Disk::of(&config.data_dir);
+        let disk = disk::Disk::of(&config.data_dir, config.eviction_hard);
         let core = Arc::new(Core {
             welcome: watch::Sender::new(ledger.welcome()?),
             config,

@@ -294,7 +294,6 @@ async fn tell(
                 reports.events.into_iter().for_each(|event| writer.push(&EventReport { event }));
             }
             _ = disk_looks.tick() => if core.disk.look() {
-                tracing::warn!(path = %core.config.data_dir.display(), full = core.disk.under_pressure(), "the disk's state changed");
                 tell_node(core, &mut writer, &mut described);
             },
             Ok(()) = images.changed() => tell_node(core, &mut writer, &mut described),

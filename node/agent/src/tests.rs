@@ -51,6 +51,7 @@ impl ControlPlane {
             labels: [("site".to_owned(), "x".to_owned())].into(),
             node_ip: Some("192.0.2.7".parse().unwrap()),
             pods_max: 250,
+            eviction_hard: crate::EvictionHard::default(),
             version: "test".into(),
         }
     }

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use rimward_tests_cluster::hosts::Hosts;
 use rimward_tests_cluster::{
-    Cluster, Process, binary, condition, curl, eventually, repository, skip_without_root, text,
+    ANY_DISK, Cluster, Process, binary, condition, curl, eventually, repository, skip_without_root,
+    text,
 };
 
 struct Fleet {
@@ -51,7 +52,7 @@ impl Fleet {
         let mut command = self.hosts.command(i, &binary("rimward-node"));
         command.arg("node").arg("--data-dir").arg(self.dir.path().join(name));
         command.args(["--server", &format!("{}:6444", self.hosts.address(0)), "--token", token]);
-        command.args(["--node-name", name, "--stop-pods"]);
+        command.args(["--node-name", name, "--stop-pods"]).args(ANY_DISK);
         Process::start(name, self.dir.path(), command)
     }
 
