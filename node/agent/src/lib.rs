@@ -9,15 +9,15 @@
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
 //! pod needs from both, `serving` what the control plane asks for, [`machine`] what this node is,
-//! [`build`] the assembly.
+//! [`node`] the assembly.
 
-pub mod build;
 pub mod desired;
 pub mod disk;
 pub mod ledger;
 pub mod machine;
 pub mod node;
 
+mod doors;
 mod link;
 mod objects;
 mod reach;

@@ -131,13 +131,7 @@ async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incomi
 fn is_ours(core: &Core, parts: &Parts, ip: IpAddr) -> bool {
     let block = core.welcome.borrow().as_ref().and_then(|w| w.pod_cidr.parse::<Block>().ok());
     let in_block = |v4: Ipv4Addr| block.is_some_and(|block| block.contains(v4));
-    // Pods on the host's network have the node's own address; then one of them must have it.
-    let on_host = || {
-        let text = ip.to_string();
-        let has_it = |pod: &k8s_openapi::api::core::v1::Pod| {
-            pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()).is_some_and(|i| *i == text)
-        };
-        ip == parts.network.host_ip() && core.desired.pods.list().iter().any(|(_, pod)| has_it(pod))
-    };
+    // Pods on the host's network have the node's own address; then there must be one.
+    let on_host = || ip == parts.network.host_ip() && core.desired.has_pod_on_host();
     matches!(ip, IpAddr::V4(v4) if in_block(v4)) || on_host()
 }
