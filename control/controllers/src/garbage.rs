@@ -10,7 +10,7 @@ pub mod graph;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use parking_lot::Mutex;
@@ -33,6 +33,9 @@ const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;
 const FIRST_LISTS: Duration = Duration::from_secs(30);
 /// After a CustomResourceDefinition or an APIService changed, its resource is served a moment later.
 const REDISCOVER_AFTER: Duration = Duration::from_millis(500);
+/// How far the watches of two resources may lie apart: a dependent that was there before its owner was
+/// let go may be seen after it.
+const SETTLES_AFTER: Duration = Duration::from_millis(200);
 
 struct Collector {
     client: Client,
@@ -41,6 +44,8 @@ struct Collector {
     resources: Mutex<Resources>,
     /// Objects with an owner of a kind that is not served: looked at again when more is served.
     unresolved: Mutex<HashSet<Uid>>,
+    /// Since when owners are being let go with their dependents left alone.
+    orphaning: Mutex<HashMap<Uid, Instant>>,
     unlisted: AtomicUsize,
     listed: Notify,
     definitions_changed: Notify,
@@ -62,6 +67,7 @@ pub fn start(context: &Context) {
         work: Queue::new(),
         resources: Mutex::default(),
         unresolved: Mutex::default(),
+        orphaning: Mutex::default(),
         unlisted: AtomicUsize::new(0),
         listed: Notify::new(),
         definitions_changed: Notify::new(),
@@ -351,14 +357,24 @@ impl Collector {
     async fn orphan(&self, uid: &str) -> Result<(), Error> {
         let (place, dependents) = {
             let graph = self.graph.lock();
-            let Some(place) = graph.find(uid) else { return Ok(()) };
+            let Some(place) = graph.find(uid) else {
+                self.orphaning.lock().remove(uid);
+                return Ok(());
+            };
             (place, graph.dependents(uid))
         };
         let owner = [uid.to_owned()];
         for (dependent, at) in dependents {
             self.change(&at, &dependent, |meta| drop_owners(meta, &owner)).await?;
         }
-        self.drop_finalizer(&place, uid, ORPHAN).await
+        let since = *self.orphaning.lock().entry(uid.into()).or_insert_with(Instant::now);
+        if since.elapsed() < SETTLES_AFTER {
+            self.work.add_after(Work::Orphan(uid.into()), SETTLES_AFTER);
+            return Ok(());
+        }
+        self.drop_finalizer(&place, uid, ORPHAN).await?;
+        self.orphaning.lock().remove(uid);
+        Ok(())
     }
 
     async fn drop_finalizer(&self, place: &Place, uid: &str, finalizer: &str) -> Result<(), Error> {

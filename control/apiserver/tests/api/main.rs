@@ -29,6 +29,7 @@ mod refusals;
 mod replay;
 mod slow_bodies;
 mod tls;
+mod warnings;
 mod watches;
 mod webhooks;
 mod writes;

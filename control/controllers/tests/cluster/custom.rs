@@ -42,6 +42,10 @@ fn owner(object: &Value) -> Value {
     })
 }
 
+fn map(name: &str, owners: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default", "ownerReferences": owners}})
+}
+
 impl Cluster {
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
         self.admin.call(method, path, body).await
@@ -73,6 +77,19 @@ impl Cluster {
         items.map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Waits until the collector has seen all ConfigMaps that there are: it takes away one that nobody
+    /// owns only after those that were there before.
+    async fn collector_has_looked(&self) {
+        let absent = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "never", "uid": "11111111-1111-1111-1111-111111111111" });
+        let lost = map("lost", json!([absent]));
+        let made = self.apply::<ConfigMap>(lost).await;
+        let revision: u64 = made.metadata.resource_version.unwrap().parse().unwrap();
+        self.until::<ConfigMap>("the lost one goes", |maps| {
+            maps.revision() >= revision && maps.get("default", "lost").is_none()
+        })
+        .await;
+    }
+
     /// Asks until it is so: there is no cache of custom kinds to wait on.
     async fn eventually(&self, what: &str, is: impl AsyncFn() -> bool) {
         let wait = async {
@@ -90,12 +107,12 @@ async fn they_own_and_are_owned() {
     let cluster = Cluster::start().await;
     // The collector knows only what was there when it began, and learns the rest.
     cluster.define(definition("widgets", "Widget", &["v1"])).await;
-    let map = |name: &str, owners: Value| json!({"metadata": {"name": name, "namespace": "default", "ownerReferences": owners}});
 
     // An owner that goes in the foreground waits for what it owns; in the background it goes first.
     for policy in [Propagation::Foreground, Propagation::Background] {
         let widget = cluster.make("widgets", "v1", "default", json!({ "name": "w" })).await;
         cluster.apply::<ConfigMap>(map("owned", json!([owner(&widget)]))).await;
+        cluster.collector_has_looked().await;
         let options = DeleteOptions::default().propagation(policy);
         let widgets = resource("widgets", "v1");
         cluster.admin.delete_raw(&widgets, "default", "w", &options).await.unwrap();
@@ -112,6 +129,7 @@ async fn they_own_and_are_owned() {
     // Orphaned, what it owned stays.
     let widget = cluster.make("widgets", "v1", "default", json!({ "name": "w" })).await;
     cluster.apply::<ConfigMap>(map("free", json!([owner(&widget)]))).await;
+    cluster.collector_has_looked().await;
     let options = DeleteOptions::default().propagation(Propagation::Orphan);
     let widgets = resource("widgets", "v1");
     cluster.admin.delete_raw(&widgets, "default", "w", &options).await.unwrap();
@@ -143,7 +161,6 @@ async fn versions_that_come_and_go_orphan_nobody() {
     let cluster = Cluster::start().await;
     cluster.define(definition("widgets", "Widget", &["v1"])).await;
     let widget = cluster.make("widgets", "v1", "default", json!({ "name": "w" })).await;
-    let map = |name: &str, owners: Value| json!({"metadata": {"name": name, "namespace": "default", "ownerReferences": owners}});
     cluster.apply::<ConfigMap>(map("owned", json!([owner(&widget)]))).await;
     // Another version, which is preferred, then the first one is served no more.
     let path = format!("{CRDS}/widgets.example.com");
@@ -157,10 +174,17 @@ async fn versions_that_come_and_go_orphan_nobody() {
     current["metadata"]["resourceVersion"] = latest["metadata"]["resourceVersion"].clone();
     current["status"] = latest["status"].clone();
     cluster.call(Method::PUT, &path, Some(&current)).await.unwrap();
-    // By the time that the collector has taken something else away, it had its time to err.
-    let absent = json!({ "apiVersion": "example.com/v2", "kind": "Widget", "name": "never", "uid": "11111111-1111-1111-1111-111111111111" });
-    cluster.apply::<ConfigMap>(map("lost", json!([absent]))).await;
-    cluster.until::<ConfigMap>("the lost one goes", |m| m.get("default", "lost").is_none()).await;
+    // A widget that nobody owns goes once the collector watches v2.
+    let never = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "never", "uid": "11111111-1111-1111-1111-111111111111" });
+    let lost = json!({ "name": "lost", "ownerReferences": [never] });
+    cluster.make("widgets", "v2", "default", lost).await;
+    cluster
+        .eventually("the collector watches the new version", async || {
+            let names = cluster.names("widgets", "v2", "default").await;
+            !names.contains(&"lost".to_owned())
+        })
+        .await;
+    cluster.collector_has_looked().await;
     let maps = cluster.informers.of::<ConfigMap>();
     assert!(maps.get("default", "owned").is_some(), "its owner is served as v2 now");
     // And it is still known whose it is.
@@ -171,8 +195,7 @@ async fn versions_that_come_and_go_orphan_nobody() {
     // Of an owner whose kind is not served nobody can say that it is gone; once it is served, one can.
     let unknown = json!({ "apiVersion": "example.com/v1", "kind": "Gadget", "name": "g", "uid": "22222222-2222-2222-2222-222222222222" });
     cluster.apply::<ConfigMap>(map("waiting", json!([unknown]))).await;
-    cluster.apply::<ConfigMap>(map("lost", json!([absent]))).await;
-    cluster.until::<ConfigMap>("the lost one goes", |m| m.get("default", "lost").is_none()).await;
+    cluster.collector_has_looked().await;
     assert!(maps.get("default", "waiting").is_some());
     cluster.define(definition("gadgets", "Gadget", &["v1"])).await;
     cluster.until::<ConfigMap>("now it goes", |m| m.get("default", "waiting").is_none()).await;

@@ -39,6 +39,8 @@ impl Reader<'_> {
             let Some(escaped) = escape(&field.name) else { continue };
             let read = self.value(&field.ty, &format!("{name}.{escaped}"));
             let property = Property { name: field.name.to_string(), schema: Arc::new(read) };
+            // An object of a request is seen as it is: `metadata.namespace` needs no escaping there.
+            schema.properties.insert(field.name.to_string(), property.clone());
             schema.properties.insert(escaped, property);
         }
         self.within.pop();
