@@ -212,7 +212,9 @@ impl Record {
         let mut object = self.parsed()?;
         object["kind"] = kind.kind.as_str().into();
         object["apiVersion"] = kind.api_version().into();
-        object["metadata"]["resourceVersion"] = revision.to_string().into();
+        if revision > 0 {
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
         Ok(object)
     }
 }
@@ -227,8 +229,16 @@ pub fn head(api_version: &str, kind: &str) -> Bytes {
         .into()
 }
 
+/// How every head ends.
+const REVISION: &[u8] = br#""resourceVersion":""#;
+
 fn push_revision(revision: Revision, out: &mut Vec<u8>) {
     use std::io::Write as _;
+    // What a dry run would have created has none.
+    if revision == 0 {
+        out.truncate(out.len() - REVISION.len());
+        return;
+    }
     write!(out, "{revision}\",").expect("writing to a Vec cannot fail");
 }
 

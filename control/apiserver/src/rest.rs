@@ -100,6 +100,8 @@ async fn main(
             Err(error::method_not_allowed())
         }
         "create" => create(server, call, served, &key.namespace).await,
+        // Of a collection.
+        "update" | "patch" if key.name.is_empty() => Err(error::method_not_allowed()),
         "update" => update(server, call, served, key, "").await,
         "patch" => patch(server, call, served, key, "").await,
         "delete" => {
