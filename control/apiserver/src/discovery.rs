@@ -11,7 +11,7 @@ use crate::body::Response;
 use crate::error;
 use crate::paths::{document, etag};
 use crate::request::Call;
-use crate::served::Registry;
+use crate::served::{Registry, Served};
 
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -25,12 +25,13 @@ pub struct Documents {
 /// A group and its versions, in the order of preference.
 struct Group<'a> {
     name: &'a str,
-    versions: Vec<(&'a str, Vec<&'a Kind>)>,
+    versions: Vec<(&'a str, Vec<&'a Served>)>,
 }
 
 fn groups(registry: &Registry) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for served in registry.all() {
+        let served: &Served = served;
         let kind: &Kind = &served.kind;
         let at = groups.iter().position(|g| g.name == kind.group).unwrap_or_else(|| {
             groups.push(Group { name: &kind.group, versions: Vec::new() });
@@ -38,8 +39,8 @@ fn groups(registry: &Registry) -> Vec<Group<'_>> {
         });
         let versions = &mut groups[at].versions;
         match versions.iter_mut().find(|(v, _)| *v == kind.version) {
-            Some((_, kinds)) => kinds.push(kind),
-            None => versions.push((&kind.version, vec![kind])),
+            Some((_, resources)) => resources.push(served),
+            None => versions.push((&kind.version, vec![served])),
         }
     }
     groups
@@ -72,9 +73,10 @@ impl Documents {
                 one["apiVersion"] = "v1".into();
                 classic.insert(format!("/apis/{}", group.name), finished(&one));
             }
-            for (_, kinds) in &group.versions {
-                let gv = kinds[0].group_version();
-                classic.insert(gv.url_prefix(), finished(&resource_list(&gv.to_string(), kinds)));
+            for (_, resources) in &group.versions {
+                let gv = resources[0].kind.group_version();
+                let list = resource_list(&gv.to_string(), resources);
+                classic.insert(gv.url_prefix(), finished(&list));
             }
         }
         Self { aggregated, classic }
@@ -147,11 +149,12 @@ fn speaks(kind: &Kind, sub: &Subresource) -> (String, String, String) {
 
 fn aggregated_list(groups: &[&Group<'_>]) -> Value {
     let gvk = |(group, version, kind): (String, String, String)| json!({ "group": group, "version": version, "kind": kind });
-    let resource = |kind: &&Kind| {
+    let resource = |served: &&Served| {
+        let kind = &*served.kind;
         let own = (kind.group.clone(), kind.version.clone(), kind.kind.clone());
         let mut resource = json!({
             "resource": kind.resource, "responseKind": gvk(own), "scope": scope(kind),
-            "singularResource": kind.singular, "verbs": kind.verbs,
+            "singularResource": kind.singular, "verbs": verbs(served),
         });
         if !kind.short_names.is_empty() {
             resource["shortNames"] = json!(kind.short_names);
@@ -171,8 +174,8 @@ fn aggregated_list(groups: &[&Group<'_>]) -> Value {
             let versions: Vec<Value> = group
                 .versions
                 .iter()
-                .map(|(version, kinds)| {
-                    let resources: Vec<Value> = kinds.iter().map(resource).collect();
+                .map(|(version, all)| {
+                    let resources: Vec<Value> = all.iter().map(resource).collect();
                     json!({ "version": version, "resources": resources, "freshness": "Current" })
                 })
                 .collect();
@@ -192,19 +195,43 @@ fn api_group(group: &Group<'_>) -> Value {
     json!({ "name": group.name, "versions": versions, "preferredVersion": version(group.versions[0].0) })
 }
 
-fn resource_list(group_version: &str, kinds: &[&Kind]) -> Value {
+/// What can be done to a resource; one whose definition is going is only looked at and deleted.
+fn verbs(served: &Served) -> Vec<&str> {
+    let going = served.custom.as_ref().is_some_and(|c| c.definition.terminating);
+    let ends = |verb: &str| !matches!(verb, "create" | "patch" | "update");
+    let all = served.kind.verbs.iter().map(String::as_str);
+    all.filter(|verb| !going || ends(verb)).collect()
+}
+
+/// The version in which objects are stored, as clients compare it. None for what is never stored.
+/// <https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.36/#apiresource-v1-meta>
+fn storage_version_hash(served: &Served) -> Option<String> {
+    use base64::Engine as _;
+    use sha2::{Digest as _, Sha256};
+    let stored = served.custom.as_ref().map_or(&served.stored, |custom| &custom.storage);
+    let is_stored = served.kind.verbs.iter().any(|v| v == "get");
+    let id = format!("{}/{}/{}", stored.group, stored.version, stored.kind);
+    let hash = &Sha256::digest(id.as_bytes())[..8];
+    is_stored.then(|| base64::engine::general_purpose::STANDARD.encode(hash))
+}
+
+fn resource_list(group_version: &str, all: &[&Served]) -> Value {
     let mut resources = Vec::new();
-    for kind in kinds {
+    for served in all {
+        let kind = &*served.kind;
         let namespaced = kind.namespaced();
         let mut main = json!({
             "name": kind.resource, "singularName": kind.singular, "namespaced": namespaced,
-            "kind": kind.kind, "verbs": kind.verbs,
+            "kind": kind.kind, "verbs": verbs(served),
         });
         if !kind.short_names.is_empty() {
             main["shortNames"] = json!(kind.short_names);
         }
         if !kind.categories.is_empty() {
             main["categories"] = json!(kind.categories);
+        }
+        if let Some(hash) = storage_version_hash(served) {
+            main["storageVersionHash"] = hash.into();
         }
         resources.push(main);
         for sub in &kind.subresources {

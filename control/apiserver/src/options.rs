@@ -57,9 +57,15 @@ impl ListOptions {
             None => FieldSelector::default(),
         };
         for (field, _, _) in &fields.terms {
-            let common = matches!(field.as_str(), "metadata.name" | "metadata.namespace");
+            let common = match field.as_str() {
+                "metadata.name" => true,
+                // What is of the cluster and built in has an empty one.
+                "metadata.namespace" => kind.namespaced() || !kind.is_custom(),
+                _ => false,
+            };
             if !common && !kind.selectable_fields.contains(field) {
-                return Err(Status::bad_request(match kind.selectable_fields.is_empty() {
+                let none = kind.selectable_fields.is_empty() && !kind.is_custom();
+                return Err(Status::bad_request(match none {
                     true => format!(
                         "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
                     ),
@@ -364,12 +370,18 @@ pub struct DeleteOptions {
 }
 
 impl DeleteOptions {
-    /// The body wins over the query, as a body with DeleteOptions is the older way.
+    /// Of a body, or of the query where there is none: with a body, Kubernetes does not look at the
+    /// query at all.
     pub fn parse(query: &Query, body: &[u8]) -> Result<Self, Status> {
-        let sent: Value = match body.iter().all(u8::is_ascii_whitespace) {
-            true => Value::Null,
-            false => serde_json::from_slice(body)
-                .map_err(|e| Status::bad_request(format!("the body is not DeleteOptions: {e}")))?,
+        let none = Query::default();
+        let (sent, query): (Value, &Query) = match body.iter().all(u8::is_ascii_whitespace) {
+            true => (Value::Null, query),
+            false => {
+                let sent = serde_json::from_slice(body).map_err(|e| {
+                    Status::bad_request(format!("the body is not DeleteOptions: {e}"))
+                })?;
+                (sent, &none)
+            }
         };
         if let Some(kind) = sent.get("kind").and_then(Value::as_str)
             && kind != "DeleteOptions"
@@ -497,6 +509,7 @@ mod tests {
             r#"{"gracePeriodSeconds":5,"dryRun":["All"],"orphanDependents":true}"#,
             (Some(5), Some(Propagation::Orphan), true),
         );
+        check("dryRun=All&gracePeriodSeconds=7", "{}", (None, None, false));
         assert!(DeleteOptions::parse(&Query::parse(Some("propagationPolicy=x")), b"").is_err());
         assert!(DeleteOptions::parse(&Query::default(), b"[").is_err());
     }

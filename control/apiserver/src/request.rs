@@ -132,6 +132,11 @@ impl Attributes {
         matches!(self.verb.as_str(), "get" | "list" | "watch" | "head" | "options")
     }
 
+    /// Changes one object, of which those who watch are told.
+    pub fn is_write(&self) -> bool {
+        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete")
+    }
+
     /// Requests that last: they take no place among the requests in flight.
     pub fn is_long(&self) -> bool {
         let streams = |r: &Resource| {

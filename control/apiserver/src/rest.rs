@@ -46,6 +46,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
             false => Ok(error::page_not_found()),
         };
     };
+    call.warnings.extend(served.deprecation());
     let on_namespaces = served.is("", "namespaces");
     if !served.kind.namespaced() && !target.namespace.is_empty() && !on_namespaces {
         return Err(error::no_such_resource());
@@ -83,9 +84,6 @@ async fn main(
     key: &ObjectKey,
 ) -> Result<Response, Status> {
     let verb = call.attributes.verb.clone();
-    if let Some(custom) = &served.custom {
-        call.warnings.extend(custom.version.deprecation.clone());
-    }
     if !served.kind.verbs.contains(&verb) {
         return Err(error::method_not_allowed());
     }
@@ -102,6 +100,8 @@ async fn main(
             Err(error::method_not_allowed())
         }
         "create" => create(server, call, served, &key.namespace).await,
+        // Of a collection.
+        "update" | "patch" if key.name.is_empty() => Err(error::method_not_allowed()),
         "update" => update(server, call, served, key, "").await,
         "patch" => patch(server, call, served, key, "").await,
         "delete" => {

@@ -12,7 +12,7 @@ use crate::path::{Errors, Path};
 use crate::pod::spec;
 use crate::print;
 use crate::read::{Read, is_empty};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 pub const CONTROLLER_REVISION: Rules = Rules {
     create: |object, e| {
@@ -34,6 +34,8 @@ pub const POD_TEMPLATE: Rules = Rules {
     create: |object, e| spec::template(object.at("template"), &Path::Root.field("template"), e),
     update: |new, _, e| spec::template(new.at("template"), &Path::Root.field("template"), e),
     generation: true,
+    warnings: crate::warnings::pod_template,
+    warns_of_updates: Updates::OfSpec,
     cells: print::pod::template,
     ..Rules::PLAIN
 };
@@ -116,9 +118,4 @@ pub fn always_restarting(template: &Value, path: &Path<'_>, e: &mut Errors) {
             "activeDeadlineSeconds in ReplicaSet is not Supported",
         );
     }
-}
-
-/// Warnings about a template's pods.
-pub fn template_warnings(object: &Value) -> Vec<String> {
-    spec::warnings(object.deep(&["spec", "template", "spec"]), "spec.template.spec")
 }

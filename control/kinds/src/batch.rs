@@ -8,7 +8,7 @@ use crate::path::{Errors, Path};
 use crate::pod::spec;
 use crate::print;
 use crate::read::{Read, fill, fill_text, is_empty, items_mut, member};
-use crate::rules::{Field, Rules};
+use crate::rules::{Field, Rules, Updates};
 
 pub const JOB: Rules = Rules {
     default,
@@ -19,7 +19,8 @@ pub const JOB: Rules = Rules {
     generation: true,
     fields: &[("status.successful", Field::Number(&["status", "succeeded"]))],
     cells: print::workload::job,
-    warnings: crate::apps::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -377,6 +378,8 @@ pub const CRON_JOB: Rules = Rules {
         }
     },
     prepare_create: |object| object["status"] = json!({}),
+    warnings: crate::warnings::cron_job,
+    warns_of_updates: Updates::OfSpec,
     create: |object, e| cron_job(object, e),
     update: |new, _, e| cron_job(new, e),
     status: true,

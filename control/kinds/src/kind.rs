@@ -65,6 +65,10 @@ pub struct Kind {
     pub hooks: Arc<dyn Hooks>,
 }
 
+/// What the storage prefixes of custom kinds begin with: apart from built-in kinds, since a definition
+/// may bear the name of one, and goes with its objects.
+pub const CUSTOM_STORAGE: &str = "/custom/";
+
 /// A second served form of records that another kind stores: `events.k8s.io/v1` Event,
 /// `autoscaling/v1` HorizontalPodAutoscaler. `apiVersion` and `kind` are left to the engine.
 #[allow(clippy::wrong_self_convention, reason = "`self` converts; it is not what is converted")]
@@ -88,6 +92,11 @@ impl Kind {
 
     pub fn namespaced(&self) -> bool {
         self.scope == Scope::Namespaced
+    }
+
+    /// Whether a CustomResourceDefinition brought it.
+    pub fn is_custom(&self) -> bool {
+        self.storage.starts_with(CUSTOM_STORAGE)
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {

@@ -27,6 +27,7 @@ pub mod quota;
 mod rbac;
 pub mod service;
 mod storage;
+mod warnings;
 
 pub mod check;
 pub mod path;

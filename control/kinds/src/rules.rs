@@ -49,7 +49,18 @@ pub struct Rules {
     pub fields: &'static [Selectable],
     pub cells: fn(&Value, Timestamp) -> Vec<Value>,
     pub warnings: fn(&Value) -> Vec<String>,
+    /// Of which updates it warns too.
+    pub warns_of_updates: Updates,
     pub grace_period: fn(&Value) -> Option<i64>,
+}
+
+/// The updates that warnings are for. What controllers write all day has nobody to read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Updates {
+    All,
+    /// Those that make a new generation.
+    OfSpec,
+    None,
 }
 
 impl Rules {
@@ -68,6 +79,7 @@ impl Rules {
         fields: &[],
         cells: |object, _| vec![object.at("metadata").at("name").clone()],
         warnings: |_| Vec::new(),
+        warns_of_updates: Updates::All,
         grace_period: |_| None,
     };
 }
@@ -152,6 +164,22 @@ impl Hooks for Rules {
 
     fn warnings(&self, object: &Value) -> Vec<String> {
         (self.warnings)(object)
+    }
+
+    fn update_warnings(&self, new: &Value, old: &Value) -> Vec<String> {
+        let generation = |object: &Value| object.at("metadata").int("generation");
+        let wanted = match self.warns_of_updates {
+            Updates::All => true,
+            Updates::OfSpec => generation(new) != generation(old),
+            Updates::None => false,
+        };
+        if !wanted {
+            return Vec::new();
+        }
+        // A name is what it is.
+        let mut found = self.warnings(new);
+        found.retain(|text| !text.starts_with("metadata.name:"));
+        found
     }
 
     fn grace_period(&self, object: &Value) -> Option<i64> {

@@ -26,6 +26,7 @@ pub(crate) const SERVICE: Rules = Rules {
         ("spec.type", Field::Text(&["spec", "type"])),
     ],
     cells: print::network::service,
+    warnings: crate::warnings::service,
     ..Rules::PLAIN
 };
 

@@ -24,6 +24,7 @@ pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
     update: update_claim,
     status: true,
     cells: print::storage::claim,
+    warnings: crate::warnings::persistent_volume_claim,
     ..Rules::PLAIN
 };
 
@@ -77,6 +78,7 @@ pub const PERSISTENT_VOLUME: Rules = Rules {
     update: update_volume,
     status: true,
     cells: print::storage::volume,
+    warnings: crate::warnings::persistent_volume,
     ..Rules::PLAIN
 };
 

@@ -38,7 +38,7 @@ pub async fn list(
     if form.shape == Shape::Metadata {
         reader = reader.metadata_only();
     }
-    let plain = form.encoding == Encoding::Json && form.shape != Shape::Table;
+    let plain = form.encoding == Encoding::Json && form.shape != Shape::Table && !form.beta;
     if plain && reader.options.limit == 0 && reader.only.is_none() {
         return stream(call, form.shape, reader).await;
     }
@@ -120,7 +120,7 @@ async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Respons
     drop(items);
     if reader.done {
         out.extend_from_slice(b"]}");
-        let form = Form { encoding: Encoding::Json, shape };
+        let form = Form::of(Encoding::Json, shape);
         return Ok(views::finished(call, 200, form, out));
     }
     let head = Bytes::from(out);

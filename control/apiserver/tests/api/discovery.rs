@@ -31,6 +31,7 @@ async fn every_resource_is_found() {
     let core = c.get("/api/v1").await.expect(200);
     let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
     assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));
+    assert_eq!(pods["storageVersionHash"], "xPOwRZ+Yhw8=", "that of every cluster");
     let groups = c.get("/apis").await.expect(200);
     let autoscaling =
         groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "autoscaling").unwrap();

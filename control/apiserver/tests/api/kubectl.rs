@@ -27,7 +27,7 @@ use crate::cluster::Cluster;
 /// A CA, and PEMs that it signed.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
@@ -40,7 +40,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn sign(&self, names: &[&str], user: Option<(&str, &str)>) -> (String, String) {
+    pub fn sign(&self, names: &[&str], user: Option<(&str, &str)>) -> (String, String) {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -5,6 +5,7 @@
 mod access;
 mod aggregation;
 mod allocation;
+mod audit;
 mod cluster;
 mod crd;
 mod crd_hostile;
@@ -26,7 +27,9 @@ mod policies;
 mod quotas;
 mod refusals;
 mod replay;
+mod slow_bodies;
 mod tls;
+mod warnings;
 mod watches;
 mod webhooks;
 mod writes;

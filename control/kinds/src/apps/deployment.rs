@@ -7,7 +7,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, member};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 /// A revision to return to, of clients of the first version.
 const ROLLBACK_TO: &str = "deprecated.deployment.rollback.revision";
@@ -30,7 +30,8 @@ pub const DEPLOYMENT: Rules = Rules {
     status: true,
     generation: true,
     cells: print::workload::deployment,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 

@@ -7,7 +7,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, is_empty, member};
-use crate::rules::{Field, Rules};
+use crate::rules::{Field, Rules, Updates};
 
 const REPLICAS: &[crate::rules::Selectable] =
     &[("status.replicas", Field::Number(&["status", "replicas"]))];
@@ -33,7 +33,8 @@ pub const REPLICASET: Rules = Rules {
     generation: true,
     fields: REPLICAS,
     cells: print::workload::replicaset,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -89,7 +90,8 @@ pub const REPLICATION_CONTROLLER: Rules = Rules {
     generation: true,
     fields: REPLICAS,
     cells: print::workload::replication_controller,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 

@@ -11,7 +11,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, items_mut, member};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 pub const STATEFULSET: Rules = Rules {
     default,
@@ -22,7 +22,8 @@ pub const STATEFULSET: Rules = Rules {
     status: true,
     generation: true,
     cells: print::workload::statefulset,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::stateful_set,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 

@@ -147,7 +147,8 @@ fn update_secret(new: &Value, old: &Value, e: &mut Errors) {
     secret(new, e);
 }
 
-pub const SERVICE_ACCOUNT: Rules = Rules { cells: print::name_age, ..Rules::PLAIN };
+pub const SERVICE_ACCOUNT: Rules =
+    Rules { cells: print::name_age, warnings: crate::warnings::service_account, ..Rules::PLAIN };
 
 #[cfg(test)]
 mod tests {

@@ -28,6 +28,7 @@ pub const NODE: Rules = Rules {
     },
     fields: &[("spec.unschedulable", Field::Flag(&["spec", "unschedulable"]))],
     cells: print::node::node,
+    warnings: crate::warnings::node,
     ..Rules::PLAIN
 };
 

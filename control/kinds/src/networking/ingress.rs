@@ -29,6 +29,7 @@ pub const INGRESS: Rules = Rules {
     status: true,
     generation: true,
     cells: print::network::ingress,
+    warnings: crate::warnings::ingress,
     ..Rules::PLAIN
 };
 

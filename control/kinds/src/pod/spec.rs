@@ -251,24 +251,3 @@ fn resource_claims(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         }
     }
 }
-
-/// Hints on fields that do nothing or soon will not.
-pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for list in ["containers", "initContainers"] {
-        for (i, container) in spec.list(list).iter().enumerate() {
-            let env = container.list("env");
-            let mut seen = check::Seen::default();
-            for (j, variable) in env.iter().enumerate() {
-                let name = variable.text("name");
-                if !name.is_empty() && seen.again(name) {
-                    warnings.push(format!("{path}.{list}[{i}].env[{j}]: hides previous definition of {name:?}, which may be dropped when using apply"));
-                }
-            }
-        }
-    }
-    if spec.int("terminationGracePeriodSeconds").is_some_and(|s| s < 0) {
-        warnings.push(format!("{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"));
-    }
-    warnings
-}
