@@ -59,6 +59,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     }
     let namespace = if served.kind.namespaced() { target.namespace.clone() } else { String::new() };
     let key = ObjectKey::new(namespace, target.name.clone());
+    call.warnings.extend(served.kind.deprecated.clone());
     if target.subresource.is_empty() {
         return main(server, call, &served, &key).boxed().await;
     }
@@ -83,9 +84,6 @@ async fn main(
     key: &ObjectKey,
 ) -> Result<Response, Status> {
     let verb = call.attributes.verb.clone();
-    if let Some(custom) = &served.custom {
-        call.warnings.extend(custom.version.deprecation.clone());
-    }
     if !served.kind.verbs.contains(&verb) {
         return Err(error::method_not_allowed());
     }

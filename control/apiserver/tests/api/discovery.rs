@@ -76,6 +76,21 @@ async fn documents() {
     );
 }
 
+#[tokio::test]
+async fn deprecated_kinds_say_so() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let endpoints =
+        r#"299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice""#;
+    let all = "/api/v1/namespaces/default/endpoints";
+    assert_eq!(c.get(all).await.warnings(), [endpoints]);
+    assert_eq!(c.post(all, &json!({ "metadata": { "name": "e" } })).await.warnings(), [endpoints]);
+    assert_eq!(c.get(&format!("{all}/none")).await.warnings(), [endpoints]);
+    let components = c.get("/api/v1/componentstatuses").await.warnings();
+    assert_eq!(components, [r#"299 - "v1 ComponentStatus is deprecated in v1.19+""#]);
+    assert!(c.get("/api/v1/pods").await.warnings().is_empty());
+}
+
 /// Generated clients name their methods by the ids, so each is there once, and is Kubernetes' own.
 fn operations(v2: &Value) {
     let mut ids = std::collections::HashMap::new();
