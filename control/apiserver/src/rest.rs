@@ -60,6 +60,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     }
     let namespace = if served.kind.namespaced() { target.namespace.clone() } else { String::new() };
     let key = ObjectKey::new(namespace, target.name.clone());
+    call.warnings.extend(served.kind.deprecated.clone());
     if target.subresource.is_empty() {
         return main(server, call, &served, &key).boxed().await;
     }

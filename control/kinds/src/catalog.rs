@@ -137,6 +137,7 @@ impl Fact {
             schema: format!("{}.{}", schema_package(&self.group, &self.version), self.kind),
             selectable_fields: rules.fields.iter().map(|(label, _)| (*label).to_owned()).collect(),
             not_yet: not_yet(&self.group, &self.kind),
+            deprecated: deprecated(&self.group, &self.kind),
             conversion: conversion_of(&self.group, &self.version, &self.kind),
             hooks: Arc::new(rules),
             scope: if self.scope == "Namespaced" { Scope::Namespaced } else { Scope::Cluster },
@@ -185,6 +186,19 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
         _ => return None,
     };
     Some(format!("Rimward stores this {kind}, but {missing}"))
+}
+
+/// The warning of a kind that Kubernetes advises against, in the words of
+/// `k8s.io/apiserver/pkg/endpoints/deprecation`.
+fn deprecated(group: &str, kind: &str) -> Option<String> {
+    let text = match (group, kind) {
+        ("", "ComponentStatus") => "v1 ComponentStatus is deprecated in v1.19+",
+        ("", "Endpoints") => {
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
 }
 
 fn conversion_of(group: &str, version: &str, kind: &str) -> Option<Arc<dyn Conversion>> {

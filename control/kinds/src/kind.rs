@@ -58,6 +58,9 @@ pub struct Kind {
     /// Set while the behaviour behind the kind does not exist yet: the text of the Warning header
     /// that a write to it answers with.
     pub not_yet: Option<String>,
+    /// Set when the version is deprecated: the text of the Warning header that every request for it is
+    /// answered with.
+    pub deprecated: Option<String>,
     /// Set when records are stored in another kind's form (`storage` names whose): how to get there
     /// and back. The order of a write is then: decode and `default` in the served form, `to_stored`,
     /// and from there on all hooks of the *stored* form; of a read: `from_stored` on what is kept.

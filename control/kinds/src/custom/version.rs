@@ -165,6 +165,7 @@ impl Definition {
             schema: definition_name(&self.group, &version.name, &self.kind),
             selectable_fields: version.selectable.clone(),
             not_yet: None,
+            deprecated: version.deprecation.clone(),
             conversion: None,
             hooks: Arc::new(CustomRules::new(version.clone())),
         }
