@@ -43,7 +43,7 @@ fn endpoints(object: &Value, e: &mut Errors) {
 }
 
 fn address(address: &Value, path: &Path<'_>, e: &mut Errors) {
-    net::not_special(address.text("ip"), &path.field("ip"), e);
+    net::ip(address.text("ip"), &path.field("ip"), e);
     let host = address.text("hostname");
     if !host.is_empty() {
         e.invalid_each(&path.field("hostname"), host, names::dns1123_label(host));
@@ -51,6 +51,7 @@ fn address(address: &Value, path: &Path<'_>, e: &mut Errors) {
     if let Some(node) = address.at("nodeName").as_str() {
         e.invalid_each(&path.field("nodeName"), node, names::dns1123_subdomain(node));
     }
+    net::special(address.text("ip"), &path.field("ip"), e);
 }
 
 fn port(port: &Value, needs_name: bool, path: &Path<'_>, e: &mut Errors) {
@@ -159,7 +160,7 @@ fn endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
                     _ => net::not_special(address, &at, e),
                 }
             }
-            "FQDN" => e.invalid_each(&at, address, names::dns1123_subdomain(address)),
+            "FQDN" => full_name(address, &at, e),
             _ => {}
         }
     }
@@ -170,5 +171,27 @@ fn endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
     check::meta::labels(endpoint.at("deprecatedTopology"), &topology, e);
     if let Some(host) = endpoint.at("hostname").as_str() {
         e.invalid_each(&path.field("hostname"), host, names::dns1123_label(host));
+    }
+}
+
+/// `IsFullyQualifiedDomainName`: two labels at least, and a dot at the end if one likes.
+fn full_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+    if name.is_empty() {
+        return e.required(path, "");
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let wrong = names::dns1123_subdomain(name);
+    if !wrong.is_empty() {
+        return e.invalid(path, name, &wrong.join(","));
+    }
+    if !name.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        return e.invalid(path, name, why);
+    }
+    for label in name.split('.') {
+        let wrong = names::dns1123_label(label);
+        if !wrong.is_empty() {
+            return e.invalid(path, label, &wrong.join(","));
+        }
     }
 }
