@@ -28,18 +28,18 @@ fn lease(object: &Value, e: &mut Errors) {
         e.invalid(&path.field("leaseDurationSeconds"), seconds, "must be greater than 0");
     }
     check::not_negative(spec.at("leaseTransitions"), &path.field("leaseTransitions"), e);
-    let strategy = spec.text("strategy");
-    if !strategy.is_empty() && !strategy.contains('/') {
-        check::one_of(spec.at("strategy"), &["OldestEmulationVersion"], &path.field("strategy"), e);
+    if let Some(strategy) = spec.at("strategy").as_str() {
+        // Kubernetes names the field twice.
+        let outer = path.field("strategy");
+        let at = outer.field("strategy");
+        match strategy.contains('/') {
+            true => e.invalid_each(&at, strategy, names::qualified_name(strategy)),
+            false => check::one_of(spec.at("strategy"), &["OldestEmulationVersion"], &at, e),
+        }
     }
     if spec.text("strategy").is_empty() && !spec.text("preferredHolder").is_empty() {
-        e.forbidden(
-            &path.field("preferredHolder"),
-            "may only be specified when `strategy` is defined",
-        );
-    }
-    if spec.at("holderIdentity") == "" {
-        e.invalid(&path.field("holderIdentity"), "", "must not be empty");
+        let why = "may only be specified if `strategy` is defined";
+        e.forbidden(&path.field("preferredHolder"), why);
     }
 }
 

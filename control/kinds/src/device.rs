@@ -1,11 +1,11 @@
 //! resource.k8s.io: devices that drivers publish, and claims to them.
 //!
-//! The rules are those of pkg/apis/resource/validation. Expressions are looked at where they are
-//! evaluated.
+//! The rules are those of pkg/apis/resource/validation.
 
 use std::collections::{HashMap, HashSet};
 
 use rimward_api::names;
+use rimward_control_cel::{Environment, Type};
 use serde_json::{Value, json};
 
 use crate::check::{self, meta, selector, text};
@@ -160,13 +160,32 @@ fn selectors(holder: &Value, path: &Path<'_>, e: &mut Errors) {
     for (i, selector) in selectors.iter().enumerate() {
         let at = list.index(i);
         let at = at.field("cel");
-        if !selector.at("cel").is_object() {
-            e.required(&at, "");
-        } else if selector.at("cel").text("expression").len() > EXPRESSION_MAX_BYTES {
-            e.too_long(&at.field("expression"), EXPRESSION_MAX_BYTES);
+        match selector.at("cel") {
+            Value::Object(_) => {
+                expression(selector.at("cel").text("expression"), &at.field("expression"), e);
+            }
+            _ => e.required(&at, ""),
         }
     }
     at_most(selectors, SELECTORS_MAX, &list, e);
+}
+
+/// An expression over one `device`: it must compile, and say yes or no. What a device holds, its
+/// driver knows.
+fn expression(text: &str, path: &Path<'_>, e: &mut Errors) {
+    if text.len() > EXPRESSION_MAX_BYTES {
+        return e.too_long(path, EXPRESSION_MAX_BYTES);
+    }
+    match Environment::new().with("device", Type::Dyn).compile(text) {
+        Err(why) => e.invalid(path, text, &why.to_string()),
+        Ok(program) => {
+            let output = program.output();
+            if ![Type::Bool, Type::Dyn].iter().any(|t| t.same(output)) {
+                let why = format!("must evaluate to bool or the unknown type, not {output}");
+                e.invalid(path, text, &why);
+            }
+        }
+    }
 }
 
 fn toleration(toleration: &Value, path: &Path<'_>, e: &mut Errors) {

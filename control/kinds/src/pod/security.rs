@@ -65,6 +65,49 @@ pub fn host_users(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
+/// Processes of a Windows host: all containers of a pod are such, or none, and they need the host's
+/// network.
+pub fn host_process(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    let asked = |context: &Value| {
+        context.at("securityContext").deep(&["windowsOptions", "hostProcess"]).as_bool()
+    };
+    let of_pod = asked(spec);
+    let (mut containers, mut on_host) = (0, 0);
+    for field in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, container) in spec.list(field).iter().enumerate() {
+            let own = asked(container);
+            if let (Some(own), Some(of_pod)) = (own, of_pod)
+                && own != of_pod
+            {
+                let list = path.field(field);
+                let (item, why) = (
+                    list.index(i),
+                    format!(
+                        "pod hostProcess value must be identical if both are specified, was {of_pod}"
+                    ),
+                );
+                let context = item.field("securityContext");
+                let options = context.field("windowsOptions");
+                e.invalid(&options.field("hostProcess"), own, &why);
+            }
+            containers += 1;
+            on_host += usize::from(own.or(of_pod) == Some(true));
+        }
+    }
+    if on_host == 0 {
+        return;
+    }
+    if on_host != containers {
+        let why =
+            "If pod contains any hostProcess containers then all containers must be HostProcess";
+        e.invalid(path, "", why);
+    }
+    if !spec.flag("hostNetwork") {
+        let why = "hostNetwork must be true if pod contains any hostProcess containers";
+        e.invalid(&path.field("hostNetwork"), false, why);
+    }
+}
+
 fn sysctls(sysctls: &[Value], spec: &Value, path: &Path<'_>, e: &mut Errors) {
     let mut seen = check::Seen::default();
     for (i, sysctl) in sysctls.iter().enumerate() {

@@ -117,6 +117,7 @@ pub fn pod_spec(spec: &Value, pod_name: Option<&str>, path: &Path<'_>, e: &mut E
         &path.field("topologySpreadConstraints"),
         e,
     );
+    security::host_process(spec, path, e);
     security::host_users(spec, path, e);
     identity(spec, path, e);
     affinity::tolerations(spec.list("tolerations"), &path.field("tolerations"), e);

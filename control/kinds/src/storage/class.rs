@@ -18,12 +18,10 @@ pub const STORAGE_CLASS: Rules = Rules {
     create: |object, e| storage_class(object, e),
     update: |new, old, e| {
         storage_class(new, e);
-        if !same(new.at("parameters"), old.at("parameters")) {
-            let why = "updates to parameters are forbidden.";
-            e.forbidden(&Path::Root.field("parameters"), why);
-        }
-        for field in ["provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            check::immutable(new.at(field), old.at(field), &Path::Root.field(field), e);
+        for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            if !same(new.at(field), old.at(field)) {
+                e.invalid(&Path::Root.field(field), new.at(field).clone(), check::IMMUTABLE);
+            }
         }
     },
     cells: print::storage::storage_class,
