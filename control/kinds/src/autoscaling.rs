@@ -120,8 +120,10 @@ fn target_ref(target: &Value, path: &Path<'_>, e: &mut Errors) {
 
 const METRIC_TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
+type SourceRule = fn(&Value, &Path<'_>, &mut Errors);
+
 /// The sources of metrics: type, field, and rule, in Kubernetes' order.
-const SOURCES: [(&str, &str, fn(&Value, &Path<'_>, &mut Errors)); 5] = [
+const SOURCES: [(&str, &str, SourceRule); 5] = [
     ("Object", "object", |source, path, e| {
         target_ref(source.at("describedObject"), &path.field("describedObject"), e);
         described(source, path, e);

@@ -53,6 +53,9 @@ fn create(kind: &Kind, mut object: Value) -> (Value, Vec<String>) {
 
 fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<String> {
     kind.hooks.default(&mut new);
+    if let Some(conversion) = &kind.conversion {
+        new = conversion.to_stored(new);
+    }
     kind.hooks.prepare_update(Write::Main, &mut new, old);
     refusals(kind.hooks.validate_update(Write::Main, &new, old))
 }
@@ -90,7 +93,11 @@ fn check(table: &str) {
             "create" => create(kind, patched(base.clone())).1,
             "update" => {
                 let stored = create(kind, base.clone()).0;
-                update(kind, patched(stored.clone()), &stored)
+                let served = match &kind.conversion {
+                    Some(conversion) => conversion.from_stored(stored.clone()),
+                    None => stored.clone(),
+                };
+                update(kind, patched(served), &stored)
             }
             other => panic!("{other}"),
         };
