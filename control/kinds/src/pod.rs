@@ -1,15 +1,18 @@
 //! Pod, and the pod templates inside other kinds.
 
 pub(crate) mod affinity;
+pub(crate) mod claim;
 pub(crate) mod container;
 pub(crate) mod defaults;
 pub(crate) mod env;
 pub(crate) mod probe;
+mod projected;
 pub mod resources;
 pub(crate) mod security;
 pub(crate) mod spec;
 pub(crate) mod update;
 pub(crate) mod volume;
+pub(crate) mod volume_source;
 pub(crate) mod warnings;
 
 pub use resources::{pod_limits, pod_requests, qos_class};

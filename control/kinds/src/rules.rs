@@ -198,10 +198,12 @@ fn keep_all_but_status(new: &mut Value, old: &Value) {
     }
 }
 
-/// A generateName may end in a dash, since something follows it.
-fn as_if_completed(prefix: &str) -> Cow<'_, str> {
-    match prefix.strip_suffix('-') {
-        Some(rest) if !rest.is_empty() && !rest.ends_with('-') => format!("{rest}a").into(),
+/// A generateName may end in a dash, since something follows it. As Kubernetes' `maskTrailingDash` does,
+/// the character before the dash is not looked at.
+pub(crate) fn as_if_completed(prefix: &str) -> Cow<'_, str> {
+    let masked = prefix.ends_with('-').then(|| prefix.get(..prefix.len().saturating_sub(2)));
+    match masked.flatten() {
+        Some(rest) if prefix.len() > 1 => format!("{rest}a").into(),
         _ => prefix.into(),
     }
 }

@@ -71,7 +71,7 @@ fn default(object: &mut Value) {
 fn daemonset(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     lenient_selector_and_template(spec, "daemonset", &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    always_restarting(spec.at("template"), "DaemonSet", &path.field("template"), e);
     for field in ["minReadySeconds", "revisionHistoryLimit"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }

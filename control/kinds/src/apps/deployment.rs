@@ -55,8 +55,8 @@ fn default(object: &mut Value) {
 fn deployment(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     check::not_negative(spec.at("replicas"), &path.field("replicas"), e);
-    selector_and_template(spec, &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    selector_and_template(spec, "deployment", &path, e);
+    always_restarting(spec.at("template"), "ReplicaSet", &path.field("template"), e);
     strategy(spec.at("strategy"), &path.field("strategy"), e);
     for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);

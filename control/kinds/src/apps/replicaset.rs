@@ -47,8 +47,8 @@ fn replicaset(object: &Value, e: &mut Errors) {
     for field in ["replicas", "minReadySeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
-    selector_and_template(spec, &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    selector_and_template(spec, "deployment", &path, e);
+    always_restarting(spec.at("template"), "ReplicaSet", &path.field("template"), e);
 }
 
 fn status(sub: &str, new: &Value, _old: &Value, e: &mut Errors) {
@@ -139,5 +139,5 @@ fn controller(object: &Value, e: &mut Errors) {
             "`selector` does not match template `labels`",
         );
     }
-    always_restarting(spec.at("template"), &at, e);
+    always_restarting(spec.at("template"), "ReplicationController", &at, e);
 }

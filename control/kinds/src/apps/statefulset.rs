@@ -85,8 +85,8 @@ fn statefulset(object: &Value, e: &mut Errors) {
         e,
     );
     check::not_negative(spec.at("revisionHistoryLimit"), &path.field("revisionHistoryLimit"), e);
-    selector_and_template(spec, &path, e);
-    always_restarting(&with_claims(spec), &path.field("template"), e);
+    selector_and_template(spec, "statefulset", &path, e);
+    always_restarting(&with_claims(spec), "StatefulSet", &path.field("template"), e);
 }
 
 fn create(object: &Value, e: &mut Errors) {
@@ -98,7 +98,7 @@ fn create(object: &Value, e: &mut Errors) {
     }
     let list = path.field("volumeClaimTemplates");
     for (i, claim) in spec.list("volumeClaimTemplates").iter().enumerate() {
-        crate::pod::volume::claim_spec(claim.at("spec"), &list.index(i).field("spec"), e);
+        crate::pod::claim::spec(claim.at("spec"), &list.index(i).field("spec"), e);
     }
 }
 
