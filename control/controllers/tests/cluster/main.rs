@@ -5,7 +5,9 @@
 
 mod cluster;
 mod deployments;
+mod disruptions;
 mod garbage;
+mod load;
 mod namespaces;
 mod nodes;
 mod protection;
