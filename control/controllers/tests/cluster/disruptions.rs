@@ -91,7 +91,7 @@ fn fewest_healthy(cluster: &Cluster) -> Arc<AtomicUsize> {
     let (low, measures, healthy) = (fewest.clone(), armed.clone(), Mutex::new(HashSet::new()));
     cluster.informers.of::<Pod>().on_change(move |change| {
         let mut healthy = healthy.lock().unwrap();
-        let serves = |p: &&Pod| p.metadata.deletion_timestamp.is_none() && pods::is_ready(p);
+        let serves = |p: &&Arc<Pod>| p.metadata.deletion_timestamp.is_none() && pods::is_ready(p);
         match change.new.filter(serves) {
             Some(_) => healthy.insert(change.key.clone()),
             None => healthy.remove(change.key),

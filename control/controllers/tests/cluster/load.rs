@@ -17,13 +17,14 @@ async fn a_hundred_namespaces_go_while_others_write_into_them() {
     let cluster = Cluster::start().await;
     cluster.add_node("n1", "640").await;
     let names: Vec<String> = (0..100).map(|i| format!("nslifetest-{i}")).collect();
-    let made = names.iter().map(|name| async {
+    let admin = &cluster.admin;
+    let made = names.iter().map(|name| async move {
         let namespace = from::<Namespace>(json!({ "metadata": { "name": name } }));
-        cluster.admin.create(&namespace).await.unwrap();
+        admin.create(&namespace).await.unwrap();
         let pod = json!({ "metadata": { "name": "p", "namespace": name }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
-        cluster.admin.create(&from::<Pod>(pod)).await.unwrap();
+        admin.create(&from::<Pod>(pod)).await.unwrap();
         let service = json!({ "metadata": { "name": "s", "namespace": name }, "spec": { "ports": [{ "port": 80 }] } });
-        cluster.admin.create(&from::<Service>(service)).await.unwrap();
+        admin.create(&from::<Service>(service)).await.unwrap();
     });
     futures::future::join_all(made).await;
     // Writers that know nothing of it go on until they are refused for good.
@@ -46,8 +47,8 @@ async fn a_hundred_namespaces_go_while_others_write_into_them() {
             (written, refused)
         }));
     }
-    let deleted = names.iter().map(|name| async {
-        cluster.admin.delete::<Namespace>("", name, &DeleteOptions::default()).await.unwrap();
+    let deleted = names.iter().map(|name| async move {
+        admin.delete::<Namespace>("", name, &DeleteOptions::default()).await.unwrap();
     });
     futures::future::join_all(deleted).await;
     cluster
