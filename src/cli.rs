@@ -132,6 +132,9 @@ pub struct OidcOptions {
     /// What groups begin with.
     #[arg(long, value_name = "PREFIX", default_value = "")]
     pub oidc_groups_prefix: String,
+    /// Algorithms that its tokens may be signed with.
+    #[arg(long, value_name = "ALG,…", value_delimiter = ',', default_value = "RS256")]
+    pub oidc_signing_algs: Vec<String>,
     /// A claim that tokens must have, as `key=value`; repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     pub oidc_required_claim: Vec<String>,

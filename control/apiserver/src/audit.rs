@@ -107,8 +107,12 @@ impl Trail {
         self.verdict.level >= Level::Request
     }
 
-    pub fn acts_as(&mut self, user: &UserInfo) {
+    /// `constraint` is the constrained verb by which the user may be impersonated, if it is one.
+    pub fn acts_as(&mut self, user: &UserInfo, constraint: Option<&str>) {
         self.event["impersonatedUser"] = shown(user);
+        if let Some(constraint) = constraint {
+            self.event["authenticationMetadata"] = json!({ "impersonationConstraint": constraint });
+        }
     }
 
     pub fn annotate(&mut self, key: &str, value: impl Into<String>) {

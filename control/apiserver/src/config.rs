@@ -7,7 +7,7 @@ use std::time::Duration;
 use rimward_control_store::Store;
 
 use crate::audit::Auditor;
-use crate::authn::oidc::Authenticator;
+use crate::authn::oidc::Authentication;
 use crate::outbound::Identity;
 
 #[derive(Clone)]
@@ -39,8 +39,8 @@ pub struct Config {
     /// Requests in flight beyond which others wait: together the seats that priority levels share.
     pub reads_max: usize,
     pub writes_max: usize,
-    /// Issuers beside this server whose tokens are accepted.
-    pub issuers: Vec<Authenticator>,
+    /// Issuers beside this server whose tokens are accepted, and who may come without any.
+    pub authentication: Authentication,
     /// Decides what is told of requests, and to whom.
     pub audit: Option<Auditor>,
 }
@@ -78,7 +78,7 @@ impl Config {
             history: Duration::from_secs(300),
             reads_max: 400,
             writes_max: 200,
-            issuers: Vec::new(),
+            authentication: Authentication::default(),
             audit: None,
         }
     }

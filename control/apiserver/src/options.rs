@@ -50,7 +50,7 @@ impl ListOptions {
             }
             None => LabelSelector::default(),
         };
-        let fields = match query.get("fieldSelector") {
+        let mut fields = match query.get("fieldSelector") {
             Some(text) => {
                 FieldSelector::parse(text).map_err(|e| Status::bad_request(e.to_string()))?
             }
@@ -71,6 +71,12 @@ impl ListOptions {
                     ),
                     false => format!("field label not supported: {field}"),
                 }));
+            }
+        }
+        // Records hold the fields of the form that they are kept in.
+        if let Some(conversion) = &kind.conversion {
+            for (field, ..) in &mut fields.terms {
+                *field = conversion.stored_field(field);
             }
         }
         let version = query.get("resourceVersion").unwrap_or_default();

@@ -101,7 +101,8 @@ async fn run(
         call.deadline = Some(deadline::of(&call.query, tokio::time::Instant::now())?);
     }
     // Authentication: who asks.
-    let authenticated = authn::authenticate(server, peer, &call.headers, false).await;
+    let path = &call.attributes.path;
+    let authenticated = authn::authenticate(server, peer, &call.headers, path, false).await;
     if let Ok(user) = &authenticated {
         call.user = user.clone();
     }
@@ -116,11 +117,12 @@ async fn run(
     }
     authenticated?;
     // Impersonation: as whom.
-    if let Some(acts_as) = impersonation::impersonated(&server.rbac, &call.user, &call.headers)? {
-        call.user = acts_as;
+    let (asker, asked) = (&call.user, &call.attributes);
+    if let Some(acting) = impersonation::impersonated(&server.rbac, asker, asked, &call.headers)? {
         if let Some(trail) = trail {
-            trail.acts_as(&call.user);
+            trail.acts_as(&acting.user, acting.constraint.as_deref());
         }
+        call.user = acting.user;
     }
     // Flow control: when.
     let (told, seat) = server.flow.enter(&call.user, &call.attributes, &call.query).await;

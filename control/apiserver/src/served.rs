@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use rimward_api::{GroupKind, GroupResource, GroupVersionResource, ObjectKey};
 use rimward_control_kinds::custom::version::priority;
-use rimward_control_kinds::{Catalog, Kind};
+use rimward_control_kinds::{Catalog, Hooks, Kind};
 use rimward_control_schema::{DefId, Expected, Model};
 
 use crate::definitions::Custom;
@@ -102,6 +102,12 @@ impl WriteRules {
 }
 
 impl Served {
+    /// Whose `validate_*` a write is asked: a form of its own may ask for more than the form in which
+    /// its records are kept.
+    pub fn rules_of_writes(&self) -> &dyn Hooks {
+        if self.kind.conversion.is_some() { &*self.kind.hooks } else { &*self.stored.hooks }
+    }
+
     /// The store key of an object.
     pub fn key(&self, key: &ObjectKey) -> String {
         match self.kind.namespaced() {

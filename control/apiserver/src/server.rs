@@ -15,6 +15,7 @@ use crate::admission::policies::{Policies, type_checking};
 use crate::admission::priority::Classes;
 use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
+use crate::authn::oidc::config::check_apart;
 use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
@@ -116,7 +117,9 @@ impl ApiServer {
         };
         let store = config.store.clone();
         let tokens = Tokens::new(&config.token_key, &config.issuer)?;
-        let issuers = config.issuers.iter().cloned().map(Issuer::new).collect::<Result<_, _>>()?;
+        let issuers = &config.authentication.issuers;
+        check_apart(issuers, &config.issuer)?;
+        let issuers = issuers.iter().cloned().map(Issuer::new).collect::<Result<_, _>>()?;
         let pools = Pools::new(config.service_cidr.parse()?, ports);
         pools.rebuild(&store, &prefix("", "services")).await.map_err(StartError::Services)?;
 

@@ -181,7 +181,6 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "no volume is provisioned, bound or attached yet"
         }
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
-        ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         _ => return None,
     };

@@ -63,7 +63,8 @@ pub struct Kind {
     pub deprecated: Option<String>,
     /// Set when records are stored in another kind's form (`storage` names whose): how to get there
     /// and back. The order of a write is then: decode and `default` in the served form, `to_stored`,
-    /// and from there on all hooks of the *stored* form; of a read: `from_stored` on what is kept.
+    /// and from there on all hooks of the *stored* form, but for `validate_*`: these are the served
+    /// kind's own, about the stored form; of a read: `from_stored` on what is kept.
     pub conversion: Option<Arc<dyn Conversion>>,
     pub hooks: Arc<dyn Hooks>,
 }
@@ -78,6 +79,11 @@ pub const CUSTOM_STORAGE: &str = "/custom/";
 pub trait Conversion: Send + Sync + 'static {
     fn to_stored(&self, served: Value) -> Value;
     fn from_stored(&self, stored: Value) -> Value;
+
+    /// What a selectable field of the served form is called among those of the stored.
+    fn stored_field(&self, field: &str) -> String {
+        field.to_owned()
+    }
 }
 
 impl Kind {

@@ -48,8 +48,8 @@ pub struct Config {
     pub node_grace: std::time::Duration,
     /// What is told of requests; None tells nothing.
     pub audit: Option<AuditConfig>,
-    /// Issuers beside the cluster itself whose tokens are accepted.
-    pub issuers: Vec<oidc::Authenticator>,
+    /// Who is let in beside those whom the cluster knows itself.
+    pub authentication: oidc::Authentication,
 }
 
 /// The audit log.
@@ -120,7 +120,7 @@ impl Plane {
         let advertise = SocketAddr::new(endpoint_address(reach), api_addr.port());
         let mut api_config =
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
-        api_config.issuers.clone_from(&config.issuers);
+        api_config.authentication.clone_from(&config.authentication);
         api_config.audit = config.audit.as_ref().map(auditor).transpose()?;
         api_config.front_proxy = Some(front_proxy(&pki)?);
         let api = ApiServer::start(api_config).await?;
@@ -207,6 +207,7 @@ fn start_deciders(
             root_ca_pem: pki.ca_pem.clone(),
             node_monitor_grace: config.node_grace,
             authority: Some(Arc::new(authority::Authority::new(pki.issuer()?))),
+            token_signer: Some(Arc::new(authority::TokenSigner::new(api.clone()))),
             ..Default::default()
         },
         shutdown.clone(),

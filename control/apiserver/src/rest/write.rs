@@ -137,7 +137,7 @@ impl Inner {
         });
         let name = str_at(drafted, &["metadata", "name"]).unwrap_or_default().to_owned();
         let mut errors = rules::validate_create(kind, drafted);
-        errors.extend(kind.hooks.validate_create(drafted));
+        errors.extend(served.rules_of_writes().validate_create(drafted));
         if !errors.is_empty() {
             return Err(Status::invalid(&served.group_kind(), &name, &errors));
         }
@@ -474,7 +474,7 @@ impl Inner {
             }
         }
         let mut errors = rules::validate_update(kind, new, &old);
-        errors.extend(kind.hooks.validate_update(write, new, &old));
+        errors.extend(served.rules_of_writes().validate_update(write, new, &old));
         if !errors.is_empty() {
             let name = str_at(new, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));

@@ -162,7 +162,7 @@ fn basic(pair: &str) -> String {
 }
 
 /// One HTTP/1.1 request without a client certificate.
-async fn check_http(
+pub async fn check_http(
     ca: &Authority,
     port: u16,
     path: &str,

@@ -6,7 +6,9 @@
 mod cluster;
 mod custom;
 mod deployments;
+mod disruptions;
 mod garbage;
+mod load;
 mod namespaces;
 mod nodes;
 mod protection;
