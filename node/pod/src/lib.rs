@@ -30,6 +30,7 @@ mod status;
 mod act;
 mod record;
 
+mod command;
 mod container_spec;
 mod dns;
 mod downward;
