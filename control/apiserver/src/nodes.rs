@@ -49,7 +49,10 @@ pub enum Input {
     /// No more of it; the session goes on.
     StdinEnd,
     /// In characters.
-    Resize { width: u16, height: u16 },
+    Resize {
+        width: u16,
+        height: u16,
+    },
 }
 
 /// What comes out of a session.

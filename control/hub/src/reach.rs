@@ -103,8 +103,7 @@ impl Nodes for Hub {
             tty: options.tty,
         };
         let connection = self.connection(&pod.node)?;
-        let (_, stream) =
-            call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
+        let (_, stream) = call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
         Ok(sessions::open(pod.node.clone(), stream))
     }
 
@@ -116,8 +115,7 @@ impl Nodes for Hub {
             port,
         };
         let connection = self.connection(&pod.node)?;
-        let (_, stream) =
-            call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
+        let (_, stream) = call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
         Ok(Box::new(stream))
     }
 

@@ -56,9 +56,7 @@ async fn one(session: &Arc<Session>, opened: Opened) {
         Request::RegistryRequest(request) => registry(session, request, incoming).await,
         Request::DialRequest(request) => dial(session, request, incoming).await,
         Request::RenewRequest(request) => renew(session, request, incoming).await,
-        Request::LogsRequest(_)
-        | Request::SessionRequest(_)
-        | Request::PortForwardRequest(_) => {
+        Request::LogsRequest(_) | Request::SessionRequest(_) | Request::PortForwardRequest(_) => {
             session.expel("it asked the control plane for what only nodes serve");
         }
     }

@@ -7,9 +7,7 @@ use futures::sink;
 use futures::stream::{self, StreamExt as _};
 use rimward_control_apiserver::nodes::{Input, Output, Session};
 use rimward_tunnel::call::{Body, CallError, Duplex, FrameSender};
-use rimward_tunnel::wire::{
-    FrameReader, SessionData, SessionEnd, SessionOut, SessionResize,
-};
+use rimward_tunnel::wire::{FrameReader, SessionData, SessionEnd, SessionOut, SessionResize};
 
 use crate::reach::refused;
 
@@ -53,9 +51,7 @@ impl Sending {
             Input::Stdin(bytes) => {
                 send.send(&SessionData { stream: STDIN, bytes: bytes.into() }).await
             }
-            Input::StdinEnd => {
-                send.send(&SessionData { stream: STDIN, bytes: Vec::new() }).await
-            }
+            Input::StdinEnd => send.send(&SessionData { stream: STDIN, bytes: Vec::new() }).await,
             Input::Resize { width, height } => send.send(&SessionResize { width, height }).await,
         }
     }

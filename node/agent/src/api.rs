@@ -129,6 +129,9 @@ mod tests {
             ..LogRequest::default()
         };
         assert_eq!(wanted, expected);
-        assert_eq!(log_request("c", "tailLines=x").unwrap_err(), "tailLines must be a number, it is \"x\"");
+        assert_eq!(
+            log_request("c", "tailLines=x").unwrap_err(),
+            "tailLines must be a number, it is \"x\""
+        );
     }
 }

@@ -114,8 +114,7 @@ pub trait PodHandler: Send + Sync + 'static {
         container: &str,
     ) -> Result<RunningContainer, NoSession>;
     /// A pod's place in the network, for port-forward.
-    fn attachment(&self, namespace: &str, name: &str, uid: &str)
-    -> Result<Attachment, NoSession>;
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession>;
 }
 
 #[async_trait]
@@ -152,12 +151,7 @@ impl PodHandler for rimward_node_pod::Pods {
         Self::running(self, namespace, name, uid, container)
     }
 
-    fn attachment(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: &str,
-    ) -> Result<Attachment, NoSession> {
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession> {
         Self::attachment(self, namespace, name, uid)
     }
 }

@@ -194,7 +194,9 @@ async fn connect_inside(netns: PathBuf, address: SocketAddr) -> io::Result<TcpSt
 pub(crate) async fn splice(incoming: Incoming, mut far: TcpStream) {
     // Small requests and answers must not wait for each other.
     let _only_slower_without = far.set_nodelay(true);
-    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else { return };
+    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else {
+        return;
+    };
     if tokio::io::copy_bidirectional(&mut near, &mut far).await.is_err() {
         near.abort();
     }
