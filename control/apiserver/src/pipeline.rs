@@ -34,14 +34,17 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query());
     let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
+    let source = parts.extensions.get::<audit::Source>().map(|s| s.0);
     let arrival = server.config.audit.is_some().then(|| Arrival {
         uri: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
-        source: parts.extensions.get::<audit::Source>().map(|s| s.0),
+        source,
         received: Timestamp::now(),
     });
     let mut call = Call {
         method: parts.method,
+        uri: parts.uri,
         headers: parts.headers,
+        source,
         query,
         attributes,
         user: UserInfo::default(),

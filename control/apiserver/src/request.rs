@@ -179,7 +179,11 @@ fn decode(segment: &str) -> String {
 /// One request on its way through the pipeline.
 pub struct Call {
     pub method: Method,
+    /// As it came; `attributes` and `query` are what it says.
+    pub uri: http::Uri,
     pub headers: HeaderMap,
+    /// Who is at the other end of the connection; None inside the process.
+    pub source: Option<std::net::IpAddr>,
     pub query: Query,
     pub attributes: Attributes,
     pub user: UserInfo,

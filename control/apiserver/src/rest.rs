@@ -6,7 +6,6 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use rimward_api::{ObjectKey, Status};
 
-use crate::admission;
 use crate::body::{self, Response};
 use crate::deadline;
 use crate::decode::{self, PatchKind};
@@ -21,11 +20,13 @@ use crate::views::Stored;
 use crate::{aggregation, paths, watch};
 
 pub mod binding;
+pub mod connect;
 pub mod delete;
 pub mod eviction;
 pub mod finalize;
 pub mod list;
 pub mod log;
+pub mod on_node;
 pub mod scale;
 pub mod token;
 pub mod write;
@@ -127,10 +128,12 @@ async fn subresource(
     let Some(sub) = served.kind.subresource(&target.subresource) else {
         return Err(error::no_such_resource());
     };
-    if !sub.verbs.contains(&call.attributes.verb) {
+    let verb = call.attributes.verb.clone();
+    // An OPTIONS is not a verb of the API, but a proxy hands it on.
+    let handed_on = verb == "options" && target.subresource == "proxy";
+    if !sub.verbs.contains(&verb) && !handed_on {
         return Err(error::method_not_allowed());
     }
-    let verb = call.attributes.verb.clone();
     match (target.subresource.as_str(), verb.as_str()) {
         ("scale", _) => scale::serve(server, call, served, key).await,
         ("binding", "create") => binding::create(server, call, key).await,
@@ -139,8 +142,7 @@ async fn subresource(
         ("finalize", "update") => finalize::update(server, call, served, key).await,
         ("log", "get") => log::get(server, call, served, key).await,
         (sub @ ("exec" | "attach" | "portforward" | "proxy"), _) => {
-            admission::connect::admit(server, call, served, sub, key).await?;
-            Err(error::not_implemented(&format!("{}/{}", served.kind.resource, target.subresource)))
+            connect::serve(server, call, served, sub, key).await
         }
         (_, "get") => get(server, call, served, key).await,
         (sub, "update") => update(server, call, served, key, sub).await,

@@ -8,8 +8,8 @@
 //! anything secret in the clear on disk.
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
-//! pod needs from both, `serving` what the control plane asks for, [`machine`] what this node is,
-//! [`node`] the assembly.
+//! pod needs from both, `serving` what the control plane asks for (`sessions` the streams of it, `api`
+//! the node's own), [`machine`] what this node is, [`node`] the assembly.
 
 pub mod desired;
 pub mod disk;
@@ -17,12 +17,14 @@ pub mod ledger;
 pub mod machine;
 pub mod node;
 
+mod api;
 mod doors;
 mod link;
 mod objects;
 mod reach;
 mod reports;
 mod serving;
+mod sessions;
 
 #[cfg(test)]
 mod tests;
@@ -36,8 +38,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
-use rimward_node_pod::outside::Network;
-use rimward_node_pod::{LogError, LogRequest};
+use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
 use rimward_tunnel::packets::PacketLink;
@@ -107,6 +109,16 @@ pub trait PodHandler: Send + Sync + 'static {
         uid: &str,
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError>;
+    /// A container that runs, for exec and attach.
+    fn running(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+    ) -> Result<RunningContainer, NoSession>;
+    /// A pod's place in the network, for port-forward.
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession>;
 }
 
 #[async_trait]
@@ -131,6 +143,20 @@ impl PodHandler for rimward_node_pod::Pods {
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
         Self::logs(self, namespace, name, uid, request).await
+    }
+
+    fn running(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+    ) -> Result<RunningContainer, NoSession> {
+        Self::running(self, namespace, name, uid, container)
+    }
+
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession> {
+        Self::attachment(self, namespace, name, uid)
     }
 }
 

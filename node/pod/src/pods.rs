@@ -279,7 +279,7 @@ impl Pods {
         self.inner.pods.lock().keys().map(|uid| uid.to_string()).collect()
     }
 
-    fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {
+    pub(crate) fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {
         let pods = self.inner.pods.lock();
         if !uid.is_empty() {
             return pods.get(uid).cloned();
