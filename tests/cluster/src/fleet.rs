@@ -1,5 +1,7 @@
 //! A control plane and two nodes, each on a host of its own.
 
+use std::path::Path;
+
 use crate::hosts::Hosts;
 use crate::{Cluster, Process, binary, condition, repository, text};
 
@@ -59,19 +61,19 @@ impl Fleet {
         Process::start(name, self.dir.path(), command)
     }
 
+    /// Pushes a Wasm file.
+    pub fn push(&self, file: &Path, name: &str) {
+        let mut command = self.hosts.command(0, &binary("rimward-control"));
+        let command = command.args(["image", "push"]).arg(file).arg(name);
+        let push = command.env("KUBECONFIG", self.cluster.kubeconfig()).output();
+        let push = push.expect("the binary runs");
+        assert!(push.status.success(), "{}", text(&push.stderr));
+    }
+
     /// Four pods behind a Service, two on each node.
     pub fn greeter(&self) {
         let example = repository().join("examples/greeter");
-        let push = self
-            .hosts
-            .command(0, &binary("rimward-control"))
-            .args(["image", "push"])
-            .arg(example.join("greeter.wasm"))
-            .arg("greeter:v1")
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .output()
-            .expect("the binary runs");
-        assert!(push.status.success(), "{}", text(&push.stderr));
+        self.push(&example.join("greeter.wasm"), "greeter:v1");
         let manifest =
             std::fs::read_to_string(example.join("manifest.yaml")).expect("the manifest");
         // Four pods spread two and two; a lost node is given up on quickly.

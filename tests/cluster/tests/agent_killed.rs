@@ -2,7 +2,8 @@
 //! ready. Clients call without pause while the agents of both nodes are killed and started again.
 //!
 //! Nodes that run as root: there the kernel routes. What an agent itself serves is not there while it is dead: a
-//! DNS client must ask again (here it does, from the same socket), and what comes by Ingress is refused meanwhile.
+//! DNS client must ask again (here one does, from the same socket, and so do guests), and what comes by Ingress is
+//! refused meanwhile.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rimward_tests_cluster::fleet::Fleet;
 use rimward_tests_cluster::hosts::enter;
-use rimward_tests_cluster::{condition, eventually, skip_without_root};
+use rimward_tests_cluster::{condition, eventually, repository, skip_without_root};
 use serde_json::{Value, json};
 
 /// What a client may wait. A packet to another node is lost while there is no agent to carry it, and sent again
@@ -84,8 +85,8 @@ impl Client {
 }
 
 /// One request on a connection; answers the pod's name.
-fn get(stream: &mut BufReader<TcpStream>, then: &str) -> Result<String, String> {
-    let request = format!("GET / HTTP/1.1\r\nhost: greeter\r\nconnection: {then}\r\n\r\n");
+fn get(stream: &mut BufReader<TcpStream>, path: &str, then: &str) -> Result<String, String> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: greeter\r\nconnection: {then}\r\n\r\n");
     stream.get_mut().write_all(request.as_bytes()).map_err(|e| format!("write: {e}"))?;
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -136,10 +137,10 @@ fn connect(to: &str) -> Result<BufReader<TcpStream>, String> {
 }
 
 /// Each request on a new connection. The server ends it: a client that did would run out of ports.
-fn anew(to: String) -> impl FnMut() -> Result<String, String> {
+fn anew(to: String, path: &'static str) -> impl FnMut() -> Result<String, String> {
     move || {
         let mut stream = connect(&to)?;
-        let pod = get(&mut stream, "close")?;
+        let pod = get(&mut stream, path, "close")?;
         stream.read_to_end(&mut Vec::new()).map_err(|e| format!("end: {e}"))?;
         Ok(pod)
     }
@@ -153,7 +154,7 @@ fn on_one_connection(to: String) -> impl FnMut() -> Result<String, String> {
             Some(stream) => stream,
             None => open.insert(connect(&to)?),
         };
-        get(stream, "keep-alive")
+        get(stream, "/", "keep-alive")
     }
 }
 
@@ -208,6 +209,18 @@ fn service(fleet: &Fleet, name: &str, more: Value) -> Value {
     fleet.cluster.get(&["service", name])["spec"].clone()
 }
 
+/// A pod on the first node whose guest calls others; where it answers.
+fn caller(fleet: &Fleet) -> String {
+    fleet.push(&repository().join("tests/cluster/guests/caller/caller.wasm"), "caller:v1");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "caller"}, "spec": {
+        "nodeName": "n1",
+        "containers": [{"name": "caller", "image": "caller:v1", "ports": [{"containerPort": 8080}]}]}});
+    fleet.cluster.apply(&pod.to_string());
+    fleet.cluster.ok(&["wait", "--for=condition=Ready", "pod/caller", "--timeout=90s"]);
+    let pod = fleet.cluster.get(&["pod", "caller"]);
+    format!("{}:8080", pod["status"]["podIP"].as_str().expect("an address"))
+}
+
 /// When each node's Ready condition last changed.
 fn ready_since(fleet: &Fleet) -> Vec<String> {
     let nodes = fleet.cluster.get(&["nodes"]);
@@ -241,23 +254,29 @@ fn kill_9_of_agents_fails_no_request() {
     let from_outside = format!("{}:{node_port}", fleet.hosts.address(1));
     let (near, sticky) = (address(&near), address(&sticky));
 
+    let caller = caller(&fleet);
+
     let stop: Arc<AtomicBool> = Arc::default();
     let (outside, host) = (fleet.hosts.name(0), fleet.hosts.name(1));
     // Rules reach the nodes a moment after the Services are written.
     for to in [&all, &near, &sticky] {
-        eventually("the Service answers", || fleet.hosts.within(1, || anew(to.clone())().ok()));
+        eventually("the Service answers", || {
+            fleet.hosts.within(1, || anew(to.clone(), "/")().ok())
+        });
     }
     eventually("the node port answers", || {
-        fleet.hosts.within(0, || anew(from_outside.clone())().ok())
+        fleet.hosts.within(0, || anew(from_outside.clone(), "/")().ok())
     });
-    let everywhere = Client::start("all pods", host.clone(), &stop, anew(all.clone()));
-    let again = Client::start("all pods, another client", host.clone(), &stop, anew(all));
-    let here = Client::start("pods of the node", host.clone(), &stop, anew(near.clone()));
+    let everywhere = Client::start("all pods", host.clone(), &stop, anew(all.clone(), "/"));
+    let again = Client::start("all pods, another client", host.clone(), &stop, anew(all, "/"));
+    let here = Client::start("pods of the node", host.clone(), &stop, anew(near.clone(), "/"));
     let lasting = Client::start("one connection", host.clone(), &stop, on_one_connection(near));
-    let faithful = Client::start("a client that stays", host.clone(), &stop, anew(sticky));
-    let stranger = Client::start("the node port", outside, &stop, anew(from_outside));
+    let faithful = Client::start("a client that stays", host.clone(), &stop, anew(sticky, "/"));
+    let stranger = Client::start("the node port", outside, &stop, anew(from_outside, "/"));
     let name = "greeter.default.svc.cluster.local";
-    let names = Client::start("names", host, &stop, lookups(name));
+    let names = Client::start("names", host.clone(), &stop, lookups(name));
+    let path = "/fetch?http://near.default.svc/";
+    let guest = Client::start("a guest that calls by name", host, &stop, anew(caller, path));
     let local = [&here, &lasting, &stranger];
 
     everywhere.goes_on(50, 4);
@@ -269,7 +288,7 @@ fn kill_9_of_agents_fails_no_request() {
         fleet.nodes[node - 1].as_mut().expect("it runs").kill();
         if node == 1 {
             // Without any agent.
-            local.iter().for_each(|client| client.goes_on(50, 1));
+            local.iter().for_each(|client| client.goes_on(20, 1));
         }
         // One that dies as soon as it has begun changes nothing.
         fleet.start_node(node);
@@ -278,9 +297,10 @@ fn kill_9_of_agents_fails_no_request() {
         eventually("the agent is connected", || (connections(&fleet, node) > before).then_some(()));
         [&everywhere, &again].iter().for_each(|client| client.goes_on(50, 4));
         names.goes_on(20, 1);
+        guest.goes_on(5, 1);
     }
     stop.store(true, Ordering::Relaxed);
-    for mut client in [everywhere, again, here, lasting, faithful, stranger, names] {
+    for mut client in [everywhere, again, here, lasting, faithful, stranger, names, guest] {
         client.thread.take().expect("once").join().expect("a client does not panic");
         let seen = client.seen();
         println!("{}: {} answers, failures: {:?}", client.name, seen.answers, seen.failures);
