@@ -20,6 +20,7 @@ use crate::views::Stored;
 use crate::{aggregation, paths, watch};
 
 pub mod binding;
+pub mod components;
 pub mod connect;
 pub mod delete;
 pub mod eviction;
@@ -168,8 +169,13 @@ pub async fn read(
 }
 
 pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<Stored, Status> {
+    let missing = || Status::not_found(&served.group_resource(), &key.name);
+    if components::are(served) {
+        let mut all = components::all(server, served).into_iter();
+        return all.find(|c| c.name() == key.name).ok_or_else(missing);
+    }
     let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
-    let entry = entry.ok_or_else(|| Status::not_found(&served.group_resource(), &key.name))?;
+    let entry = entry.ok_or_else(missing)?;
     server.present_one(served, Stored::open(&entry)?).await
 }
 

@@ -29,6 +29,7 @@ use crate::outbound::{Outbound, Reach};
 use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
+use crate::rest::components::Component;
 use crate::served::Registry;
 use crate::views::{self, Shared};
 use crate::{bootstrap, sweep};
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     pub ready: AtomicBool,
     pub stop: CancellationToken,
     pub plugins: Plugins,
+    pub components: RwLock<Vec<Component>>,
     // Prefixes that every pod or token asks for.
     pub namespaces_prefix: String,
     pub service_accounts_prefix: String,
@@ -211,6 +213,7 @@ impl ApiServer {
             pools,
             stop,
             plugins,
+            components: RwLock::default(),
             config,
         });
         definitions.attach(&inner);

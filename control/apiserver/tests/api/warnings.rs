@@ -54,6 +54,33 @@ async fn writes_warn_as_kubernetes_does() {
     );
 }
 
+/// Parts of the control plane are well as long as they run.
+#[tokio::test]
+async fn components_have_a_status() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let (ends, ended) = tokio::sync::oneshot::channel::<()>();
+    let part = tokio::spawn(async { drop(ended.await) });
+    cluster.server.add_component("scheduler", part.abort_handle());
+    let path = "/api/v1/componentstatuses";
+    let list = c.get(path).await;
+    assert_eq!(list.warnings(), ["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]);
+    let list = list.expect(200);
+    let names: Vec<&Value> =
+        list["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, ["etcd-0", "scheduler"]);
+    let one = format!("{path}/scheduler");
+    let ok = json!([{ "type": "Healthy", "status": "True", "message": "ok" }]);
+    assert_eq!(c.get(&one).await.expect(200)["conditions"], ok);
+    ends.send(()).unwrap();
+    part.await.unwrap();
+    assert_eq!(c.get(&one).await.expect(200)["conditions"][0]["status"], "False");
+    c.get(&format!("{path}/none")).await.expect(404);
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = c.send("GET", path, &table, "").await.expect(200);
+    assert_eq!(table["rows"][0]["cells"], json!(["etcd-0", "Healthy", "ok", ""]));
+}
+
 #[tokio::test]
 async fn addresses_of_the_machine_itself_are_no_endpoints() {
     let cluster = Cluster::start().await;

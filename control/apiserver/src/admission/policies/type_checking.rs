@@ -28,6 +28,9 @@ const MANAGER: &str = "validatingadmissionpolicy-status-controller";
 /// Resources that one policy is checked against.
 const TYPES_MAX: usize = 10;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long policies are left alone after a change. A status that is written at once gets in the way of
+/// whoever goes on writing with the version of the last answer.
+const SETTLES_AFTER: Duration = Duration::from_millis(300);
 
 /// Checks every policy whose status is of an earlier generation, whenever policies change.
 pub async fn keep_statuses(server: Arc<Inner>) {
@@ -38,6 +41,7 @@ pub async fn keep_statuses(server: Arc<Inner>) {
             continue;
         }
         server.admission_policies.validating.changed.notified().await;
+        tokio::time::sleep(SETTLES_AFTER).await;
     }
 }
 
