@@ -185,16 +185,14 @@ impl Record {
 
     /// Writes the object as it is served; `head` is [`head`]'s.
     pub fn splice(&self, head: &[u8], revision: Revision, out: &mut Vec<u8>) {
-        out.extend_from_slice(head);
-        push_revision(revision, out);
+        push_head(head, revision, out);
         // After `{"metadata":{`: metadata is never empty, so a comma joins.
         out.extend_from_slice(&self.bytes[self.metadata.start + 1..]);
     }
 
     /// Writes the object's metadata as a `PartialObjectMetadata`.
     pub fn splice_metadata(&self, revision: Revision, out: &mut Vec<u8>) {
-        out.extend_from_slice(PARTIAL_HEAD);
-        push_revision(revision, out);
+        push_head(PARTIAL_HEAD, revision, out);
         out.extend_from_slice(&self.metadata()[1..]);
         out.push(b'}');
     }
@@ -207,7 +205,9 @@ impl Record {
             .map_err(|_| Damaged("its body is not JSON"))?;
         object["kind"] = kind.kind.as_str().into();
         object["apiVersion"] = kind.api_version().into();
-        object["metadata"]["resourceVersion"] = revision.to_string().into();
+        if revision > 0 {
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
         Ok(object)
     }
 }
@@ -222,8 +222,17 @@ pub fn head(api_version: &str, kind: &str) -> Bytes {
         .into()
 }
 
-fn push_revision(revision: Revision, out: &mut Vec<u8>) {
+/// How every head ends.
+const VERSION_MEMBER: &[u8] = br#""resourceVersion":""#;
+
+/// Writes a head and the revision. What was never stored, the answer to a dry run, has none.
+fn push_head(head: &[u8], revision: Revision, out: &mut Vec<u8>) {
     use std::io::Write as _;
+    if revision == 0 {
+        out.extend_from_slice(head.strip_suffix(VERSION_MEMBER).expect("heads end so"));
+        return;
+    }
+    out.extend_from_slice(head);
     write!(out, "{revision}\",").expect("writing to a Vec cannot fail");
 }
 

@@ -21,6 +21,7 @@ use crate::views::Stored;
 use crate::{aggregation, paths, watch};
 
 pub mod binding;
+pub mod components;
 pub mod delete;
 pub mod eviction;
 pub mod finalize;
@@ -88,6 +89,8 @@ async fn main(
         return Err(error::method_not_allowed());
     }
     match verb.as_str() {
+        "get" if served.is("", "componentstatuses") => components::get(server, call, served, key),
+        "list" if served.is("", "componentstatuses") => components::list(server, call, served),
         "get" => get(server, call, served, key).await,
         "list" => list::list(server, call, served, &key.namespace).await,
         "watch" => watch::watch(server, call, served, &key.namespace).await,

@@ -55,6 +55,11 @@ async fn a_dry_run_changes_nothing() {
     let c = &cluster.admin;
     let dry = c.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a", "1")).await.expect(201);
     assert!(dry["metadata"]["uid"].is_string());
+    assert_eq!(dry["metadata"].get("resourceVersion"), None, "it was never stored");
+    let yaml = [("accept", "application/yaml"), ("content-type", "application/json")];
+    let url = format!("{CONFIG_MAPS}?dryRun=All");
+    let yaml = c.send("POST", &url, &yaml, config_map("a", "1").to_string()).await;
+    assert!(yaml.code == 201 && !yaml.text().contains("resourceVersion"), "{}", yaml.text());
     c.get(&format!("{CONFIG_MAPS}/a")).await.expect(404);
     let made = c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
     c.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a", "1")).await.expect(409);
