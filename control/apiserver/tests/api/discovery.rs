@@ -92,6 +92,26 @@ async fn deprecated_kinds_say_so() {
     assert!(c.get("/api/v1/pods").await.warnings().is_empty());
 }
 
+#[tokio::test]
+async fn the_store_is_a_component() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let all = "/api/v1/componentstatuses";
+    let list = c.get(all).await.expect(200);
+    let names: Vec<&Value> =
+        list["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, ["etcd-0"]);
+    let one = c.get(&format!("{all}/etcd-0")).await.expect(200);
+    assert_eq!(one["conditions"][0]["status"], "True");
+    assert_eq!(one["kind"], "ComponentStatus");
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = c.send("GET", all, &table, "").await.expect(200);
+    assert_eq!(table["rows"][0]["cells"], json!(["etcd-0", "Healthy", "ok", ""]));
+    let none = c.get(&format!("{all}?fieldSelector=metadata.name%3Dx")).await.expect(200);
+    assert_eq!(none["items"], json!([]));
+    c.get(&format!("{all}/none")).await.expect(404);
+}
+
 /// Generated clients name their methods by the ids, so each is there once, and is Kubernetes' own.
 fn operations(v2: &Value) {
     let mut ids = std::collections::HashMap::new();
