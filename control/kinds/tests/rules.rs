@@ -4,6 +4,7 @@
 //! base GROUP/VERSION KIND OBJECT   the smallest object of the kind, which is accepted
 //! create KIND PATCH                the object with a merge patch laid over it is created
 //! update KIND PATCH                the stored object is replaced by a patched one
+//! SUBRESOURCE KIND PATCH           the same, through one of the kind's subresources
 //!   FIELD REASON                   what is refused, a line a cause, in order
 //! ```
 
@@ -51,13 +52,13 @@ fn create(kind: &Kind, mut object: Value) -> (Value, Vec<String>) {
     (object, refusals(errors))
 }
 
-fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<String> {
+fn update(kind: &Kind, write: Write<'_>, mut new: Value, old: &Value) -> Vec<String> {
     kind.hooks.default(&mut new);
     if let Some(conversion) = &kind.conversion {
         new = conversion.to_stored(new);
     }
-    kind.hooks.prepare_update(Write::Main, &mut new, old);
-    refusals(kind.hooks.validate_update(Write::Main, &new, old))
+    kind.hooks.prepare_update(write, &mut new, old);
+    refusals(kind.hooks.validate_update(write, &new, old))
 }
 
 #[track_caller]
@@ -91,15 +92,15 @@ fn check(table: &str) {
         }
         let found = match what {
             "create" => create(kind, patched(base.clone())).1,
-            "update" => {
+            write => {
                 let stored = create(kind, base.clone()).0;
                 let served = match &kind.conversion {
                     Some(conversion) => conversion.from_stored(stored.clone()),
                     None => stored.clone(),
                 };
-                update(kind, patched(served), &stored)
+                let write = if write == "update" { Write::Main } else { Write::Sub(write) };
+                update(kind, write, patched(served), &stored)
             }
-            other => panic!("{other}"),
         };
         if found != expected {
             writeln!(wrong, "{line}\n  expected {expected:#?}\n  found {found:#?}").unwrap();
