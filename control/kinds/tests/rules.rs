@@ -145,3 +145,8 @@ fn clusters() {
 fn devices() {
     check(include_str!("rules/device.txt"));
 }
+
+#[test]
+fn policies() {
+    check(include_str!("rules/policy.txt"));
+}
