@@ -6,6 +6,8 @@
 //! update KIND PATCH                the stored object is replaced by a patched one
 //! SUBRESOURCE KIND PATCH           the same, through one of the kind's subresources
 //!   FIELD REASON                   what is refused, a line a cause, in order
+//! default KIND PATCH               the object is completed
+//!   POINTER VALUE                  what stands at a place then
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "test data that is not as expected fails the test")]
@@ -91,6 +93,15 @@ fn check(table: &str) {
             expected.push(cause.trim());
         }
         let found = match what {
+            "default" => {
+                let mut object = patched(base.clone());
+                kind.hooks.default(&mut object);
+                let there = |line: &&str| {
+                    let at = line.split(' ').next().unwrap_or_default();
+                    format!("{at} {}", object.pointer(at).unwrap_or(&Value::Null))
+                };
+                expected.iter().map(there).collect()
+            }
             "create" => create(kind, patched(base.clone())).1,
             write => {
                 let stored = create(kind, base.clone()).0;
@@ -109,6 +120,11 @@ fn check(table: &str) {
     }
     assert!(wrong.is_empty(), "{wrong}");
     assert!(seen > 10, "{seen} cases");
+}
+
+#[test]
+fn defaults() {
+    check(include_str!("rules/defaults.txt"));
 }
 
 #[test]
