@@ -4,7 +4,10 @@
 //! base GROUP/VERSION KIND OBJECT   the smallest object of the kind, which is accepted
 //! create KIND PATCH                the object with a merge patch laid over it is created
 //! update KIND PATCH                the stored object is replaced by a patched one
+//! SUBRESOURCE KIND PATCH           the same, through one of the kind's subresources
 //!   FIELD REASON                   what is refused, a line a cause, in order
+//! default KIND PATCH               the object is completed
+//!   POINTER VALUE                  what stands at a place then
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "test data that is not as expected fails the test")]
@@ -51,13 +54,13 @@ fn create(kind: &Kind, mut object: Value) -> (Value, Vec<String>) {
     (object, refusals(errors))
 }
 
-fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<String> {
+fn update(kind: &Kind, write: Write<'_>, mut new: Value, old: &Value) -> Vec<String> {
     kind.hooks.default(&mut new);
     if let Some(conversion) = &kind.conversion {
         new = conversion.to_stored(new);
     }
-    kind.hooks.prepare_update(Write::Main, &mut new, old);
-    refusals(kind.hooks.validate_update(Write::Main, &new, old))
+    kind.hooks.prepare_update(write, &mut new, old);
+    refusals(kind.hooks.validate_update(write, &new, old))
 }
 
 #[track_caller]
@@ -90,16 +93,25 @@ fn check(table: &str) {
             expected.push(cause.trim());
         }
         let found = match what {
+            "default" => {
+                let mut object = patched(base.clone());
+                kind.hooks.default(&mut object);
+                let there = |line: &&str| {
+                    let at = line.split(' ').next().unwrap_or_default();
+                    format!("{at} {}", object.pointer(at).unwrap_or(&Value::Null))
+                };
+                expected.iter().map(there).collect()
+            }
             "create" => create(kind, patched(base.clone())).1,
-            "update" => {
+            write => {
                 let stored = create(kind, base.clone()).0;
                 let served = match &kind.conversion {
                     Some(conversion) => conversion.from_stored(stored.clone()),
                     None => stored.clone(),
                 };
-                update(kind, patched(served), &stored)
+                let write = if write == "update" { Write::Main } else { Write::Sub(write) };
+                update(kind, write, patched(served), &stored)
             }
-            other => panic!("{other}"),
         };
         if found != expected {
             writeln!(wrong, "{line}\n  expected {expected:#?}\n  found {found:#?}").unwrap();
@@ -108,6 +120,11 @@ fn check(table: &str) {
     }
     assert!(wrong.is_empty(), "{wrong}");
     assert!(seen > 10, "{seen} cases");
+}
+
+#[test]
+fn defaults() {
+    check(include_str!("rules/defaults.txt"));
 }
 
 #[test]
@@ -143,4 +160,9 @@ fn clusters() {
 #[test]
 fn devices() {
     check(include_str!("rules/device.txt"));
+}
+
+#[test]
+fn policies() {
+    check(include_str!("rules/policy.txt"));
 }

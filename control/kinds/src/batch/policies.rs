@@ -1,5 +1,7 @@
 //! What decides on a job before all its pods are done: the policies for failure and success.
 
+use std::collections::HashSet;
+
 use rimward_api::names;
 use serde_json::Value;
 
@@ -14,6 +16,9 @@ pub fn failure(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     if rules.len() > 20 {
         e.too_many(&list, rules.len(), 20);
     }
+    let pod = spec.deep(&["template", "spec"]);
+    let containers = ["containers", "initContainers"].map(|l| pod.list(l)).into_iter().flatten();
+    let containers: HashSet<&str> = containers.map(|c| c.text("name")).collect();
     for (i, rule) in rules.iter().enumerate() {
         let at = list.index(i);
         let actions = ["Count", "FailIndex", "FailJob", "Ignore"];
@@ -25,7 +30,7 @@ pub fn failure(spec: &Value, path: &Path<'_>, e: &mut Errors) {
                 "requires the backoffLimitPerIndex to be set",
             );
         }
-        exit_codes(rule.at("onExitCodes"), spec, &at.field("onExitCodes"), e);
+        exit_codes(rule.at("onExitCodes"), &containers, &at.field("onExitCodes"), e);
         let conditions = rule.list("onPodConditions");
         let here = at.field("onPodConditions");
         if conditions.len() > 20 {
@@ -57,17 +62,13 @@ pub fn failure(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
-fn exit_codes(codes: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
+fn exit_codes(codes: &Value, containers: &HashSet<&str>, path: &Path<'_>, e: &mut Errors) {
     if !codes.is_object() {
         return;
     }
     check::required_one_of(codes.at("operator"), &["In", "NotIn"], &path.field("operator"), e);
     if let Some(name) = codes.at("containerName").as_str() {
-        let pod = spec.deep(&["template", "spec"]);
-        let known = ["containers", "initContainers"]
-            .iter()
-            .any(|l| pod.list(l).iter().any(|c| c.text("name") == name));
-        if !known {
+        if !containers.contains(name) {
             e.invalid(
                 &path.field("containerName"),
                 name,

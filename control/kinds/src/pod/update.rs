@@ -257,21 +257,65 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
                 }
             }
         }
-        "resize" => {
-            spec::of_pod(new, e);
-            if qos_class(new) != old.at("status").text("qosClass")
-                && old.at("status").has("qosClass")
-            {
-                e.invalid(
-                    &path,
-                    Value::Null,
-                    "Pod QOS Class may not change as a result of resizing",
-                );
-            }
-        }
+        "resize" => resized(new, old, &path, e),
         "status" => status(new.at("status"), old, e),
         _ => {}
     }
+}
+
+/// What may be asked for anew: cpu and memory, of containers that run as long as the pod.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// `ValidatePodResize`; of the rest, [`prepare_update`] let nothing through.
+fn resized(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let pod = Path::Root.field("");
+    if old.at("metadata").at("annotations").has(MIRROR) {
+        return e.forbidden(&pod, "static pods cannot be resized");
+    }
+    if old.at("spec").at("os").text("name") == "windows" {
+        return e.forbidden(&pod, "windows pods cannot be resized");
+    }
+    spec::of_pod(new, e);
+    if old.at("status").has("qosClass") && qos_class(new) != old.at("status").text("qosClass") {
+        e.invalid(path, Value::Null, "Pod QOS Class may not change as a result of resizing");
+    }
+    let mut other = false;
+    for field in ["containers", "initContainers"] {
+        let list = path.field(field);
+        let containers = new.at("spec").list(field).iter().zip(old.at("spec").list(field));
+        for (i, (container, before)) in containers.enumerate() {
+            let (asked, had) = (container.at("resources"), before.at("resources"));
+            let item = list.index(i);
+            let at = item.field("resources");
+            for (kind, why) in [
+                ("requests", "resource requests cannot be removed"),
+                ("limits", "resource limits cannot be removed"),
+            ] {
+                if RESIZABLE.iter().any(|r| had.at(kind).has(r) && !asked.at(kind).has(r)) {
+                    e.forbidden(&at.field(kind), why);
+                }
+            }
+            let stays = field == "containers" || container.text("restartPolicy") == "Always";
+            other |= match stays {
+                true => !same(&without_resizable(asked), &without_resizable(had)),
+                false => !same(asked, had),
+            };
+        }
+    }
+    if other {
+        e.forbidden(path, "only cpu and memory resources are mutable");
+    }
+}
+
+fn without_resizable(resources: &Value) -> Value {
+    let mut rest = resources.clone();
+    for kind in ["requests", "limits"] {
+        if let Some(Value::Object(amounts)) = rest.get_mut(kind) {
+            amounts.retain(|name, _| !RESIZABLE.contains(&name.as_str()));
+        }
+    }
+    rest
 }
 
 fn status(status: &Value, old: &Value, e: &mut Errors) {
