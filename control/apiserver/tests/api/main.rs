@@ -5,6 +5,7 @@
 mod access;
 mod aggregation;
 mod allocation;
+mod apps;
 mod cluster;
 mod crd;
 mod crd_hostile;
