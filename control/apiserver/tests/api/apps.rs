@@ -12,8 +12,7 @@ fn template() -> Value {
 }
 
 fn selecting(more: Value) -> Value {
-    let mut spec =
-        json!({ "selector": { "matchLabels": { "app": "x" } }, "template": template() });
+    let mut spec = json!({ "selector": { "matchLabels": { "app": "x" } }, "template": template() });
     for (field, value) in more.as_object().unwrap() {
         spec[field] = value.clone();
     }
@@ -28,7 +27,12 @@ fn workloads() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     vec![
         ("apps/v1", "deployments", "Deployment", selecting(json!({ "replicas": 2 }))),
         ("apps/v1", "replicasets", "ReplicaSet", selecting(json!({ "replicas": 2 }))),
-        ("apps/v1", "statefulsets", "StatefulSet", selecting(json!({ "replicas": 2, "serviceName": "x" }))),
+        (
+            "apps/v1",
+            "statefulsets",
+            "StatefulSet",
+            selecting(json!({ "replicas": 2, "serviceName": "x" })),
+        ),
         ("apps/v1", "daemonsets", "DaemonSet", selecting(json!({}))),
         ("batch/v1", "jobs", "Job", json!({ "template": job, "suspend": true })),
         (
@@ -79,8 +83,9 @@ async fn life(c: &Client, version: &str, resource: &str, kind: &str, spec: Value
     put["metadata"]["annotations"]["updated"] = "true".into();
     let put = c.put(&path, &put).await.expect(200);
     assert_eq!(put["metadata"]["annotations"]["updated"], "true", "{kind}");
-    let dry = c.merge(&format!("{path}?dryRun=All"), &json!({ "metadata": { "labels": { "dry": "1" } } }));
-    assert_eq!(dry.await.expect(200)["metadata"]["labels"]["dry"], "1", "{kind}");
+    let label = json!({ "metadata": { "labels": { "dry": "1" } } });
+    let dry = c.merge(&format!("{path}?dryRun=All"), &label).await.expect(200);
+    assert_eq!(dry["metadata"]["labels"]["dry"], "1", "{kind}");
     assert!(c.get(&path).await.expect(200)["metadata"]["labels"].get("dry").is_none(), "{kind}");
     // The status is its own: a write of it leaves the rest alone, and the other way round.
     let status = format!("{path}/status");
@@ -111,7 +116,11 @@ async fn life(c: &Client, version: &str, resource: &str, kind: &str, spec: Value
     if matches!(kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "ReplicationController") {
         let scale = format!("{path}/scale");
         let mut found = c.get(&scale).await.expect(200);
-        assert_eq!((&found["kind"], &found["spec"]["replicas"]), (&json!("Scale"), &json!(2)), "{kind}");
+        assert_eq!(
+            (&found["kind"], &found["spec"]["replicas"]),
+            (&json!("Scale"), &json!(2)),
+            "{kind}"
+        );
         found["spec"]["replicas"] = 1.into();
         found["metadata"]["resourceVersion"] = Value::Null;
         assert_eq!(c.put(&scale, &found).await.expect(200)["spec"]["replicas"], 1, "{kind}");
