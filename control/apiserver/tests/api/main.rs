@@ -5,6 +5,7 @@
 mod access;
 mod aggregation;
 mod allocation;
+mod apps;
 mod audit;
 mod cluster;
 mod crd;

@@ -4,13 +4,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
 };
-use kube::Api;
-use kube::api::ObjectMeta;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use rimward_api::UserInfo;
-use rimward_client::Client as OwnClient;
-use serde_json::{Value, json};
+use serde_json::json;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::cluster::{Cluster, in_time};
@@ -51,31 +50,37 @@ fn condition<'a>(
     conditions.iter().find(|c| c.type_ == kind)
 }
 
-async fn bind(client: &OwnClient, name: &str, group: &str, role: &str) {
+async fn bind(client: &Client, name: &str, group: &str, role: &str) {
     let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+        "metadata": { "name": name },
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
         "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group }],
     });
-    let path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
-    client.call::<Value>(http::Method::POST, path, Some(&binding)).await.unwrap();
+    let binding = serde_json::from_value(binding).unwrap();
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    bindings.create(&PostParams::default(), &binding).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubelets_are_given_certificates() {
-    let cluster = Cluster::start().await;
-    let requests: Api<CertificateSigningRequest> = Api::all(cluster.admin().await);
-    let client = |user| OwnClient::new(cluster.plane.api.client(user, "test"));
-    let admin = client(UserInfo::authenticated("admin", &["system:masters"]));
+    let cluster = Cluster::start();
+    let admin = cluster.admin().await;
+    let requests: Api<CertificateSigningRequest> = Api::all(admin.clone());
     // As kubeadm binds them.
     let role = |of: &str| format!("system:certificates.k8s.io:certificatesigningrequests:{of}");
     bind(&admin, "bootstrap", "system:bootstrappers", "system:node-bootstrapper").await;
     bind(&admin, "autoapprove", "system:bootstrappers", &role("nodeclient")).await;
     bind(&admin, "rotation", "system:nodes", &role("selfnodeclient")).await;
     bind(&admin, "nodes-ask", "system:nodes", "system:node-bootstrapper").await;
-    let bootstrapper =
-        client(UserInfo::authenticated("system:bootstrap:abcdef", &["system:bootstrappers"]));
-    let node = client(UserInfo::node("n1"));
+    let asking = async |user: &str, group: &str, request: CertificateSigningRequest| {
+        let requests: Api<CertificateSigningRequest> =
+            Api::all(cluster.acting_as(user, group).await);
+        requests.create(&PostParams::default(), &request).await.unwrap();
+    };
+    let bootstrapper = async |request| {
+        asking("system:bootstrap:abcdef", "system:bootstrappers", request).await;
+    };
+    let node = async |request| asking("system:node:n1", "system:nodes", request).await;
     let decided = async |name: &str, kind: &'static str| {
         let is = move |r: Option<&CertificateSigningRequest>| {
             r.is_some_and(|r| condition(r, kind).is_some())
@@ -96,7 +101,7 @@ async fn kubelets_are_given_certificates() {
     };
 
     // A machine that says hello with a bootstrap token, then the node itself.
-    bootstrapper.create(&request("first", CLIENT, "n1", &[], "client auth")).await.unwrap();
+    bootstrapper(request("first", CLIENT, "n1", &[], "client auth")).await;
     let first = decided("first", "Approved").await;
     let why = condition(&first, "Approved").unwrap().message.clone().unwrap();
     assert_eq!(why, "Auto approving kubelet client certificate after SubjectAccessReview.");
@@ -107,32 +112,27 @@ async fn kubelets_are_given_certificates() {
     let usage = certificate.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && !usage.server_auth);
     assert!(!certificate.is_ca());
-    node.create(&request("renewed", CLIENT, "n1", &[], "client auth")).await.unwrap();
+    node(request("renewed", CLIENT, "n1", &[], "client auth")).await;
     let renewed = decided("renewed", "Approved").await;
     let why = condition(&renewed, "Approved").unwrap().message.clone().unwrap();
     assert_eq!(why, "Auto approving self kubelet client certificate after SubjectAccessReview.");
     issued("renewed").await;
 
     // For another node it may not ask; a serving certificate nobody approves by rule.
-    node.create(&request("other", CLIENT, "n2", &[], "client auth")).await.unwrap();
+    node(request("other", CLIENT, "n2", &[], "client auth")).await;
     let serving = request("serving", SERVING, "n1", &["n1", "10.0.0.1"], "server auth");
-    node.create(&serving).await.unwrap();
-    bootstrapper.create(&request("last", CLIENT, "n3", &[], "client auth")).await.unwrap();
+    node(serving).await;
+    bootstrapper(request("last", CLIENT, "n3", &[], "client auth")).await;
     issued("last").await;
     for name in ["other", "serving"] {
         let waiting = requests.get(name).await.unwrap();
         assert!(condition(&waiting, "Approved").is_none(), "{name}: {:?}", waiting.status);
     }
     let approve = async |name: &str| {
-        let mut request = admin.get::<CertificateSigningRequest>("", name).await.unwrap();
-        let condition = CertificateSigningRequestCondition {
-            type_: "Approved".into(),
-            status: "True".into(),
-            reason: Some("Test".into()),
-            ..CertificateSigningRequestCondition::default()
-        };
-        request.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
-        admin.update_subresource(&request, "approval").await.unwrap();
+        let condition = json!({ "type": "Approved", "status": "True", "reason": "Test" });
+        let patch = Patch::Merge(json!({ "status": { "conditions": [condition] } }));
+        let params = PatchParams::default();
+        requests.patch_subresource("approval", name, &params, &patch).await.unwrap();
     };
     approve("serving").await;
     let der = issued("serving").await;
@@ -143,12 +143,12 @@ async fn kubelets_are_given_certificates() {
     assert_eq!(names.general_names.len(), 2);
 
     // What does not follow its signer's rules fails, whoever approved it.
-    node.create(&request("nameless", SERVING, "n1", &[], "server auth")).await.unwrap();
+    node(request("nameless", SERVING, "n1", &[], "server auth")).await;
     approve("nameless").await;
     let failed = decided("nameless", "Failed").await;
     let why = condition(&failed, "Failed").unwrap();
     assert_eq!(why.reason.as_deref(), Some("SignerValidationFailure"));
     assert!(why.message.as_deref().unwrap().contains("at least one DNS or IP"), "{why:?}");
     assert!(failed.status.unwrap().certificate.is_none());
-    cluster.stop().await;
+    drop(cluster);
 }

@@ -138,7 +138,7 @@ where
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_lives_through_everything() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start();
     let mut admin = cluster.admin().await;
     let definitions: Api<CustomResourceDefinition> = Api::all(admin.clone());
     let apply = PatchParams::apply("installer").force();
@@ -149,8 +149,8 @@ async fn an_operator_lives_through_everything() {
     let established = await_condition(definitions, name, conditions::is_crd_established());
     in_time("the definition is established", established).await.unwrap();
 
-    let way = Way::to(cluster.plane.api_addr).await;
-    let client = cluster.client(way.address).await;
+    let way = Way::to(cluster.api).await;
+    let client = cluster.admin_by(way.address).await;
     let context = Arc::new(Context { client, reconciled: AtomicUsize::default() });
     let operator = run(context.clone());
 
@@ -180,8 +180,8 @@ async fn an_operator_lives_through_everything() {
     said(&greetings, "two", "meanwhile").await;
     assert!(way.seen() > before, "it came again");
 
-    // The control plane is replaced by another on the same disk.
-    cluster = cluster.restart().await;
+    // The control plane is killed, and another goes on with what is on the disk.
+    cluster = cluster.kill_and_restart();
     admin = cluster.admin().await;
     greetings = Api::default_namespaced(admin.clone());
     maps = Api::default_namespaced(admin.clone());
@@ -209,5 +209,5 @@ async fn an_operator_lives_through_everything() {
     gone(&maps, "two-outside").await;
     assert!(context.reconciled.load(Ordering::SeqCst) < 500, "it is not driven in circles");
     operator.abort();
-    cluster.stop().await;
+    drop(cluster);
 }

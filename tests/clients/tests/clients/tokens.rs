@@ -3,22 +3,11 @@
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::{DeleteParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde_json::json;
 
 use crate::cluster::{Cluster, in_time};
-
-/// A client that has nothing but a token, as a pipeline outside has it.
-async fn with_token(cluster: &Cluster, token: &str) -> Client {
-    let file = Kubeconfig::read_from(&cluster.plane.kubeconfig).unwrap();
-    let options = KubeConfigOptions::default();
-    let mut config = Config::from_custom_kubeconfig(file, &options).await.unwrap();
-    config.auth_info = Default::default();
-    config.auth_info.token = Some(token.to_owned().into());
-    Client::try_from(config).unwrap()
-}
 
 async fn who(client: Client) -> Result<String, kube::Error> {
     let reviews: Api<SelfSubjectReview> = Api::all(client);
@@ -29,7 +18,7 @@ async fn who(client: Client) -> Result<String, kube::Error> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_is_given_a_token_that_ends_with_it() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start();
     let admin = cluster.admin().await;
     let accounts: Api<ServiceAccount> = Api::default_namespaced(admin.clone());
     let secrets: Api<Secret> = Api::default_namespaced(admin);
@@ -52,10 +41,10 @@ async fn a_secret_is_given_a_token_that_ends_with_it() {
     assert!(data["ca.crt"].0.starts_with(b"-----BEGIN CERTIFICATE-----"));
     let token = String::from_utf8(data["token"].0.clone()).unwrap();
     let expected = "system:serviceaccount:default:robot";
-    assert_eq!(who(with_token(&cluster, &token).await).await.unwrap(), expected);
+    assert_eq!(who(cluster.with_token(&token).await).await.unwrap(), expected);
     // It has no end of its own, not even that of the process that signed it.
-    cluster = cluster.restart().await;
-    let client = with_token(&cluster, &token).await;
+    cluster = cluster.kill_and_restart();
+    let client = cluster.with_token(&token).await;
     assert_eq!(who(client.clone()).await.unwrap(), expected);
     let admin = cluster.admin().await;
     let accounts: Api<ServiceAccount> = Api::default_namespaced(admin.clone());
@@ -65,5 +54,4 @@ async fn a_secret_is_given_a_token_that_ends_with_it() {
     in_time("the Secret goes with its account", gone).await.unwrap();
     let refused = who(client).await;
     assert!(matches!(refused, Err(kube::Error::Api(e)) if e.code == 401));
-    cluster.stop().await;
 }

@@ -1,4 +1,4 @@
-//! The control plane as clients meet it: over TLS, with its own keys, on a disk.
+//! The control plane as clients meet it: a process of its own, over TLS, on a disk.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
