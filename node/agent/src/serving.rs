@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use rimward_api::Block;
-use rimward_node_pod::{LogError, LogRequest};
+use rimward_node_pod::{LogError, LogRequest, connect_text};
 use rimward_tunnel::call::{CallError, Incoming, Opened};
 use rimward_tunnel::wire::{DialRequest, DialTarget, LogsRequest, Reply, Request};
 use tokio::net::TcpStream;
@@ -115,12 +115,12 @@ async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incomi
             .refuse(404, format!("{ip} is not the address of a pod on this node"))
             .await;
     }
-    let address = (parts.network.reach(ip), port);
+    let address = parts.network.reach_port(ip, port);
     let connected = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(address)).await;
     match connected {
         Ok(Ok(far)) => sessions::splice(incoming, far).await,
-        Ok(Err(cause)) => incoming.refuse(502, format!("{ip}:{port}: {cause}")).await,
-        Err(_) => incoming.refuse(504, format!("{ip}:{port} does not answer")).await,
+        Ok(Err(cause)) => incoming.refuse(502, connect_text(&cause)).await,
+        Err(_) => incoming.refuse(504, "i/o timeout").await,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rimward_node_pod::runtime::{ExecRequest, TerminalSize};
 use rimward_node_pod::session::{Inputs, Outputs, Stream, Wanted, plug};
-use rimward_node_pod::{NoSession, RunningContainer};
+use rimward_node_pod::{NoSession, RunningContainer, connect_text};
 use rimward_tunnel::call::{Body, CallError, FrameSender, Incoming};
 use rimward_tunnel::wire::{
     FrameReader, PortForwardRequest, Reply, SessionData, SessionEnd, SessionIn, SessionRequest,
@@ -131,7 +131,7 @@ pub(crate) async fn port_forward(parts: &Parts, request: PortForwardRequest, inc
     match far {
         Ok(far) => splice(incoming, far).await,
         Err(cause) => {
-            let text = format!("failed to connect to localhost:{port} inside the pod: {cause}");
+            let text = format!("failed to connect to localhost:{port} inside the pod: {}", connect_text(&cause));
             incoming.refuse(502, text).await;
         }
     }

@@ -54,4 +54,5 @@ mod tests;
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};
 pub use pods::{Allocatable, Config, ContainerUsage, Error, Pods, memory_dir};
+pub use probe::connect_text;
 pub use sessions::{NoSession, RunningContainer};

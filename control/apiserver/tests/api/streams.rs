@@ -187,6 +187,17 @@ async fn kubectl_runs_commands() {
         })
         .await;
     world.shell.until_running(0).await;
+    // What was tried above as two protocols were two.
+    for (spdy, said) in [(false, "GET https://"), (true, "POST https://")] {
+        let mut command = world.kubectl.words(&["exec", "-v=6", "p", "--", "both"]);
+        if spdy {
+            command.envs(SPDY);
+        }
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let asked = text.lines().find(|line| line.contains("/pods/p/exec"));
+        assert!(asked.is_some_and(|line| line.contains(said)), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

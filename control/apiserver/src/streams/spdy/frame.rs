@@ -278,4 +278,36 @@ pub mod tests {
         check(&[0x80, 3, 0, 1, 0, 0, 0, 3, 1, 1, 1], "a control frame is too short");
         check(&[0, 0, 0, 0, 0, 0, 0, 0], "data for stream 0");
     }
+
+    proptest::proptest! {
+        /// Whatever a client sends, it is read or refused, and never held in mass.
+        #[test]
+        fn hostile_bytes(
+            noise in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+            flips in proptest::collection::vec((0_usize..200, proptest::num::u8::ANY), 0..4),
+            cut in 1_usize..64,
+        ) {
+            let mut wire = open(&mut ClientWriter::new(), 1, &[("streamtype", "data"), ("port", "80")]);
+            data(&mut wire, 1, 40, false);
+            wire.extend_from_slice(&[b'x'; 40]);
+            ping(&mut wire, 3);
+            for (at, byte) in flips {
+                let at = at % wire.len();
+                wire[at] = byte;
+            }
+            wire.extend_from_slice(&noise);
+            let mut decoder = Decoder::new();
+            'all: for piece in wire.chunks(cut) {
+                decoder.buffer().extend_from_slice(piece);
+                loop {
+                    match decoder.next() {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => break 'all,
+                    }
+                }
+                proptest::prop_assert!(decoder.buffer().len() <= HEAD_BYTES + CONTROL_BYTES_MAX);
+            }
+        }
+    }
 }
