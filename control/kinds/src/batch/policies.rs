@@ -67,14 +67,14 @@ fn exit_codes(codes: &Value, containers: &HashSet<&str>, path: &Path<'_>, e: &mu
         return;
     }
     check::required_one_of(codes.at("operator"), &["In", "NotIn"], &path.field("operator"), e);
-    if let Some(name) = codes.at("containerName").as_str() {
-        if !containers.contains(name) {
-            e.invalid(
-                &path.field("containerName"),
-                name,
-                "must be one of the container or initContainer names in the pod template",
-            );
-        }
+    if let Some(name) = codes.at("containerName").as_str()
+        && !containers.contains(name)
+    {
+        e.invalid(
+            &path.field("containerName"),
+            name,
+            "must be one of the container or initContainer names in the pod template",
+        );
     }
     let (values, list) = (codes.list("values"), path.field("values"));
     if values.is_empty() {
