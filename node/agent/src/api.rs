@@ -14,8 +14,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rimward_node_pod::{LogError, LogRequest};
 use rimward_tunnel::call::Incoming;
-use rimward_tunnel::wire::Reply;
-use serde_json::json;
+use rimward_tunnel::wire::{ObjectKind, Reply};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::{Core, Parts};
 
@@ -46,7 +48,7 @@ async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -> Answer {
     let words: Vec<&str> = path.split('/').filter(|word| !word.is_empty()).collect();
     match words.as_slice() {
         ["healthz"] => text(StatusCode::OK, "ok"),
-        ["pods"] => pods(core),
+        ["pods"] => pods(core).await,
         ["containerLogs", namespace, pod, container] => {
             let wanted = match log_request(container, request.uri().query().unwrap_or_default()) {
                 Ok(wanted) => wanted,
@@ -71,12 +73,31 @@ fn typed(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     answer
 }
 
-/// The pods that are bound to this node, as the control plane told them.
-fn pods(core: &Core) -> Answer {
-    let items: Vec<_> = core.desired.pods.list().into_iter().map(|(_, pod)| pod).collect();
-    let items: Vec<&k8s_openapi::api::core::v1::Pod> = items.iter().map(AsRef::as_ref).collect();
-    let list = json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items });
-    typed(StatusCode::OK, "application/json", list.to_string())
+/// The pods that are bound to this node, as the control plane told them: the ledger's bytes, since nothing
+/// else keeps them in a form to read.
+async fn pods(core: &Core) -> Answer {
+    let ledger = core.desired.ledger().clone();
+    let stored = tokio::task::spawn_blocking(move || ledger.objects()).await;
+    let stored = match stored.expect("reading the ledger does not panic") {
+        Ok(stored) => stored,
+        Err(cause) => return text(StatusCode::INTERNAL_SERVER_ERROR, &cause.to_string()),
+    };
+    let pods = stored.iter().filter(|object| object.kind == ObjectKind::Pod);
+    // What cannot be read was left out, with a warning, when it came.
+    let items: Vec<&RawValue> =
+        pods.filter_map(|pod| serde_json::from_slice(&pod.json).ok()).collect();
+    let list = PodList { kind: "PodList", api_version: "v1", metadata: json!({}), items };
+    let list = serde_json::to_vec(&list).expect("it is JSON already");
+    typed(StatusCode::OK, "application/json", list)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodList<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    metadata: Value,
+    items: Vec<&'a RawValue>,
 }
 
 fn log_request(container: &str, query: &str) -> Result<LogRequest, String> {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::body::Response;
 use crate::decode::{self, PatchKind};
 use crate::error;
-use crate::negotiate::{self, Offer, Shape};
+use crate::negotiate::{self, Offer, Shape, Shapes};
 use crate::options::WriteOptions;
 use crate::request::Call;
 use crate::rest::take_body;
@@ -31,7 +31,7 @@ pub async fn serve(
     served: &Arc<Served>,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
-    let form = negotiate::form(&call.headers, Offer { shapes: true, ..Offer::OWN })?;
+    let form = negotiate::form(&call.headers, Offer { shapes: Shapes::All, ..Offer::OWN })?;
     let object = match call.attributes.verb.as_str() {
         "get" => {
             let stored = crate::rest::read(server, call, served, key).await?;
