@@ -12,7 +12,7 @@ fn budget(spec: Value, disrupted: Value) -> PodDisruptionBudget {
         "metadata": { "name": "b", "namespace": "n", "generation": 3 }, "spec": spec,
         "status": { "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0, "disruptedPods": disrupted },
     }))
-    .unwrap()
+    .expect("a budget")
 }
 
 fn pod(name: &str, ready: bool, deleting: bool) -> Arc<Pod> {
@@ -24,14 +24,14 @@ fn pod(name: &str, ready: bool, deleting: bool) -> Arc<Pod> {
     if deleting {
         pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     }
-    Arc::new(serde_json::from_value(pod).unwrap())
+    Arc::new(serde_json::from_value(pod).expect("a pod"))
 }
 
 #[test]
 fn how_many_shall_be_healthy() {
     #[track_caller]
     fn check(spec: Value, scale: Result<i32, String>, expected: i32, healthy: i32) {
-        let found = wanted(&budget(spec, Value::Null), 4, || scale).unwrap();
+        let found = wanted(&budget(spec, Value::Null), 4, || scale).expect("is known");
         assert_eq!(found, Wanted { expected, healthy });
     }
     let nobody = || Err("nobody is to be asked".to_owned());
@@ -47,7 +47,7 @@ fn how_many_shall_be_healthy() {
 
 #[test]
 fn how_many_may_go() {
-    let now: Timestamp = "2026-01-01T00:02:00Z".parse().unwrap();
+    let now: Timestamp = "2026-01-01T00:02:00Z".parse().expect("a time");
     let pods = [
         pod("a", true, false),
         pod("b", true, false),
@@ -59,7 +59,7 @@ fn how_many_may_go() {
     assert_eq!((status.current_healthy, status.disruptions_allowed), (Some(2), Some(1)));
     assert_eq!((status.desired_healthy, status.expected_pods), (Some(1), Some(4)));
     assert_eq!(status.observed_generation, Some(3));
-    let condition = &status.conditions.unwrap()[0];
+    let condition = &status.conditions.expect("one")[0];
     assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "SufficientPods"));
     assert!(failed.is_empty() && again.is_none());
     // One that was permitted a minute ago counts as gone; one long ago did not happen; one that is going
@@ -70,8 +70,8 @@ fn how_many_may_go() {
     });
     let (status, failed, again) = plan(&budget(json!({}), disrupted), &pods, &two, now);
     assert_eq!((status.current_healthy, status.disruptions_allowed), (Some(1), Some(0)));
-    assert_eq!(status.disrupted_pods.unwrap().into_keys().collect::<Vec<_>>(), ["a"]);
-    assert_eq!(status.conditions.unwrap()[0].reason, "InsufficientPods");
+    assert_eq!(status.disrupted_pods.expect("one").into_keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(status.conditions.expect("one")[0].reason, "InsufficientPods");
     assert_eq!(failed, ["b"]);
     assert_eq!(again, Some(Duration::from_secs(60)));
 }
