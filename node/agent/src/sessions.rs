@@ -131,7 +131,10 @@ pub(crate) async fn port_forward(parts: &Parts, request: PortForwardRequest, inc
     match far {
         Ok(far) => splice(incoming, far).await,
         Err(cause) => {
-            let text = format!("failed to connect to localhost:{port} inside the pod: {}", connect_text(&cause));
+            let text = format!(
+                "failed to connect to localhost:{port} inside the pod: {}",
+                connect_text(&cause)
+            );
             incoming.refuse(502, text).await;
         }
     }

@@ -97,10 +97,13 @@ pub fn body(
     })
 }
 
+type Unpack = MultiGzDecoder<Vec<u8>>;
+type Pack = GzEncoder<Vec<u8>>;
+
 struct Change {
     links: Links,
     html: Rewriter,
-    packed: Option<(MultiGzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>)>,
+    packed: Option<(Unpack, Pack)>,
 }
 
 impl Change {

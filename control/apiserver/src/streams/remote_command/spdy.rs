@@ -58,7 +58,7 @@ pub async fn client(
         let input = heard.next().await?;
         Some((input, heard))
     });
-    let output = Output { connection, error, stdout, stderr, others: others, gone, status };
+    let output = Output { connection, error, stdout, stderr, others, gone, status };
     Ok(Client { input: input.boxed(), output: ClientOutput::Spdy(output) })
 }
 

@@ -248,7 +248,7 @@ impl Reader {
     }
 
     async fn open(&mut self, id: u32, headers: Headers, fin: bool) {
-        if id % 2 == 0 || id <= self.newest {
+        if id.is_multiple_of(2) || id <= self.newest {
             return self.say(Out::Reset(id, PROTOCOL_ERROR)).await;
         }
         self.newest = id;

@@ -162,7 +162,7 @@ impl Decoder {
 fn control(out: &mut BytesMut, kind: u16, flags: u8, payload: usize) {
     out.put_u16(0x8000 | VERSION);
     out.put_u16(kind);
-    out.put_u32(u32::from(flags) << 24 | payload as u32);
+    out.put_u32((u32::from(flags) << 24) | payload as u32);
 }
 
 /// Accepts a stream.
@@ -175,7 +175,8 @@ pub fn reply(out: &mut BytesMut, stream: u32, block: &[u8]) {
 /// The head of a data frame; its bytes follow.
 pub fn data(out: &mut BytesMut, stream: u32, length: usize, fin: bool) {
     out.put_u32(stream);
-    out.put_u32(u32::from(fin) * u32::from(FIN) << 24 | length as u32);
+    let flags = if fin { FIN } else { 0 };
+    out.put_u32((u32::from(flags) << 24) | length as u32);
 }
 
 pub fn reset(out: &mut BytesMut, stream: u32, status: u32) {
