@@ -155,6 +155,10 @@ pub struct NodeOptions {
     /// Pods that this node takes at most.
     #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
+    /// When the node says that its disk is full, as the kubelet's flag: shares or quantities of
+    /// `nodefs.available` and `nodefs.inodesFree`.
+    #[arg(long, value_name = "SIGNAL<VALUE,…", default_value_t)]
+    pub eviction_hard: rimward_node_agent::EvictionHard,
     /// Work without the privileges that are there: addresses on loopback, no kernel rules.
     #[arg(long)]
     pub user_mode: bool,

@@ -33,7 +33,8 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// How long Events are kept.
     pub event_ttl: Duration,
-    /// How much history watches and continued lists can go back.
+    /// How much history watches and continued lists can go back: what is older is compacted, as
+    /// kube-apiserver does every five minutes.
     pub history: Duration,
     /// Requests in flight beyond which others wait: together the seats that priority levels share.
     pub reads_max: usize,
@@ -74,7 +75,7 @@ impl Config {
             front_proxy: None,
             advertise,
             event_ttl: Duration::from_secs(3600),
-            history: Duration::from_secs(600),
+            history: Duration::from_secs(300),
             reads_max: 400,
             writes_max: 200,
             authentication: Authentication::default(),

@@ -147,6 +147,20 @@ impl Served {
         })
     }
 
+    /// What whoever still uses it is told.
+    /// <https://kubernetes.io/docs/reference/using-api/deprecation-guide/>
+    pub fn deprecation(&self) -> Option<String> {
+        let text = match (self.kind.group.as_str(), self.kind.kind.as_str(), &self.custom) {
+            (_, _, Some(custom)) => return custom.version.deprecation.clone(),
+            ("", "ComponentStatus", _) => "v1 ComponentStatus is deprecated in v1.19+",
+            ("", "Endpoints", _) => {
+                "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+            }
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+
     pub fn is(&self, group: &str, resource: &str) -> bool {
         self.kind.group == group && self.kind.resource == resource
     }

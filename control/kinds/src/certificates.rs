@@ -183,7 +183,8 @@ fn readable(request: &str) -> Result<(), String> {
         .map_err(|_| "x509: the request is not signed by the key that it is for".to_owned())
 }
 
-fn signer_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+/// `ValidateSignerName`: a domain and a path below it.
+pub fn signer_name(name: &str, path: &Path<'_>, e: &mut Errors) {
     match name.split_once('/') {
         _ if name.is_empty() => e.required(path, ""),
         _ if name == LEGACY_SIGNER => {

@@ -198,7 +198,8 @@ fn start_deciders(
         rimward_control_scheduler::Config::default(),
         shutdown.clone(),
     );
-    tasks.spawn(scheduler.join());
+    let scheduling = tasks.spawn(scheduler.join());
+    api.add_component("scheduler", scheduling.abort_handle());
     let acting = api.clone();
     let controllers = rimward_control_controllers::start(
         move |name| acting.client(UserInfo::service_account("kube-system", name), name),
@@ -212,7 +213,8 @@ fn start_deciders(
         },
         shutdown.clone(),
     );
-    tasks.spawn(controllers.join());
+    let controlling = tasks.spawn(controllers.join());
+    api.add_component("controller-manager", controlling.abort_handle());
     Ok(())
 }
 

@@ -458,7 +458,8 @@ impl Inner {
             meta::carry_over(new, &old);
         }
         if subresource == "status" {
-            meta::keep_for_status(new, &old);
+            let resource = (kind.group.as_str(), kind.resource.as_str());
+            meta::keep_for_status(resource, new, &old);
         }
         kind.hooks.prepare_update(write, new, &old);
         admission::allocate(self, &mut review, &mut admitted)?;
@@ -478,7 +479,9 @@ impl Inner {
             let name = str_at(new, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));
         }
-        review.warnings.extend(kind.hooks.update_warnings(new, &old));
+        if subresource.is_empty() {
+            review.warnings.extend(kind.hooks.update_warnings(new, &old));
+        }
         admission::validate(self, &mut review).await?;
         let new = &*review.object;
         if as_it_is && meta::same_but_times(new, &old) {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod custom;
 mod deployments;
 mod disruptions;
 mod garbage;

@@ -10,11 +10,14 @@ use crate::print;
 use crate::read::{Read, same};
 use crate::rules::{Field, Rules};
 
+const REPORTER_MAX_BYTES: usize = 128;
+const NOTE_MAX_BYTES: usize = 1024;
+
 pub const EVENT: Rules = Rules {
-    create: |event, e| makes_sense(event, "reportingComponent", e),
-    update: |new, _, e| makes_sense(new, "reportingComponent", e),
+    create: |object, e| event(object, "reportingComponent", e),
+    update: |new, _, e| event(new, "reportingComponent", e),
     // An event's name may be anything that fits into a path.
-    name: check::text::path_segment,
+    name: crate::check::text::path_segment,
     fields: &[
         ("involvedObject.kind", Field::Text(&["involvedObject", "kind"])),
         ("involvedObject.namespace", Field::Text(&["involvedObject", "namespace"])),
@@ -35,7 +38,8 @@ pub const EVENT: Rules = Rules {
 /// The same records under events.k8s.io, whose fields have other names.
 pub const NEW_EVENT: Rules = Rules {
     create: new_event,
-    update: only_its_series_changes,
+    update: update_new_event,
+    name: names::dns1123_subdomain,
     fields: &[
         ("regarding.kind", Field::Text(&["involvedObject", "kind"])),
         ("regarding.namespace", Field::Text(&["involvedObject", "namespace"])),
@@ -51,86 +55,94 @@ pub const NEW_EVENT: Rules = Rules {
     ..EVENT
 };
 
-const WORD_MAX_CHARS: usize = 128;
-const MESSAGE_MAX_CHARS: usize = 1024;
-
-/// What is asked of every event: what it is about is in its own namespace, and one of the newer form,
-/// which has an eventTime, says who reports what. `reporter` is the reporter's field as it is served.
-fn makes_sense(event: &Value, reporter: &str, e: &mut Errors) {
-    let path = Path::Root.field("involvedObject");
+/// What is asked of every event (`legacyValidateEvent`). What an event is about must be in the event's
+/// own namespace; without one, in `default`. One that has a time of its own says who saw it.
+fn event(object: &Value, reporter: &str, e: &mut Errors) {
     let (namespace, about) =
-        (event.at("metadata").text("namespace"), event.at("involvedObject").text("namespace"));
-    let newer = event.has("eventTime");
-    // Of what has no namespace the events are in `default`; newer ones may be in `kube-system` too.
+        (object.at("metadata").text("namespace"), object.at("involvedObject").text("namespace"));
+    let timed = object.has("eventTime");
     let fits = match about {
-        "" => matches!((namespace, newer), ("default", _) | ("kube-system", true) | ("", false)),
-        _ => newer || namespace == about,
+        "" if timed => matches!(namespace, "default" | "kube-system"),
+        "" => matches!(namespace, "" | "default"),
+        _ => timed || namespace == about,
     };
     if !fits {
+        let path = Path::Root.field("involvedObject");
         e.invalid(&path.field("namespace"), about, "does not match event.namespace");
     }
-    if newer {
-        reported(event, reporter, e);
+    if timed {
+        reported(object, reporter, e);
     }
     if !namespace.is_empty() {
-        let wrong = names::dns1123_subdomain(namespace);
-        e.invalid_each(&Path::Root.field("namespace"), namespace, wrong);
+        e.invalid_each(
+            &Path::Root.field("namespace"),
+            namespace,
+            names::dns1123_subdomain(namespace),
+        );
     }
 }
 
-fn reported(event: &Value, reporter: &str, e: &mut Errors) {
-    let (path, who) = (Path::Root.field(reporter), event.text("reportingComponent"));
-    if who.is_empty() {
-        e.required(&path, "");
+fn reported(object: &Value, reporter: &str, e: &mut Errors) {
+    let (controller, at) = (object.text("reportingComponent"), Path::Root.field(reporter));
+    if controller.is_empty() {
+        e.required(&at, "");
     }
-    e.invalid_each(&path, who, names::qualified_name(who));
-    for field in ["reportingInstance", "action", "reason"] {
-        if event.text(field).is_empty() {
+    e.invalid_each(&at, controller, names::qualified_name(controller));
+    let mut at_most = |field: &str, max: usize| {
+        if object.text(field).len() > max {
+            let why = format!("can have at most {max} characters");
+            e.invalid(&Path::Root.field(field), "", &why);
+        } else if object.text(field).is_empty() && field != "message" {
             e.required(&Path::Root.field(field), "");
         }
-        at_most(event, field, WORD_MAX_CHARS, e);
+    };
+    for field in ["reportingInstance", "action", "reason"] {
+        at_most(field, REPORTER_MAX_BYTES);
     }
-    at_most(event, "message", MESSAGE_MAX_CHARS, e);
+    at_most("message", NOTE_MAX_BYTES);
 }
 
-fn at_most(event: &Value, field: &str, max: usize, e: &mut Errors) {
-    if event.text(field).len() > max {
-        let why = format!("can have at most {max} characters");
-        e.invalid(&Path::Root.field(field), "", &why);
-    }
-}
-
-/// events.k8s.io asks for more than the old group, and refuses what it calls deprecated.
-fn new_event(event: &Value, e: &mut Errors) {
-    makes_sense(event, "reportingController", e);
-    let name = event.at("metadata").text("name");
-    let path = Path::Root.field("metadata");
-    e.invalid_each(&path.field("name"), name, names::dns1123_subdomain(name));
-    series(event, e);
-    if !event.has("eventTime") {
+/// events.k8s.io asks for more than the old group.
+fn new_event(object: &Value, e: &mut Errors) {
+    event(object, "reportingController", e);
+    series(object, e);
+    if !object.has("eventTime") {
         e.required(&Path::Root.field("eventTime"), "");
     }
-    let kind = event.text("type");
+    let kind = object.text("type");
     if !matches!(kind, "Normal" | "Warning") {
         e.invalid(&Path::Root.field("type"), "", &format!("has invalid value: {kind}"));
     }
-    let source = event.at("source");
-    for (field, set) in [
-        ("firstTimestamp", event.has("firstTimestamp")),
-        ("lastTimestamp", event.has("lastTimestamp")),
-        ("count", event.int("count").is_some_and(|c| c != 0)),
-        ("source", !source.text("component").is_empty() || !source.text("host").is_empty()),
+    let source = ["component", "host"].map(|f| !object.at("source").text(f).is_empty());
+    for (field, given) in [
+        ("firstTimestamp", object.has("firstTimestamp")),
+        ("lastTimestamp", object.has("lastTimestamp")),
+        ("count", object.int("count").unwrap_or_default() != 0),
+        ("source", source.contains(&true)),
     ] {
-        if set {
+        if given {
             e.invalid(&Path::Root.field(field), "", "needs to be unset");
         }
     }
 }
 
-/// An event that was told is not told otherwise: only how often it happened goes on.
-fn only_its_series_changes(new: &Value, old: &Value, e: &mut Errors) {
-    makes_sense(new, "reportingController", e);
-    if !same(new.at("series"), old.at("series")) {
+fn series(object: &Value, e: &mut Errors) {
+    let series = object.at("series");
+    if !series.is_object() {
+        return;
+    }
+    if series.int("count").unwrap_or_default() < 2 {
+        e.invalid(&Path::Root.field("series.count"), "", "should be at least 2");
+    }
+    if !series.has("lastObservedTime") {
+        e.required(&Path::Root.field("series.lastObservedTime"), "");
+    }
+}
+
+/// Of what happened, only how often may change.
+fn update_new_event(new: &Value, old: &Value, e: &mut Errors) {
+    event(new, "reportingController", e);
+    if new.at("series") != old.at("series") {
         series(new, e);
     }
     for (field, shown) in [
@@ -149,21 +161,9 @@ fn only_its_series_changes(new: &Value, old: &Value, e: &mut Errors) {
         ("reportingInstance", "reportingInstance"),
     ] {
         if !same(new.at(field), old.at(field)) {
-            e.invalid(&Path::Root.field(shown), new.at(field).clone(), check::IMMUTABLE);
+            let at = Path::Root.field(shown);
+            e.invalid(&at, new.at(field).clone(), check::IMMUTABLE);
         }
-    }
-}
-
-fn series(event: &Value, e: &mut Errors) {
-    let series = event.at("series");
-    if series.is_null() {
-        return;
-    }
-    if series.int("count").unwrap_or_default() < 2 {
-        e.invalid(&Path::Root.field("series.count"), "", "should be at least 2");
-    }
-    if !series.has("lastObservedTime") {
-        e.required(&Path::Root.field("series.lastObservedTime"), "");
     }
 }
 
@@ -187,11 +187,6 @@ impl Conversion for EventConversion {
     }
     fn from_stored(&self, stored: Value) -> Value {
         rename(stored, |(old, new)| (*old, *new))
-    }
-    fn stored_field(&self, field: &str) -> String {
-        let (first, rest) = field.split_once('.').map_or((field, None), |(f, r)| (f, Some(r)));
-        let old = RENAMED.iter().find(|(_, new)| *new == first).map_or(first, |(old, _)| old);
-        rest.map_or_else(|| old.to_owned(), |rest| format!("{old}.{rest}"))
     }
 }
 
@@ -223,9 +218,5 @@ mod tests {
         assert_eq!(stored["involvedObject"]["kind"], "Pod");
         assert_eq!((&stored["message"], &stored["count"]), (&json!("n"), &json!(2)));
         assert_eq!(EventConversion.from_stored(stored), served);
-        for (field, _) in NEW_EVENT.fields {
-            let stored = EventConversion.stored_field(field);
-            assert!(EVENT.fields.iter().any(|(f, _)| *f == stored), "{field}: {stored}");
-        }
     }
 }
