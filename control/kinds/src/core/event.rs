@@ -188,6 +188,11 @@ impl Conversion for EventConversion {
     fn from_stored(&self, stored: Value) -> Value {
         rename(stored, |(old, new)| (*old, *new))
     }
+    fn stored_field(&self, field: &str) -> String {
+        let (first, rest) = field.split_once('.').map_or((field, None), |(f, r)| (f, Some(r)));
+        let old = RENAMED.iter().find(|(_, new)| *new == first).map_or(first, |(old, _)| old);
+        rest.map_or_else(|| old.to_owned(), |rest| format!("{old}.{rest}"))
+    }
 }
 
 fn rename(
@@ -218,5 +223,9 @@ mod tests {
         assert_eq!(stored["involvedObject"]["kind"], "Pod");
         assert_eq!((&stored["message"], &stored["count"]), (&json!("n"), &json!(2)));
         assert_eq!(EventConversion.from_stored(stored), served);
+        for (field, _) in NEW_EVENT.fields {
+            let stored = EventConversion.stored_field(field);
+            assert!(EVENT.fields.iter().any(|(f, _)| *f == stored), "{field}: {stored}");
+        }
     }
 }
