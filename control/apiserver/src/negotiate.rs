@@ -37,9 +37,17 @@ pub enum Shape {
 pub struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
+    /// Without managedFields. Only informers of this process ask for that, and only in JSON.
+    pub lean: bool,
 }
 
-pub const PLAIN: Form = Form { encoding: Encoding::Json, shape: Shape::Object };
+impl Form {
+    pub fn json(shape: Shape) -> Self {
+        Self { encoding: Encoding::Json, shape, lean: false }
+    }
+}
+
+pub const PLAIN: Form = Form { encoding: Encoding::Json, shape: Shape::Object, lean: false };
 
 const AVAILABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 const STREAMED: &str =
@@ -123,7 +131,7 @@ impl<'a> Range<'a> {
             // Tables have no wire numbers.
             Encoding::Protobuf => offer.protobuf && shape != Shape::Table,
         };
-        self.encodings().find(can).map(|encoding| Form { encoding, shape })
+        self.encodings().find(can).map(|encoding| Form { encoding, shape, lean: false })
     }
 
     /// The shape that the parameters ask for; None for what we do not have.

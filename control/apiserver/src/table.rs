@@ -10,7 +10,7 @@ use rimward_api::Status;
 use rimward_control_kinds::{Kind, print};
 use serde_json::{Value, json};
 
-use crate::negotiate::{Encoding, Form, Shape};
+use crate::negotiate::{Form, Shape};
 use crate::request::Query;
 use crate::served::Served;
 use crate::server::Inner;
@@ -73,8 +73,12 @@ impl Inner {
         out.extend_from_slice(br#","object":"#);
         match include {
             Include::None => out.extend_from_slice(b"null"),
-            Include::Metadata => self.push_object(served, stored, Shape::Metadata, true, out)?,
-            Include::Object => self.push_object(served, stored, Shape::Object, true, out)?,
+            Include::Metadata => {
+                self.push_object(served, stored, Form::json(Shape::Metadata), true, out)?
+            }
+            Include::Object => {
+                self.push_object(served, stored, Form::json(Shape::Object), true, out)?
+            }
         }
         out.push(b'}');
         Ok(())
@@ -85,7 +89,7 @@ impl Inner {
             key: stored.key.clone(),
             revision: stored.revision,
             served: served.index,
-            form: Form { encoding: Encoding::Json, shape: Shape::Table },
+            form: Form::json(Shape::Table),
             event: "",
         };
         if stored.kept
@@ -93,7 +97,7 @@ impl Inner {
         {
             return Ok(Cells::open(kept));
         }
-        let object = self.value(served, stored)?;
+        let object = self.lean_value(served, stored)?;
         let (cells, keeps) = Cells::make(&object, now, |now| served.kind.hooks.cells(&object, now));
         if keeps && stored.kept {
             self.shared.insert(key, cells.bytes.clone());

@@ -7,6 +7,7 @@ use rimward_api::{Status, UserInfo};
 use crate::rbac::Rbac;
 use crate::request::{Attributes, Resource};
 
+const ANY: &str = "impersonate-";
 const EXTRA: &str = "impersonate-extra-";
 
 /// The user to act as; None when the request asks for nobody else.
@@ -15,6 +16,9 @@ pub fn impersonated(
     user: &UserInfo,
     headers: &HeaderMap,
 ) -> Result<Option<UserInfo>, Status> {
+    if !headers.keys().any(|name| name.as_str().starts_with(ANY)) {
+        return Ok(None);
+    }
     let all = |name: &str| {
         let values = headers.get_all(name).iter();
         values.filter_map(|v| v.to_str().ok()).map(str::to_owned).collect::<Vec<_>>()
