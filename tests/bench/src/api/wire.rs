@@ -194,7 +194,7 @@ mod tests {
         let read = |text: &str| answer(text.as_bytes());
         assert_eq!(read("HTTP/1.1 200 OK\r\ncontent-len").unwrap(), None);
         let ok = read("HTTP/1.1 201 Created\r\nX: y\r\nContent-Length: 12\r\n\r\nbody").unwrap();
-        assert_eq!(ok, Some(Answer { status: 201, head: 52, body: Some(12) }));
+        assert_eq!(ok, Some(Answer { status: 201, head: 50, body: Some(12) }));
         assert!(read("nonsense\r\n\r\n").is_err());
     }
 
