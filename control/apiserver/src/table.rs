@@ -10,7 +10,7 @@ use rimward_api::Status;
 use rimward_control_kinds::{Kind, print};
 use serde_json::{Value, json};
 
-use crate::negotiate::{Form, Shape};
+use crate::negotiate::{Encoding, Form, Shape};
 use crate::request::Query;
 use crate::served::Served;
 use crate::server::Inner;
@@ -73,12 +73,20 @@ impl Inner {
         out.extend_from_slice(br#","object":"#);
         match include {
             Include::None => out.extend_from_slice(b"null"),
-            Include::Metadata => {
-                self.push_object(served, stored, Form::json(Shape::Metadata), true, out)?
-            }
-            Include::Object => {
-                self.push_object(served, stored, Form::json(Shape::Object), true, out)?
-            }
+            Include::Metadata => self.push_object(
+                served,
+                stored,
+                Form::of(Encoding::Json, Shape::Metadata),
+                true,
+                out,
+            )?,
+            Include::Object => self.push_object(
+                served,
+                stored,
+                Form::of(Encoding::Json, Shape::Object),
+                true,
+                out,
+            )?,
         }
         out.push(b'}');
         Ok(())
@@ -89,7 +97,7 @@ impl Inner {
             key: stored.key.clone(),
             revision: stored.revision,
             served: served.index,
-            form: Form::json(Shape::Table),
+            form: Form::of(Encoding::Json, Shape::Table),
             event: "",
         };
         if stored.kept

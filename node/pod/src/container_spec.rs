@@ -63,6 +63,7 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         hosts: crate::dns::hosts(pod, pod_ip, given.cluster_domain),
         runtime_class: spec.runtime_class_name.clone().unwrap_or_default(),
         stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         id: given.id,

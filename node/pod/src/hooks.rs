@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::LifecycleHandler;
 
+use crate::command;
 use crate::probe::{Target, http};
 
 /// Does what the hook says. Err is why not; it goes to the node's log, since it may tell secrets.
@@ -19,10 +20,11 @@ pub(crate) async fn run(hook: &LifecycleHandler, target: &Target<'_>) -> Result<
     }
     if let Some(exec) = &hook.exec {
         let argv = exec.command.clone().unwrap_or_default();
-        let exit = target.runtime.exec(target.id, argv).await.map_err(|e| e.to_string())?;
+        let run = command::run(target.runtime, target.id, argv).await;
+        let (exit, printed) = run.map_err(|e| e.to_string())?;
         return match exit.code {
             0 => Ok(()),
-            code => Err(format!("exit code {code}: {}", exit.message)),
+            code => Err(format!("exit code {code}: {}{printed}", exit.message)),
         };
     }
     // tcpSocket is accepted and does nothing, as in Kubernetes.

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 
+use crate::command;
 use crate::outside::Network;
 use crate::runtime::{RunId, Runtime};
 
@@ -209,16 +210,18 @@ pub(crate) async fn execute(spec: &api::Probe, target: &Target<'_>) -> Outcome {
     }
     if let Some(exec) = &spec.exec {
         let argv = exec.command.clone().unwrap_or_default();
-        let command = argv.join(" ");
-        return match tokio::time::timeout(limit, target.runtime.exec(target.id, argv)).await {
-            Ok(Ok(exit)) if exit.code == 0 => Outcome::Success,
-            Ok(Ok(exit)) if exit.message.is_empty() => {
-                Outcome::Failure(format!("command {command:?} ended with exit code {}", exit.code))
+        let shown = argv.join(" ");
+        let run = command::run(target.runtime, target.id, argv);
+        return match tokio::time::timeout(limit, run).await {
+            Ok(Ok((exit, _))) if exit.code == 0 => Outcome::Success,
+            Ok(Ok((_, printed))) if !printed.is_empty() => Outcome::Failure(printed),
+            Ok(Ok((exit, _))) if !exit.message.is_empty() => Outcome::Failure(exit.message),
+            Ok(Ok((exit, _))) => {
+                Outcome::Failure(format!("command {shown:?} ended with exit code {}", exit.code))
             }
-            Ok(Ok(exit)) => Outcome::Failure(exit.message),
             Ok(Err(error)) => Outcome::Unknown(error.to_string()),
             Err(_) => Outcome::Failure(format!(
-                "command timed out: {command:?} timed out after {}",
+                "command timed out: {shown:?} timed out after {}",
                 crate::restart::go_millis(limit)
             )),
         };
@@ -228,16 +231,21 @@ pub(crate) async fn execute(spec: &api::Probe, target: &Target<'_>) -> Outcome {
 
 /// A failed connection in the words that users know from the kubelet.
 pub(crate) fn dial_text(shown: &str, error: &std::io::Error) -> String {
+    format!("dial tcp {shown}: {}", connect_text(error))
+}
+
+/// Why a connection was not made, in those words.
+pub fn connect_text(error: &std::io::Error) -> String {
     use std::io::ErrorKind as E;
     let why = match error.kind() {
-        E::ConnectionRefused => "connect: connection refused".into(),
-        E::ConnectionReset => "connect: connection reset by peer".into(),
-        E::TimedOut => "i/o timeout".into(),
-        E::HostUnreachable => "connect: no route to host".into(),
-        E::NetworkUnreachable => "connect: network is unreachable".into(),
-        _ => error.to_string(),
+        E::ConnectionRefused => "connect: connection refused",
+        E::ConnectionReset => "connect: connection reset by peer",
+        E::TimedOut => "i/o timeout",
+        E::HostUnreachable => "connect: no route to host",
+        E::NetworkUnreachable => "connect: network is unreachable",
+        _ => return error.to_string(),
     };
-    format!("dial tcp {shown}: {why}")
+    why.to_owned()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::outside::Image;
@@ -62,6 +63,10 @@ pub struct ContainerSpec {
     /// `wasm`, `wasm-isolated`, `runc` …; empty is the node's default for the image.
     pub runtime_class: String,
     pub stdin: bool,
+    /// With `stdin`: its end is the end of the first attached session's. Without it the container's
+    /// stdin stays open over any number of sessions.
+    #[serde(default)]
+    pub stdin_once: bool,
     pub tty: bool,
     pub annotations: BTreeMap<String, String>,
 }
@@ -158,6 +163,53 @@ pub struct StartError {
     pub message: String,
 }
 
+/// A command to run in a container that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Not empty. No shell is put around it, and `$(VAR)` is not expanded.
+    pub argv: Vec<String>,
+    /// On a terminal of its own: its stderr comes with its stdout then.
+    pub tty: bool,
+}
+
+/// A terminal's size, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub width: u16,
+    pub height: u16,
+}
+
+/// Bytes that somebody types.
+pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+/// Where bytes that were printed go. It takes them as fast as its reader does: a runtime holds a
+/// bounded number of them and lets the program wait.
+pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// What a session is connected with. A part that is None is not wanted: such a stdin is at its end
+/// at once, such an output is read and dropped.
+#[derive(Default)]
+pub struct Streams {
+    /// Its end closes the program's stdin. An error is a client that is gone.
+    pub stdin: Option<Input>,
+    /// Dropped (or shut down) when the program has printed its last.
+    pub stdout: Option<Output>,
+    /// Never given together with a terminal.
+    pub stderr: Option<Output>,
+    /// Sizes as the client's terminal takes them, the first at once. Only with a terminal.
+    pub resize: Option<mpsc::Receiver<TerminalSize>>,
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streams")
+            .field("stdin", &self.stdin.is_some())
+            .field("stdout", &self.stdout.is_some())
+            .field("stderr", &self.stderr.is_some())
+            .field("resize", &self.resize.is_some())
+            .finish()
+    }
+}
+
 /// Runs containers. One event feed; every call is safe to repeat.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -187,11 +239,37 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
 
-    /// Runs a command in a container's environment; see issue 4. The default says that it cannot.
-    async fn exec(&self, id: &RunId, _argv: Vec<String>) -> Result<Exit, StartError> {
+    /// Runs a command in a container's environment and waits for its end. All that it printed is in
+    /// `streams` by then. Whoever drops the call ends the command by force: that is how a client's
+    /// departure and a probe's timeout end what they began. An output that cannot be written any
+    /// more is dropped, the command goes on.
+    ///
+    /// # Errors
+    /// When the command could not be started: `NotFound` as the reason when the container does not
+    /// run, else what the runtime calls it. A command that ran and failed is an [`Exit`].
+    async fn exec(
+        &self,
+        id: &RunId,
+        _request: ExecRequest,
+        _streams: Streams,
+    ) -> Result<Exit, StartError> {
         Err(StartError {
             reason: "ExecNotSupported".into(),
             message: format!("the {} runtime cannot run commands in {id}", self.name()),
+        })
+    }
+
+    /// Connects a client with the container's own main process: what it prints from now on, and its
+    /// stdin if the container has one (`ContainerSpec::stdin`). Several may be attached. Answers when
+    /// the container has ended and all was handed over, or when nobody reads any more. Whoever drops
+    /// the call detaches; the container runs on.
+    ///
+    /// # Errors
+    /// As [`Runtime::exec`]'s.
+    async fn attach(&self, id: &RunId, _streams: Streams) -> Result<(), StartError> {
+        Err(StartError {
+            reason: "AttachNotSupported".into(),
+            message: format!("the {} runtime cannot attach to {id}", self.name()),
         })
     }
 }

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::outside::Image;
-use crate::runtime::{ContainerSpec, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Usage};
+use crate::runtime::{
+    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
+    Usage,
+};
 
 /// What one run of a container does. The default starts at once, runs until it is stopped, and then
 /// ends at once with code 143.
@@ -30,6 +34,8 @@ pub struct Script {
     pub silent: bool,
     /// The exit codes that commands run in it end with, in turn; the last repeats.
     pub exec_codes: Vec<i32>,
+    /// What each of them prints to its stdout, before what it was given on its stdin.
+    pub exec_output: String,
     /// Written to the log as it starts.
     pub log: Vec<String>,
 }
@@ -266,22 +272,38 @@ impl Runtime for Arc<FakeRuntime> {
         Some(Usage { cpu_nanos: ran.max(0) as u64 * 1_000_000, memory_bytes: 1 << 20 })
     }
 
-    async fn exec(&self, id: &RunId, _argv: Vec<String>) -> Result<Exit, StartError> {
-        let now = self.clock.now();
-        let mut state = self.state.lock();
-        let missing =
-            || StartError { reason: "NotFound".into(), message: format!("{id} does not run") };
-        let run = state.runs.get_mut(id).filter(|run| run.exit.is_none()).ok_or_else(missing)?;
-        let codes = &run.script.exec_codes;
-        let code = codes.get(run.execs).or(codes.last()).copied().unwrap_or(0);
-        run.execs += 1;
+    async fn exec(&self, id: &RunId, _: ExecRequest, streams: Streams) -> Result<Exit, StartError> {
+        let started_at = self.clock.now();
+        let (code, output) = {
+            let mut state = self.state.lock();
+            let run = running(&mut state, id)?;
+            let codes = &run.script.exec_codes;
+            let code = codes.get(run.execs).or(codes.last()).copied().unwrap_or(0);
+            run.execs += 1;
+            (code, run.script.exec_output.clone())
+        };
+        if let Some(mut stdout) = streams.stdout {
+            let _the_reader_may_be_gone = stdout.write_all(output.as_bytes()).await;
+            if let Some(mut stdin) = streams.stdin {
+                let _the_reader_may_be_gone = tokio::io::copy(&mut stdin, &mut stdout).await;
+            }
+            let _the_reader_may_be_gone = stdout.shutdown().await;
+        }
         Ok(Exit {
             code,
             signal: None,
             reason: String::new(),
             message: String::new(),
-            started_at: now,
-            finished_at: now,
+            started_at,
+            finished_at: self.clock.now(),
         })
     }
+}
+
+fn running<'a>(state: &'a mut State, id: &RunId) -> Result<&'a mut Run, StartError> {
+    let run = state.runs.get_mut(id).filter(|run| run.exit.is_none());
+    run.ok_or_else(|| StartError {
+        reason: "NotFound".into(),
+        message: format!("{id} does not run"),
+    })
 }

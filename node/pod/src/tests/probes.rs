@@ -34,6 +34,17 @@ async fn readiness_comes_and_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failed_command_says_what_it_printed() {
+    let b = Bench::new().await;
+    let script =
+        Script { exec_codes: vec![2], exec_output: "no leader\n".into(), ..<_>::default() };
+    b.world.runtime.script("c", vec![script]);
+    b.set(&with_probe("readinessProbe", json!({})));
+    b.until_event("Unhealthy").await;
+    assert_eq!(b.message("Unhealthy"), "Readiness probe failed: no leader\n");
+}
+
+#[tokio::test(start_paused = true)]
 async fn liveness_restarts() {
     let b = Bench::new().await;
     b.world.runtime.script(

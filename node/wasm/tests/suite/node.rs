@@ -96,6 +96,7 @@ impl Node {
             hosts: vec![],
             runtime_class: String::new(),
             stdin: false,
+            stdin_once: false,
             tty: false,
             annotations: Default::default(),
         }
