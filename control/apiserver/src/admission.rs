@@ -169,6 +169,16 @@ pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted,
     Ok(admitted)
 }
 
+/// Whether anybody from outside is shown new objects before they are stored.
+pub fn looks_on(server: &Inner) -> bool {
+    let policies = &server.admission_policies;
+    let silent = server.mutating_webhooks.is_empty()
+        && server.validating_webhooks.is_empty()
+        && policies.mutating.is_empty()
+        && policies.validating.is_empty();
+    !silent
+}
+
 /// Kubernetes' own mutating plugins. They may run twice on an object.
 async fn built_in(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
     if review.creates("", "pods") {

@@ -1,10 +1,13 @@
 //! What `/metrics` shows, by the names and labels that kube-apiserver has for it, in the text format
 //! that every scraper reads. <https://kubernetes.io/docs/reference/instrumentation/metrics/>
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use crate::paths::GIT_VERSION;
 use crate::request::Attributes;
+use crate::served::Served;
 use crate::server::Inner;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -45,8 +49,29 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter<u64, AtomicU64>>,
     seconds: Family<Asked, Histogram, fn() -> Histogram>,
-    inflight: Family<Lane, Gauge<i64, AtomicI64>>,
+    /// Of what was asked before: to find these costs less than to write out their labels.
+    series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
+    reads: Gauge<i64, AtomicI64>,
+    writes: Gauge<i64, AtomicI64>,
     long: Family<Asked, Gauge<i64, AtomicI64>>,
+}
+
+/// What distinguishes the labels of two requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct SeriesKey {
+    /// [`Served::index`]
+    served: Option<u32>,
+    /// Place among the kind's.
+    subresource: Option<usize>,
+    verb: &'static str,
+    scope: &'static str,
+    code: u16,
+}
+
+struct Series {
+    requests: Counter<u64, AtomicU64>,
+    /// None of requests that last.
+    seconds: Option<Histogram>,
 }
 
 fn buckets() -> Histogram {
@@ -61,7 +86,10 @@ impl Metrics {
         let mut registry = Registry::default();
         let requests = Family::default();
         let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
-        let (inflight, long) = (Family::default(), Family::default());
+        let (inflight, long) =
+            (Family::<Lane, Gauge<i64, AtomicI64>>::default(), Family::default());
+        let lane = |request_kind| inflight.get_or_create(&Lane { request_kind }).clone();
+        let (reads, writes) = (lane("readOnly"), lane("mutating"));
         registry.register(
             "apiserver_request",
             "Requests by what they asked and how they were answered",
@@ -82,13 +110,13 @@ impl Metrics {
             "Watches and streams that are open now",
             long.clone(),
         );
-        Self { registry, requests, seconds, inflight, long }
+        let series = RwLock::default();
+        Self { registry, requests, seconds, series, reads, writes, long }
     }
 
     /// Counts a request as running until dropped.
     pub fn running(&self, asked: &Attributes) -> Running {
-        let kind = if asked.is_read() { "readOnly" } else { "mutating" };
-        let gauge = self.inflight.get_or_create(&Lane { request_kind: kind }).clone();
+        let gauge = if asked.is_read() { &self.reads } else { &self.writes }.clone();
         gauge.inc();
         Running(gauge)
     }
@@ -101,12 +129,32 @@ impl Metrics {
     }
 
     /// Only served resources become labels, so that made-up paths cannot fill memory.
-    pub fn answered(&self, asked: &Attributes, known: bool, code: u16, took: Duration) {
-        let labels = labels(asked, known, code);
-        if !asked.is_long() {
-            self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    pub fn answered(&self, asked: &Attributes, served: Option<&Served>, code: u16, took: Duration) {
+        let resource = asked.resource.as_ref().filter(|_| served.is_some());
+        let sub = resource.map(|r| r.subresource.as_str()).filter(|s| !s.is_empty() && code < 400);
+        let place = |sub: &str| served?.kind.subresources.iter().position(|s| s.name == sub);
+        let key = SeriesKey {
+            served: served.map(|s| s.index),
+            subresource: sub.map(|sub| place(sub).unwrap_or(usize::MAX)),
+            verb: verb(&asked.verb),
+            scope: scope(asked, resource),
+            code,
+        };
+        let found = self.series.read().get(&key).cloned();
+        let series = found.unwrap_or_else(|| {
+            let asked_for = labels(asked, served.is_some(), code);
+            let seconds =
+                (!asked.is_long()).then(|| self.seconds.get_or_create(&asked_for).clone());
+            let answered = Answered { asked: asked_for, code };
+            let requests = self.requests.get_or_create(&answered).clone();
+            let series = Arc::new(Series { requests, seconds });
+            self.series.write().insert(key, series.clone());
+            series
+        });
+        series.requests.inc();
+        if let Some(seconds) = &series.seconds {
+            seconds.observe(took.as_secs_f64());
         }
-        self.requests.get_or_create(&Answered { asked: labels, code }).inc();
     }
 
     fn encode(&self) -> String {
@@ -129,13 +177,17 @@ fn labels(asked: &Attributes, known: bool, code: u16) -> Asked {
         resource: of(|r| &r.resource),
         // Any word may stand there; of those that fail only the code is of interest.
         subresource: if code < 400 { of(|r| &r.subresource) } else { String::new() },
-        scope: match resource {
-            None => "",
-            Some(r) if !r.name.is_empty() || asked.verb == "create" => "resource",
-            Some(r) if !r.namespace.is_empty() => "namespace",
-            Some(_) => "cluster",
-        },
+        scope: scope(asked, resource),
         component: "apiserver",
+    }
+}
+
+fn scope(asked: &Attributes, resource: Option<&crate::request::Resource>) -> &'static str {
+    match resource {
+        None => "",
+        Some(r) if !r.name.is_empty() || asked.verb == "create" => "resource",
+        Some(r) if !r.namespace.is_empty() => "namespace",
+        Some(_) => "cluster",
     }
 }
 

@@ -39,11 +39,13 @@ pub struct Form {
     pub shape: Shape,
     /// The shape's own kind is of `meta.k8s.io/v1beta1`, which differs from v1 by its name only.
     pub beta: bool,
+    /// Without managedFields. Only informers of this process ask for that, and only in JSON.
+    pub lean: bool,
 }
 
 impl Form {
     pub const fn of(encoding: Encoding, shape: Shape) -> Self {
-        Self { encoding, shape, beta: false }
+        Self { encoding, shape, beta: false, lean: false }
     }
 }
 
@@ -140,7 +142,7 @@ impl<'a> Range<'a> {
             // Tables have no wire numbers.
             Encoding::Protobuf => offer.protobuf && shape != Shape::Table,
         };
-        self.encodings().find(can).map(|encoding| Form { encoding, shape, beta })
+        self.encodings().find(can).map(|encoding| Form { beta, ..Form::of(encoding, shape) })
     }
 
     /// The shape that the parameters ask for, and whether as v1beta1; None for what we do not have.

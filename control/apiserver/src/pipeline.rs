@@ -49,6 +49,9 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         attributes,
         user: UserInfo::default(),
         deadline: None,
+        served: None,
+        // Only from within this process: nothing that comes over a socket has extensions of its own.
+        lean: parts.extensions.get::<rimward_client::OmitManagedFields>().is_some(),
         body: parking_lot::Mutex::new(body),
         upgrade: parking_lot::Mutex::new(upgrade),
         warnings: Vec::new(),
@@ -69,12 +72,12 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
         ids.tell(&mut response);
     }
     let (code, took) = (response.status().as_u16(), began.elapsed());
-    let known = call
-        .attributes
-        .resource
-        .as_ref()
-        .is_some_and(|r| server.registry().get(&r.gvr()).is_some());
-    server.metrics.answered(&call.attributes, known, code, took);
+    if call.served.is_none()
+        && let Some(resource) = &call.attributes.resource
+    {
+        call.served = server.registry().get(&resource.gvr()).cloned();
+    }
+    server.metrics.answered(&call.attributes, call.served.as_deref(), code, took);
     tracing::debug!(
         user = %call.user.name, verb = %call.attributes.verb, path = %call.attributes.path, code, ?took, "answered"
     );
@@ -106,9 +109,7 @@ async fn run(
     // Authentication: who asks.
     let path = &call.attributes.path;
     let authenticated = authn::authenticate(server, peer, &call.headers, path, false).await;
-    if let Ok(user) = &authenticated {
-        call.user = user.clone();
-    }
+    let authenticated = authenticated.map(|user| call.user = user);
     // Audit: what is told of it; also of those who could not say who they are.
     if let (Some(auditor), Some(arrival)) = (&server.config.audit, arrival) {
         *trail = auditor.begin(arrival, &call.user, &call.attributes, &call.headers);

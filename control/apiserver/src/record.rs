@@ -66,16 +66,49 @@ impl Record {
 
     /// The record of an object.
     pub fn encode(object: &Value, kind: &Kind) -> Result<Bytes, TooLong> {
-        Self::encode_marked(object, kind, "")
+        Self::encode_with(object, kind, "", None)
     }
 
     /// The record of an object, marked: see [`Record::mark`].
     pub fn encode_marked(object: &Value, kind: &Kind, mark: &str) -> Result<Bytes, TooLong> {
+        Self::encode_with(object, kind, mark, None)
+    }
+
+    /// The record of an object whose managedFields are this text and not in the object.
+    pub fn encode_managed(object: &Value, kind: &Kind, fields: &str) -> Result<Bytes, TooLong> {
+        Self::encode_with(object, kind, "", Some(fields))
+    }
+
+    fn encode_with(
+        object: &Value,
+        kind: &Kind,
+        mark: &str,
+        managed_fields: Option<&str>,
+    ) -> Result<Bytes, TooLong> {
         let mut body = Vec::with_capacity(1024);
         body.extend_from_slice(BODY_HEAD);
         body.push(b'{');
         let metadata = object.get("metadata").and_then(Value::as_object);
-        write_members(&mut body, metadata, &["resourceVersion"]);
+        match managed_fields {
+            None => write_members(&mut body, metadata, &["resourceVersion"]),
+            Some(fields) => {
+                // Where a Value would have it: members are in the order of their names.
+                let members = || metadata.into_iter().flatten();
+                let before = members().filter(|(key, _)| key.as_str() < "managedFields");
+                write_pairs(&mut body, before);
+                if body.last() != Some(&b'{') {
+                    body.push(b',');
+                }
+                body.extend_from_slice(b"\"managedFields\":");
+                body.extend_from_slice(fields.as_bytes());
+                let behind = |key: &str| key > "managedFields" && key != "resourceVersion";
+                let mut after = members().filter(|(key, _)| behind(key)).peekable();
+                if after.peek().is_some() {
+                    body.push(b',');
+                }
+                write_pairs(&mut body, after);
+            }
+        }
         body.push(b'}');
         let metadata_len = body.len() - BODY_HEAD.len();
         if object.as_object().is_some_and(|o| o.keys().any(|k| !OUTSIDE.contains(&k.as_str()))) {
@@ -191,12 +224,33 @@ impl Record {
         out.extend_from_slice(&self.bytes[self.metadata.start + 1..]);
     }
 
+    /// As [`Record::splice`], without managedFields.
+    pub fn splice_lean(&self, head: &[u8], revision: Revision, out: &mut Vec<u8>) {
+        out.extend_from_slice(head);
+        push_revision(revision, out);
+        self.push_lean_metadata(out);
+        out.extend_from_slice(&self.bytes[self.metadata.end..]);
+    }
+
     /// Writes the object's metadata as a `PartialObjectMetadata`.
-    pub fn splice_metadata(&self, revision: Revision, out: &mut Vec<u8>) {
+    pub fn splice_metadata(&self, revision: Revision, lean: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(PARTIAL_HEAD);
         push_revision(revision, out);
-        out.extend_from_slice(&self.metadata()[1..]);
+        match lean {
+            true => self.push_lean_metadata(out),
+            false => out.extend_from_slice(&self.metadata()[1..]),
+        }
         out.push(b'}');
+    }
+
+    /// The metadata from behind its bracket, without managedFields.
+    fn push_lean_metadata(&self, out: &mut Vec<u8>) {
+        let metadata = self.metadata();
+        let Some(gone) = managed_fields(metadata) else {
+            return out.extend_from_slice(&metadata[1..]);
+        };
+        out.extend_from_slice(&metadata[1..gone.start]);
+        out.extend_from_slice(&metadata[gone.end..]);
     }
 
     /// The body, parsed: the object without its type and resourceVersion.
@@ -217,6 +271,30 @@ impl Record {
         }
         Ok(object)
     }
+}
+
+/// Where `"managedFields":[…]` stands in a metadata object, with the comma behind it. None when it is
+/// not there, or last: our own encoding puts the name and the uid behind it.
+fn managed_fields(metadata: &[u8]) -> Option<Range<usize>> {
+    // No text can hold this: a quotation mark within a text has a backslash before it.
+    const KEY: &[u8] = b"\"managedFields\":[";
+    let start = metadata.windows(KEY.len()).position(|w| w == KEY)?;
+    let (mut at, mut depth) = (start + KEY.len(), 1);
+    while depth > 0 {
+        match metadata.get(at)? {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            b'"' => {
+                at += 1;
+                while *metadata.get(at)? != b'"' {
+                    at += if metadata[at] == b'\\' { 2 } else { 1 };
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    (metadata.get(at) == Some(&b',')).then_some(start..at + 1)
 }
 
 /// Members that are not part of the stored body, or stand before it.
@@ -243,11 +321,13 @@ fn push_revision(revision: Revision, out: &mut Vec<u8>) {
 }
 
 fn write_members(out: &mut Vec<u8>, object: Option<&Map<String, Value>>, without: &[&str]) {
+    let all = object.into_iter().flatten();
+    write_pairs(out, all.filter(|(key, _)| !without.contains(&key.as_str())));
+}
+
+fn write_pairs<'a>(out: &mut Vec<u8>, pairs: impl Iterator<Item = (&'a String, &'a Value)>) {
     let mut first = true;
-    for (key, value) in object.into_iter().flatten() {
-        if without.contains(&key.as_str()) {
-            continue;
-        }
+    for (key, value) in pairs {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
@@ -340,10 +420,60 @@ mod tests {
         record.splice(&head("v1", "Pod"), 42, &mut served);
         assert_eq!(serde_json::from_slice::<Value>(&served).expect("is JSON"), expected);
         let mut partial = Vec::new();
-        record.splice_metadata(42, &mut partial);
+        record.splice_metadata(42, false, &mut partial);
         let partial: Value = serde_json::from_slice(&partial).expect("is JSON");
         assert_eq!(partial["metadata"], expected["metadata"]);
         assert_eq!(partial["kind"], "PartialObjectMetadata");
+    }
+
+    #[test]
+    fn managed_fields_as_text() {
+        #[track_caller]
+        fn check(metadata: Value) {
+            let kind = pods();
+            let fields = json!([{ "manager": "m\"", "fieldsV1": { "f:x": {} } }]);
+            let plain = json!({ "metadata": metadata, "spec": {} });
+            let mut whole = plain.clone();
+            whole["metadata"]["managedFields"] = fields.clone();
+            let made = Record::encode_managed(&plain, &kind, &fields.to_string()).expect("fits");
+            assert_eq!(made, Record::encode(&whole, &kind).expect("fits"));
+        }
+        check(
+            json!({ "name": "x", "annotations": { "a": "b" }, "resourceVersion": "1", "uid": "u" }),
+        );
+        check(json!({ "name": "x", "resourceVersion": "1" }));
+        check(json!({ "annotations": {} }));
+        check(json!({ "resourceVersion": "1" }));
+    }
+
+    #[test]
+    fn without_managed_fields() {
+        #[track_caller]
+        fn check(metadata: Value) {
+            let kind = pods();
+            let object = json!({ "kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": { "managedFields": [1] } });
+            let bytes = Record::encode(&object, &kind).expect("fits");
+            let record = Record::open(&bytes).expect("reads");
+            let mut expected = object.clone();
+            expected["metadata"]["resourceVersion"] = "7".into();
+            expected["metadata"].as_object_mut().expect("an object").remove("managedFields");
+            let mut lean = Vec::new();
+            record.splice_lean(&head("v1", "Pod"), 7, &mut lean);
+            assert_eq!(serde_json::from_slice::<Value>(&lean).expect("is JSON"), expected);
+            let mut partial = Vec::new();
+            record.splice_metadata(7, true, &mut partial);
+            let partial: Value = serde_json::from_slice(&partial).expect("is JSON");
+            assert_eq!(partial["metadata"], expected["metadata"]);
+        }
+        check(json!({ "name": "x" }));
+        check(json!({ "name": "x", "managedFields": [] }));
+        let fields = json!([{ "manager": "a]\"}\\", "fieldsV1": { "f:spec": { "k:{\"name\":\"[\"}": { ".": {} } } } }, {}]);
+        check(json!({ "name": "x", "managedFields": fields }));
+        let annotations = json!({ "a": "\"managedFields\":[", "managedFields": "[", "b": "{\"managedFields\":[{" });
+        check(
+            json!({ "name": "x", "annotations": annotations, "managedFields": fields, "uid": "u" }),
+        );
+        check(json!({ "name": "x", "annotations": annotations }));
     }
 
     #[test]

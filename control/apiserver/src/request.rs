@@ -1,10 +1,13 @@
 //! What a request asks: its path, verb and query taken apart, before anything is looked up.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Method};
 use parking_lot::Mutex;
 use rimward_api::{GroupResource, GroupVersionResource, UserInfo};
 
 use crate::body::BoxBody;
+use crate::served::Served;
 
 /// Decoded query parameters.
 #[derive(Clone, Debug, Default)]
@@ -189,6 +192,10 @@ pub struct Call {
     pub user: UserInfo,
     /// When it has to be answered, unless it lasts.
     pub deadline: Option<tokio::time::Instant>,
+    /// The resource that is asked for, once it was looked up.
+    pub served: Option<Arc<Served>>,
+    /// Objects are read without their managedFields.
+    pub lean: bool,
     /// Taken when a handler wants it. The lock only makes the call shareable across threads.
     pub body: Mutex<BoxBody>,
     /// The connection itself, when the client asked that it become something else.

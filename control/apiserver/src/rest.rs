@@ -42,7 +42,8 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     let Some(target) = call.attributes.resource.clone() else {
         return paths::serve(server, call).boxed().await;
     };
-    let Some(served) = server.registry().get(&target.gvr()).cloned() else {
+    call.served = server.registry().get(&target.gvr()).cloned();
+    let Some(served) = call.served.clone() else {
         return match server.registry().has_version(&target.group, &target.version) {
             true => Err(error::no_such_resource()),
             false => Ok(error::page_not_found()),

@@ -73,8 +73,20 @@ impl Inner {
         out.extend_from_slice(br#","object":"#);
         match include {
             Include::None => out.extend_from_slice(b"null"),
-            Include::Metadata => self.push_object(served, stored, Shape::Metadata, true, out)?,
-            Include::Object => self.push_object(served, stored, Shape::Object, true, out)?,
+            Include::Metadata => self.push_object(
+                served,
+                stored,
+                Form::of(Encoding::Json, Shape::Metadata),
+                true,
+                out,
+            )?,
+            Include::Object => self.push_object(
+                served,
+                stored,
+                Form::of(Encoding::Json, Shape::Object),
+                true,
+                out,
+            )?,
         }
         out.push(b'}');
         Ok(())
@@ -93,7 +105,7 @@ impl Inner {
         {
             return Ok(Cells::open(kept));
         }
-        let object = self.value(served, stored)?;
+        let object = self.lean_value(served, stored)?;
         let (cells, keeps) = Cells::make(&object, now, |now| served.kind.hooks.cells(&object, now));
         if keeps && stored.kept {
             self.shared.insert(key, cells.bytes.clone());

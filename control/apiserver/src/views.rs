@@ -100,18 +100,32 @@ impl Inner {
         Ok(object)
     }
 
+    /// The object in the form that it is served in; of a built-in kind without its managedFields, which
+    /// are half of what there is to parse, and nothing that is shown.
+    pub fn lean_value(&self, served: &Served, stored: &Stored) -> Result<Value, Status> {
+        let built_in = served.custom.is_none() && served.kind.conversion.is_none();
+        if !built_in || served.is("coordination.k8s.io", "leases") {
+            return self.value(served, stored);
+        }
+        let mut text = Vec::with_capacity(stored.record.body().len() + 128);
+        stored.record.splice_lean(&served.head, stored.revision, &mut text);
+        // What serde_json refuses for its depth our own reader takes.
+        serde_json::from_slice(&text).or_else(|_| self.value(served, stored))
+    }
+
     /// Writes an object as JSON. `typed` is false for items of a typed list, which leave kind and
     /// apiVersion to the list.
     pub fn push_object(
         &self,
         served: &Served,
         stored: &Stored,
-        shape: Shape,
+        form: Form,
         typed: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), Status> {
-        if shape == Shape::Metadata {
-            stored.record.splice_metadata(stored.revision, out);
+        let splice = if form.lean { Record::splice_lean } else { Record::splice };
+        if form.shape == Shape::Metadata {
+            stored.record.splice_metadata(stored.revision, form.lean, out);
         } else if served.kind.conversion.is_some() || self.live_renew_time(served, stored).is_some()
         {
             let mut object = self.value(served, stored)?;
@@ -121,9 +135,9 @@ impl Inner {
             }
             serde_json::to_writer(&mut *out, &object).expect("a Value is JSON");
         } else if typed {
-            stored.record.splice(&served.head, stored.revision, out);
+            splice(&stored.record, &served.head, stored.revision, out);
         } else {
-            stored.record.splice(ITEM_HEAD, stored.revision, out);
+            splice(&stored.record, ITEM_HEAD, stored.revision, out);
         }
         Ok(())
     }
@@ -198,7 +212,7 @@ impl Inner {
             return Ok(finished(call, code, form, self.body(served, stored, form.shape)?));
         }
         let mut out = Vec::with_capacity(stored.record.body().len() + 128);
-        self.push_object(served, stored, form.shape, true, &mut out)?;
+        self.push_object(served, stored, form, true, &mut out)?;
         Ok(finished(call, code, form, out))
     }
 }

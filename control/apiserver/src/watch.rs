@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use futures::FutureExt as _;
 use rimward_api::Status;
 use rimward_control_store::{Batch, Error, Event, Revision, Watch};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::body::{self, BoxError, Response};
 use crate::error;
@@ -51,7 +53,7 @@ pub async fn watch(
     let lists = options.send_initial_events == Some(true) && options.bookmarks;
     let shapes = if lists { Shapes::Metadata } else { Shapes::All };
     let offer = Offer { protobuf: served.protobuf, shapes, stream: true };
-    let form = negotiate::form(&call.headers, offer)?;
+    let form = Form { lean: call.lean, ..negotiate::form(&call.headers, offer)? };
     // A watch of one object by its path is a watch of its name.
     if let Some(target) = call.attributes.resource.as_ref().filter(|r| !r.name.is_empty())
         && options.fields.required("metadata.name").is_none()
@@ -77,6 +79,9 @@ pub async fn watch(
         options.timeout.unwrap_or_else(|| TIMEOUT_MIN.mul_f64(1.0 + rand::random::<f64>()));
     let mut watcher = Watcher {
         prefix: served.prefix(&namespace),
+        timer: Box::pin(tokio::time::sleep_until(Instant::now() + timeout)),
+        stops: Box::pin(server.stop.clone().cancelled_owned()),
+        gone: served.custom.as_ref().map(|c| Box::pin(c.gone.clone().cancelled_owned())),
         deadline: Instant::now() + timeout,
         bookmark_at: Instant::now() + BOOKMARK_EVERY.mul_f64(0.5 + 0.5 * rand::random::<f64>()),
         server: server.clone(),
@@ -105,7 +110,8 @@ pub async fn watch(
         };
     }
     watcher.open()?;
-    let chunks = futures::stream::unfold(watcher, |mut watcher| async move {
+    // Boxed: it moves with every chunk.
+    let chunks = futures::stream::unfold(Box::new(watcher), |mut watcher| async move {
         let chunk = watcher.next().await?;
         Some((Ok::<Bytes, BoxError>(chunk), watcher))
     });
@@ -134,6 +140,12 @@ struct Watcher {
     revision: Revision,
     deadline: Instant,
     bookmark_at: Instant,
+    /// Goes off when one of the two is due. Kept, like what follows, from event to event: to begin to
+    /// wait costs more than to be woken.
+    timer: Pin<Box<Sleep>>,
+    stops: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// A custom kind is no longer served.
+    gone: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
     /// Writes are charged for it.
     _counted: Option<Watching>,
@@ -214,14 +226,15 @@ impl Watcher {
             } else {
                 self.deadline
             });
-            let stop = self.server.stop.clone();
-            let gone = self.served.custom.as_ref().map(|c| c.gone.clone());
+            if self.timer.deadline() != wake {
+                self.timer.as_mut().reset(wake);
+            }
             tokio::select! {
                 // In this order: no flood of events keeps a watch from its end, and the end of a kind
                 // does not hide what happened before.
                 biased;
-                () = stop.cancelled() => return None,
-                () = tokio::time::sleep_until(wake) => {
+                () = self.stops.as_mut() => return None,
+                () = self.timer.as_mut() => {
                     self.ended = Instant::now() >= self.deadline;
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
                     if self.options.bookmarks {
@@ -237,7 +250,7 @@ impl Watcher {
                     Err(e) => self.fail(&error::store(e)),
                 },
                 // The kind is no longer served.
-                () = async { match &gone { Some(gone) => gone.cancelled().await, None => pending().await } } => {
+                () = async { match &mut self.gone { Some(gone) => gone.await, None => pending().await } } => {
                     return None;
                 }
             }
@@ -347,7 +360,7 @@ impl Watcher {
             }
             Encoding::Json | Encoding::Yaml => {
                 let mut out = Vec::with_capacity(stored.record.body().len() + 128);
-                self.server.push_object(&self.served, stored, self.form.shape, true, &mut out)?;
+                self.server.push_object(&self.served, stored, self.form, true, &mut out)?;
                 line(kind, &self.named(out))
             }
         };

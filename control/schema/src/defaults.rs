@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::model::{DefId, Model, Type};
+use crate::model::{DefId, Definition, Field, Model, Type};
 
 /// Fills declared defaults into objects that are there; never makes an object to put one in. For
 /// built-in kinds: a custom one fills in its defaults by its own schema, nulls and all.
@@ -13,8 +13,9 @@ pub fn apply_defaults(model: &Model, definition: DefId, object: &mut Value) {
 
 fn fill(model: &Model, ty: &Type, value: &mut Value) {
     match (ty, value) {
-        (Type::Object(id), Value::Object(map)) if model.has_defaults(*id) => {
-            for field in &model.get(*id).fields {
+        (Type::Object(id), Value::Object(map)) => {
+            let fields = &model.get(*id).fields;
+            for field in model.defaulting(*id).iter().map(|index| &fields[usize::from(*index)]) {
                 match (map.get_mut(&*field.name), &field.default) {
                     (Some(Value::Null), Some(default)) => {
                         drop(map.insert((*field.name).to_owned(), (**default).clone()))
@@ -51,14 +52,26 @@ fn reaches_object(ty: &Type) -> bool {
 }
 
 impl Model {
-    /// Whether a default is declared in the definition or anywhere below it.
-    fn has_defaults(&self, id: DefId) -> bool {
-        self.defaulted.get_or_init(|| find_defaulted(self)).get(id.0 as usize).copied()
-            == Some(true)
+    /// The fields of a definition that have a default themselves or somewhere below: few of many.
+    fn defaulting(&self, id: DefId) -> &[u16] {
+        let all = self.defaulting.get_or_init(|| find_defaulting(self));
+        all.get(id.0 as usize).map_or(&[], |fields| fields)
     }
 }
 
-fn find_defaulted(model: &Model) -> Box<[bool]> {
+fn find_defaulting(model: &Model) -> Box<[Box<[u16]>]> {
+    let found = find_defaulted(model);
+    let of = |definition: &Definition| {
+        let concerned = |field: &Field| {
+            field.default.is_some() || object_of(&field.ty).is_some_and(|id| found[id.0 as usize])
+        };
+        (0..).zip(&definition.fields).filter(|(_, f)| concerned(f)).map(|(i, _)| i).collect()
+    };
+    model.definitions().map(|(_, definition)| of(definition)).collect()
+}
+
+/// Whether a default is declared in each definition or anywhere below it.
+fn find_defaulted(model: &Model) -> Vec<bool> {
     let mut found = vec![false; model.definitions().count()];
     loop {
         let mut changed = false;
@@ -71,7 +84,7 @@ fn find_defaulted(model: &Model) -> Box<[bool]> {
             }
         }
         if !changed {
-            return found.into();
+            return found;
         }
     }
 }

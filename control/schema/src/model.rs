@@ -19,8 +19,8 @@ pub struct Model {
     definitions: Vec<Definition>,
     by_name: HashMap<Box<str>, DefId>,
     by_kind: HashMap<GroupVersionKind, DefId>,
-    /// Which definitions have declared defaults, found when first asked for.
-    pub(crate) defaulted: OnceLock<Box<[bool]>>,
+    /// The fields of each definition that lead to declared defaults, found when first asked for.
+    pub(crate) defaulting: OnceLock<Box<[Box<[u16]>]>>,
 }
 
 /// The index of a definition within its model.
@@ -260,7 +260,7 @@ impl Model {
         let fields = definition.fields.iter().enumerate();
         definition.constant = fields.filter(|(_, f)| constant(f)).map(|(i, _)| i as u16).collect();
         let id = self.reserve(&definition.name.clone());
-        self.defaulted = OnceLock::new();
+        self.defaulting = OnceLock::new();
         // Options and events belong to every group; such a definition is no group's kind.
         if let [kind] = definition.kinds.as_slice() {
             self.by_kind.insert(kind.clone(), id);

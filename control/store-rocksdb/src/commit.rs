@@ -112,6 +112,7 @@ impl Committer {
         let shared = self.shared.clone();
         let engine = shared.engine.read();
         let Some(engine) = &*engine else { return };
+        self.prepare_log(engine);
         while let Some(first) = self.queue.blocking_recv() {
             let mut group = Group::default();
             let mut garbage = None;
@@ -146,15 +147,25 @@ impl Committer {
         }
     }
 
+    /// The log is quicker to sync once it is written over files that are there. Not on a disk that is
+    /// short of room.
+    fn prepare_log(&self, engine: &Engine) {
+        let (bytes, reserve) =
+            (self.shared.options.log_file_bytes, self.shared.options.disk_reserve_bytes);
+        let enough = self.free_bytes().is_none_or(|free| free >= reserve + 8 * bytes as u64);
+        if bytes > 0
+            && enough
+            && let Err(error) = engine.prepare_log(bytes)
+        {
+            die(&self.shared.path, &format!("a write failed: {error}"));
+        }
+    }
+
     /// Whether there is room for transactions that add something, or why not.
     fn room(&self) -> Result<(), String> {
         let (path, reserve) = (&self.shared.path, self.shared.options.disk_reserve_bytes);
         // If it cannot be asked, the write itself will tell.
-        let Ok(stat) = rustix::fs::statvfs(path) else { return Ok(()) };
-        let free = stat.f_bavail * stat.f_frsize;
-        if free >= reserve {
-            return Ok(());
-        }
+        let Some(free) = self.free_bytes().filter(|free| *free < reserve) else { return Ok(()) };
         Err(format!(
             "the file system of {} is full ({} MiB left, {} MiB are kept in reserve): free some \
              space or delete objects",
@@ -162,6 +173,11 @@ impl Committer {
             free >> 20,
             reserve >> 20
         ))
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.shared.path).ok()?;
+        Some(stat.f_bavail * stat.f_frsize)
     }
 
     /// Decides a transaction and adds it to the group.
@@ -238,7 +254,16 @@ impl Committer {
         let Some(revision) = known.present() else { return Ok(None) };
         let (key, value) = match group.changed.get_key_value(key) {
             Some((key, changed)) => (key.clone(), changed.value.clone().unwrap_or_default()),
-            None => (key.into(), engine.body(key, revision)?.1),
+            None => {
+                let key: Arc<str> = key.into();
+                match self.shared.values.get(&key, revision) {
+                    Some(entry) => return Ok(Some(entry)),
+                    None => {
+                        let value = engine.body(&key, revision)?.1;
+                        (key, value)
+                    }
+                }
+            }
         };
         Ok(Some(Entry { key, value, revision, created: known.created }))
     }
@@ -269,6 +294,12 @@ impl Committer {
                 index.insert(key, changed.known);
             }
             drop(index);
+            for event in &group.events {
+                match &event.entry {
+                    Some(entry) => self.shared.values.put(entry),
+                    None => self.shared.values.forget(&event.key),
+                }
+            }
             self.shared.feed.publish(group.events, self.revision);
         }
         if let Some(revision) = group.compacted {

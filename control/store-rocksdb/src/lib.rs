@@ -15,6 +15,7 @@
 //!   places of bodies are answered from it;
 //! - [`commit`]: the one thread that writes. Transactions that wait while the disk syncs are the
 //!   next group;
+//! - [`values`]: the values that were written or read last;
 //! - [`read`]: gets, lists and the log, at any retained revision;
 //! - [`trim`]: the thread that removes compacted history.
 //!
@@ -34,6 +35,7 @@ mod index;
 mod pins;
 mod read;
 mod trim;
+mod values;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,14 +53,20 @@ use directory::Directory;
 use engine::Engine;
 use index::Index;
 use pins::Pins;
+use values::Values;
 
 /// What an operator may want to change.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Bytes of the cache of uncompressed blocks. What is not in it is read through the page cache.
     pub block_cache_bytes: usize,
+    /// Bytes of the values that were written or read last, kept beside the blocks.
+    pub value_cache_bytes: usize,
     /// Bytes that recent writes may hold in memory, all together.
     pub write_buffer_bytes: usize,
+    /// The size of the files that the write-ahead log is written over, made at each start; 0 makes
+    /// none.
+    pub log_file_bytes: usize,
     /// The ring of recent events that watchers near the head share.
     pub ring: RingLimits,
     /// While less than this is free on the file system, transactions that add something are refused
@@ -76,7 +84,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             block_cache_bytes: 12 << 20,
+            value_cache_bytes: 32 << 20,
             write_buffer_bytes: 8 << 20,
+            log_file_bytes: 5 << 20,
             ring: RingLimits::default(),
             disk_reserve_bytes: 32 << 20,
             rewrite_bytes_min: 16 << 20,
@@ -106,6 +116,7 @@ struct Shared {
     /// them and the directory is free when it returns.
     engine: RwLock<Option<Engine>>,
     index: RwLock<Index>,
+    values: Values,
     pins: Pins,
     feed: Arc<Feed>,
     /// None once closed: the committer ends when the last clone is gone.
@@ -127,6 +138,7 @@ impl RocksStore {
             path: path.to_owned(),
             engine: RwLock::new(Some(engine)),
             index: RwLock::new(found.index),
+            values: Values::new(options.value_cache_bytes),
             pins: Pins::new(found.compacted),
             feed: Feed::new(found.revision, options.ring),
             requests: Mutex::new(Some(requests)),

@@ -14,6 +14,7 @@ use crate::codec::{self, Body, Change};
 use crate::engine::Engine;
 use crate::index::Place;
 use crate::pins::Pin;
+use crate::values::Values;
 
 /// How many keys are taken from the index at a time, so that a long list does not keep the
 /// committer from it.
@@ -48,6 +49,18 @@ impl Shared {
         Some((key.clone(), known.place(at)))
     }
 
+    /// The value as it is now, if it is at hand. What is durable but not yet told of is left to those
+    /// who look at a revision: nobody may see one that cannot be watched from.
+    fn held(&self, key: &str) -> Option<Entry> {
+        let (key, known) = {
+            let index = self.index.read();
+            let (key, known) = index.get(key)?;
+            (key.clone(), *known)
+        };
+        let revision = known.present().filter(|revision| *revision <= self.feed.head())?;
+        self.values.get(&key, revision)
+    }
+
     /// A get that needs no file access; None when it needs one.
     pub fn get_cached(
         &self,
@@ -55,13 +68,21 @@ impl Shared {
         at: Option<Revision>,
     ) -> Result<Option<Option<Entry>>, Error> {
         self.with_engine(|engine| {
+            if at.is_none()
+                && let Some(held) = self.held(key)
+            {
+                return Ok(Some(Some(held)));
+            }
             let (at, _pin) = self.pin(at)?;
             let Some((key, place)) = self.place(key, at) else { return Ok(Some(None)) };
             match place {
                 Place::Absent => Ok(Some(None)),
                 Place::At(revision) => {
                     let body = engine.cached_body(&key, revision)?;
-                    Ok(body.map(|(created, value)| Some(Entry { key, value, revision, created })))
+                    let entry =
+                        body.map(|(created, value)| Entry { key, value, revision, created });
+                    entry.iter().for_each(|entry| self.values.put(entry));
+                    Ok(entry.map(Some))
                 }
                 Place::Older | Place::Maybe => Ok(None),
             }
@@ -76,10 +97,12 @@ impl Shared {
                 Place::Absent => Ok(None),
                 Place::At(revision) => {
                     let (created, value) = engine.body(&key, revision)?;
-                    Ok(Some(Entry { key, value, revision, created }))
+                    let entry = Entry { key, value, revision, created };
+                    self.values.put(&entry);
+                    Ok(Some(entry))
                 }
                 Place::Older | Place::Maybe => {
-                    Bodies::new(engine, &key, true).read(&key, place, at)
+                    Bodies::new(engine, &self.values, &key, true).read(&key, place, at)
                 }
             }
         })
@@ -93,7 +116,8 @@ impl Shared {
         self.with_engine(|engine| {
             let (revision, _pin) = self.pin(request.at)?;
             let limit = if request.limit == 0 { usize::MAX } else { request.limit };
-            let mut bodies = Bodies::new(engine, &request.prefix, limit <= CACHED_LIST_MAX);
+            let mut bodies =
+                Bodies::new(engine, &self.values, &request.prefix, limit <= CACHED_LIST_MAX);
             let mut page = Page { entries: Vec::new(), remaining: 0, revision };
             let mut after = request.after.clone();
             while page.entries.len() < limit {
@@ -160,7 +184,7 @@ impl Shared {
                     return Ok((taken.events, last));
                 }
                 if change.key.starts_with(prefix) {
-                    taken.push(Arc::new(event(engine, revision, &change)?));
+                    taken.push(Arc::new(self.event(engine, revision, &change)?));
                 }
                 searched += 1;
                 last = revision;
@@ -172,6 +196,20 @@ impl Shared {
             Ok((taken.events, until))
         })
     }
+
+    fn event(&self, engine: &Engine, revision: Revision, change: &Change) -> Result<Event, Error> {
+        let key: Arc<str> = change.key.into();
+        let entry = |revision: Revision| {
+            if let Some(held) = self.values.get(&key, revision) {
+                return Ok(held);
+            }
+            let (created, value) = engine.body(&key, revision)?;
+            Ok::<_, Error>(Entry { key: key.clone(), value, revision, created })
+        };
+        let now = if change.deleted { None } else { Some(entry(revision)?) };
+        let previous = if change.previous == 0 { None } else { Some(entry(change.previous)?) };
+        Ok(Event { key, revision, entry: now, previous })
+    }
 }
 
 struct Places {
@@ -180,33 +218,46 @@ struct Places {
     last: Option<Arc<str>>,
 }
 
-fn event(engine: &Engine, revision: Revision, change: &Change) -> Result<Event, Error> {
-    let key: Arc<str> = change.key.into();
-    let entry = |revision: Revision| {
-        let (created, value) = engine.body(&key, revision)?;
-        Ok::<_, Error>(Entry { key: key.clone(), value, revision, created })
-    };
-    let now = if change.deleted { None } else { Some(entry(revision)?) };
-    let previous = if change.previous == 0 { None } else { Some(entry(change.previous)?) };
-    Ok(Event { key, revision, entry: now, previous })
-}
-
 /// Walks over bodies in key order. Keys must be asked for in order to be quick.
 struct Bodies<'a> {
     engine: &'a Engine,
+    values: &'a Values,
     cursor: DBRawIterator<'a>,
+    /// The cursor is where the key before this one was read.
+    follows: bool,
+    held: usize,
+    asked: usize,
 }
 
+/// So many values are looked for before it is known whether that is worth it.
+const TRIES: usize = 16;
+
 impl<'a> Bodies<'a> {
-    fn new(engine: &'a Engine, prefix: &str, keep_in_cache: bool) -> Self {
-        let end = codec::bodies_end(prefix);
-        Self { engine, cursor: engine.cursor(engine.bodies(), end, keep_in_cache) }
+    fn new(engine: &'a Engine, values: &'a Values, prefix: &str, keep_in_cache: bool) -> Self {
+        let cursor = engine.cursor(engine.bodies(), codec::bodies_end(prefix), keep_in_cache);
+        Self { engine, values, cursor, follows: false, held: 0, asked: 0 }
+    }
+
+    /// The value if it is held. A value that is not costs a search of its own where else a step would
+    /// do, so only while nearly all are.
+    fn held(&mut self, key: &Arc<str>, revision: Revision) -> Option<Entry> {
+        if self.asked >= TRIES && self.held * 8 < self.asked * 7 {
+            return None;
+        }
+        self.asked += 1;
+        let held = self.values.get(key, revision)?;
+        self.held += 1;
+        self.follows = false;
+        Some(held)
     }
 
     fn read(&mut self, key: &Arc<str>, place: Place, at: Revision) -> Result<Option<Entry>, Error> {
         let wanted = match place {
             Place::Absent => return Ok(None),
-            Place::At(revision) => revision,
+            Place::At(revision) => match self.held(key, revision) {
+                Some(entry) => return Ok(Some(entry)),
+                None => revision,
+            },
             Place::Older | Place::Maybe => at,
         };
         let found = self.newest(key, wanted)?;
@@ -223,9 +274,10 @@ impl<'a> Bodies<'a> {
     fn newest(&mut self, key: &Arc<str>, at: Revision) -> Result<Option<Entry>, Error> {
         let place = codec::body_key(key, at);
         // Often it is just the next record; a step costs far less than a search.
-        if self.cursor.valid() {
+        if self.follows && self.cursor.valid() {
             self.cursor.next();
         }
+        self.follows = true;
         if self.cursor.key() != Some(&place) {
             self.cursor.seek(&place);
         }

@@ -109,6 +109,7 @@ fn open(path: &Path) -> Arc<RocksStore> {
         // Small, so that watches leave the ring and trimming rewrites files.
         ring: rimward_control_store::feed::RingLimits { events: 4, bytes: 1 << 20 },
         rewrite_bytes_min: 500,
+        log_file_bytes: 64 << 10,
         ..Options::default()
     };
     RocksStore::open(path, options).unwrap()

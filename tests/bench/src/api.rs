@@ -1,5 +1,7 @@
-//! A client of the API as fast as one can be: one HTTP/2 connection, the admin's client certificate, and
-//! no more parsing than asked for.
+//! Clients of the API under the admin's client certificate: [`Api`] over HTTP/2 for whatever is asked,
+//! and [`Wire`] for rates.
+
+mod wire;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,10 +19,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+pub use wire::Wire;
+
 /// How to reach a cluster: what its kubeconfig says, read once.
 #[derive(Clone)]
 pub struct Door {
-    tls: tokio_rustls::TlsConnector,
+    http2: tokio_rustls::TlsConnector,
+    http1: tokio_rustls::TlsConnector,
     host: String,
     port: u16,
 }
@@ -46,26 +51,50 @@ impl Door {
                 vec![CertificateDer::from_pem_slice(&pem(&user["client-certificate-data"])?)?],
                 PrivateKeyDer::from_pem_slice(&pem(&user["client-key-data"])?)?,
             )?;
+        let mut http1 = tls.clone();
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let server: http::Uri =
             cluster["server"].as_str().context("the kubeconfig names no server")?.parse()?;
         let host =
             server.host().context("the server has no host")?.trim_matches(['[', ']']).to_owned();
-        Ok(Self { tls: Arc::new(tls).into(), host, port: server.port_u16().unwrap_or(443) })
+        let (http2, http1) = (Arc::new(tls).into(), Arc::new(http1).into());
+        Ok(Self { http2, http1, host, port: server.port_u16().unwrap_or(443) })
     }
 
     /// A connection of its own.
     pub async fn connect(&self) -> anyhow::Result<Api> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
-        let stream = self.tls.connect(ServerName::try_from(self.host.clone())?, stream).await?;
+        let stream = self.stream(&self.http2).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(64 << 20)
             .handshake(TokioIo::new(stream))
             .await?;
         tokio::spawn(connection);
-        Ok(Api { sender, authority: format!("{}:{}", self.host, self.port) })
+        Ok(Api { sender, authority: self.authority() })
+    }
+
+    async fn stream(
+        &self,
+        tls: &tokio_rustls::TlsConnector,
+    ) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(tls.connect(ServerName::try_from(self.host.clone())?, stream).await?)
+    }
+
+    fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// So many connections for rates.
+    pub async fn wires(&self, count: usize) -> anyhow::Result<Vec<Wire>> {
+        let connect = || async {
+            let stream = self.stream(&self.http1).await?;
+            let (buffer, request) = (BytesMut::new(), Vec::new());
+            anyhow::Ok(Wire { stream, authority: self.authority(), buffer, request })
+        };
+        futures::future::try_join_all((0..count).map(|_| connect())).await
     }
 
     pub async fn connections(&self, count: usize) -> anyhow::Result<Vec<Api>> {

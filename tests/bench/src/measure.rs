@@ -5,4 +5,5 @@ pub mod http;
 pub mod idle_pods;
 pub mod memory;
 pub mod pod_start;
+pub mod schedule;
 pub mod start;

@@ -19,8 +19,6 @@ pub struct Row {
 pub enum Target {
     AtMost(f64),
     AtLeast(f64),
-    /// Recorded now; to be reached by a later issue.
-    LaterAtLeast(f64),
     /// A number that explains others.
     None,
 }
@@ -36,18 +34,14 @@ impl Row {
         Self { what: what.into(), value, unit, target, how: how.into() }
     }
 
-    /// `ok`, `MISS`, `later` (a target that is not due), or nothing.
+    /// `ok`, `MISS`, or nothing.
     fn verdict(&self) -> &'static str {
         let reached = match self.target {
             Target::AtMost(limit) => self.value <= limit,
-            Target::AtLeast(limit) | Target::LaterAtLeast(limit) => self.value >= limit,
+            Target::AtLeast(limit) => self.value >= limit,
             Target::None => return "",
         };
-        match (reached, self.target) {
-            (true, _) => "ok",
-            (false, Target::LaterAtLeast(_)) => "later",
-            (false, _) => "MISS",
-        }
+        if reached { "ok" } else { "MISS" }
     }
 }
 
@@ -82,7 +76,6 @@ fn json_row(row: &Row) -> Value {
     let target = match row.target {
         Target::AtMost(limit) => json!({"at_most": limit}),
         Target::AtLeast(limit) => json!({"at_least": limit}),
-        Target::LaterAtLeast(limit) => json!({"at_least": limit, "due": "later"}),
         Target::None => Value::Null,
     };
     json!({
@@ -124,7 +117,7 @@ fn cells(row: &Row) -> [String; 5] {
     let with_unit = |value: f64| format!("{} {}", number(value), row.unit).trim_end().to_owned();
     let target = match row.target {
         Target::AtMost(limit) => format!("≤ {}", with_unit(limit)),
-        Target::AtLeast(limit) | Target::LaterAtLeast(limit) => format!("≥ {}", with_unit(limit)),
+        Target::AtLeast(limit) => format!("≥ {}", with_unit(limit)),
         Target::None => String::new(),
     };
     [row.what.clone(), with_unit(row.value), target, row.verdict().to_owned(), row.how.clone()]
@@ -161,8 +154,6 @@ mod tests {
         check(1.1, Target::AtMost(1.0), "MISS");
         check(f64::NAN, Target::AtMost(1.0), "MISS");
         check(0.9, Target::AtLeast(1.0), "MISS");
-        check(0.9, Target::LaterAtLeast(1.0), "later");
-        check(1.0, Target::LaterAtLeast(1.0), "ok");
         check(1.0, Target::None, "");
     }
 

@@ -40,20 +40,28 @@ pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<(), Status
     let spec = &mut review.object["spec"];
     spec["serviceAccountName"] = name.as_str().into();
     spec["serviceAccount"] = name.as_str().into();
-    let wants = |o: &Value| o.get("automountServiceAccountToken").and_then(Value::as_bool);
-    if wants(spec).or_else(|| wants(&account)).unwrap_or(true) {
+    let wants = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
+    if wants.or(account.automount).unwrap_or(true) {
         mount_token(spec);
     }
-    if let Some(secrets) =
-        account.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
+    if !account.pull_secrets.is_empty()
         && spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
     {
-        spec["imagePullSecrets"] = secrets.clone();
+        spec["imagePullSecrets"] = account.pull_secrets.into();
     }
     Ok(())
 }
 
-async fn find(server: &Inner, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
+/// What of a ServiceAccount its pods are given.
+#[derive(serde::Deserialize)]
+struct Account {
+    #[serde(default, rename = "automountServiceAccountToken")]
+    automount: Option<bool>,
+    #[serde(default, rename = "imagePullSecrets")]
+    pull_secrets: Vec<Value>,
+}
+
+async fn find(server: &Inner, namespace: &str, name: &str) -> Result<Option<Account>, Status> {
     let key = format!("{}{namespace}/{name}", server.service_accounts_prefix);
     let mut entry = server.store.get(&key, None).await.map_err(error::store)?;
     if entry.is_none() && name == "default" {

@@ -40,7 +40,7 @@ impl Webhooks {
         self.all.read().clone()
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.all.read().is_empty()
     }
 

@@ -87,6 +87,18 @@ impl Inner {
         Ok(object)
     }
 
+    /// The record of an object of a built-in kind, whose managedFields are this text.
+    pub fn encode_managed(
+        &self,
+        served: &Served,
+        object: &Value,
+        fields: &str,
+    ) -> Result<Encoded, Status> {
+        let bytes = Record::encode_managed(object, &served.stored, fields).map_err(too_long)?;
+        let answer = Record::open(&bytes).expect("was just encoded");
+        Ok(Encoded { bytes, answer })
+    }
+
     /// The record of an object that is in the served form.
     pub async fn encode(&self, served: &Served, object: &Value) -> Result<Encoded, Status> {
         let Some(custom) = &served.custom else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use rimward_api::{ObjectKey, Status};
 use rimward_control_store::{Error, ListRequest, Revision};
 
@@ -19,6 +19,8 @@ use crate::server::Inner;
 use crate::table;
 use crate::views::{self, ListMeta, Stored};
 
+/// What an item is longer than its body, about: kind and revision.
+const ITEM_BYTES: usize = 64;
 /// Records read from the store at a time.
 pub const PAGE: usize = 500;
 
@@ -33,7 +35,7 @@ pub async fn list(
     served: &Arc<Served>,
     namespace: &str,
 ) -> Result<Response, Status> {
-    let form = negotiate::accepted(&call.headers, served)?;
+    let form = Form { lean: call.lean, ..negotiate::accepted(&call.headers, served)? };
     let options = ListOptions::parse(&call.query, &served.kind, false)?;
     if components::are(served) {
         let mut items = components::all(server, served);
@@ -46,7 +48,7 @@ pub async fn list(
     }
     let plain = form.encoding == Encoding::Json && form.shape != Shape::Table && !form.beta;
     if plain && reader.options.limit == 0 && reader.only.is_none() {
-        return stream(call, form.shape, reader).await;
+        return stream(call, form, reader).await;
     }
     let whole = reader.options.limit == 0;
     let (items, meta) = reader.gather().await?;
@@ -78,7 +80,7 @@ pub fn answer(
         return Ok(views::finished(call, 200, form, body));
     }
     let mut out = open(served, form.shape, meta);
-    push_items(server, served, form.shape, items, true, &mut out)?;
+    push_items(server, served, form, items, true, &mut out)?;
     out.extend_from_slice(b"]}");
     Ok(views::finished(call, 200, form, out))
 }
@@ -100,62 +102,38 @@ fn open(served: &Served, shape: Shape, meta: &ListMeta) -> Vec<u8> {
 fn push_items(
     server: &Inner,
     served: &Served,
-    shape: Shape,
+    form: Form,
     items: &[Stored],
     first: bool,
     out: &mut Vec<u8>,
 ) -> Result<(), Status> {
+    let bytes: usize = items.iter().map(|i| i.record.body().len() + ITEM_BYTES).sum();
+    out.reserve(bytes);
     for (i, item) in items.iter().enumerate() {
         if i > 0 || !first {
             out.push(b',');
         }
-        server.push_object(served, item, shape, false, out)?;
+        server.push_object(served, item, form, false, out)?;
     }
     Ok(())
 }
 
 /// A list without limit: the first page decides whether it is one buffer or a stream of pages.
-async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Response, Status> {
+async fn stream(call: &Call, form: Form, mut reader: Reader) -> Result<Response, Status> {
     let items = reader.page(PAGE).await?;
     let meta = ListMeta::none(reader.revision.expect("a page was read"));
-    let mut out = open(&reader.served, shape, &meta);
-    push_items(&reader.server, &reader.served, shape, &items, true, &mut out)?;
+    let mut out = open(&reader.served, form.shape, &meta);
+    push_items(&reader.server, &reader.served, form, &items, true, &mut out)?;
     let first = items.is_empty();
     let rest = reader.remaining * out.len() / items.len().max(1);
     reader.server.flow.listed(&call.attributes, out.len() + rest);
     drop(items);
     if reader.done {
         out.extend_from_slice(b"]}");
-        let form = Form::of(Encoding::Json, shape);
         return Ok(views::finished(call, 200, form, out));
     }
     let head = Bytes::from(out);
-    let pages = futures::stream::unfold(
-        (reader, first, false),
-        move |(mut reader, mut first, ended)| async move {
-            if ended {
-                return None;
-            }
-            let mut out = Vec::new();
-            let page = match reader.page(PAGE).await {
-                Ok(items) => {
-                    push_items(&reader.server, &reader.served, shape, &items, first, &mut out)
-                        .map(|()| first &= items.is_empty())
-                }
-                Err(e) => Err(e),
-            };
-            if let Err(e) = page {
-                // The answer has begun: all that is left is to break it off, so that no client takes the
-                // part for the whole.
-                return Some((Err(BoxError::from(e)), (reader, first, true)));
-            }
-            let ended = reader.done;
-            if ended {
-                out.extend_from_slice(b"]}");
-            }
-            Some((Ok(Bytes::from(out)), (reader, first, ended)))
-        },
-    );
+    let pages = read_ahead(reader, form, first);
     let chunks = futures::stream::once(async move { Ok(head) }).chain(pages);
     let mut response = match negotiate::gzip(&call.headers) {
         true => {
@@ -168,6 +146,46 @@ async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Respons
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     Ok(response)
+}
+
+/// The pages that follow, each read while the one before it is sent. Whoever no longer listens ends the
+/// reading.
+fn read_ahead(
+    mut reader: Reader,
+    form: Form,
+    mut first: bool,
+) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
+    let (pages, read) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        while !reader.done {
+            let mut out = Vec::new();
+            let page = match reader.page(PAGE).await {
+                Ok(items) => {
+                    push_items(&reader.server, &reader.served, form, &items, first, &mut out)
+                        .map(|()| first &= items.is_empty())
+                }
+                Err(e) => Err(e),
+            };
+            if reader.done {
+                out.extend_from_slice(b"]}");
+            }
+            let page = page.map(|()| (Bytes::from(out), reader.done)).map_err(BoxError::from);
+            let failed = page.is_err();
+            if pages.send(page).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    futures::stream::unfold((read, false), |(mut read, ended)| async move {
+        if ended {
+            return None;
+        }
+        // The answer has begun: if no more comes, all that is left is to break it off, so that no
+        // client takes the part for the whole.
+        let next = read.recv().await.unwrap_or_else(|| Err("the list ended early".into()));
+        let ended = next.as_ref().map_or(true, |(_, last)| *last);
+        Some((next.map(|(page, _)| page), (read, ended)))
+    })
 }
 
 /// Reads the selected records of a resource, page by page, at one revision.

@@ -108,9 +108,10 @@ impl Inner {
         self.apply_defaults(served, &mut object);
         let mut object = to_stored(served, object);
         let kind = &served.stored;
-        if !recorded {
-            self.record_manager(served, None, &mut object, author, "", now);
-        }
+        let managed_fields = match recorded {
+            true => None,
+            false => self.record_creator(served, &mut object, author, now),
+        };
         if !namespace.is_empty() {
             meta::metadata(&mut object).insert("namespace".into(), namespace.into());
         }
@@ -149,7 +150,8 @@ impl Inner {
 
         for attempt in 0.. {
             let key = served.key(&ObjectKey::of(&object));
-            match self.insert(served, &key, &object, &admitted, author.options.dry_run).await? {
+            let (fields, dry_run) = (managed_fields.as_deref(), author.options.dry_run);
+            match self.insert(served, &key, &object, fields, &admitted, dry_run).await? {
                 Inserted::Done(stored) => {
                     admitted.keep(author.options.dry_run);
                     self.after_write(served, None, Some(&object), stored.revision).await;
@@ -183,6 +185,31 @@ impl Inner {
         served.kind.hooks.default(object);
     }
 
+    /// Records who makes a new object. As text that joins it only when it is stored, unless somebody
+    /// looks at it before.
+    fn record_creator(
+        &self,
+        served: &Served,
+        new: &mut Value,
+        author: &Author<'_>,
+        now: Timestamp,
+    ) -> Option<String> {
+        let said = new.get("metadata").is_some_and(|m| m.get("managedFields").is_some());
+        if said || served.custom.is_some() || admission::looks_on(self) {
+            self.record_manager(served, None, new, author, "", now);
+            return None;
+        }
+        let api_version = served.stored.api_version();
+        let write = schema::managed::Write {
+            manager: &author.options.manager,
+            api_version: &api_version,
+            subresource: "",
+            now,
+            ignored: ignored(served, ""),
+        };
+        schema::managed::created(&served.model, served.stored_definition?, new, &write)
+    }
+
     fn record_manager(
         &self,
         served: &Served,
@@ -209,10 +236,14 @@ impl Inner {
         served: &Served,
         key: &str,
         object: &Value,
+        managed_fields: Option<&str>,
         admitted: &Admitted,
         dry_run: bool,
     ) -> Result<Inserted, Status> {
-        let encoded = self.encode(served, object).await?;
+        let encoded = match managed_fields {
+            Some(fields) => self.encode_managed(served, object, fields)?,
+            None => self.encode(served, object).await?,
+        };
         let stored = |revision| Stored {
             key: key.into(),
             record: encoded.answer.clone(),

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::error::Error;
 use crate::options::{DeleteOptions, ListOptions, Patch};
 use crate::resource::{Object, Resource, push_query};
-use crate::transport::{Body, Transport, TransportError};
+use crate::transport::{Body, OmitManagedFields, Transport, TransportError};
 use crate::watch::WatchEvent;
 
 const JSON: &str = "application/json";
@@ -26,6 +26,7 @@ const PAGE: usize = 500;
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<dyn Transport>,
+    omit_managed_fields: bool,
 }
 
 /// A page of a list.
@@ -39,7 +40,12 @@ pub struct List<K> {
 
 impl Client {
     pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+        Self { transport, omit_managed_fields: false }
+    }
+
+    /// The same client for those who only look: it does without managedFields.
+    pub(crate) fn omitting_managed_fields(&self) -> Self {
+        Self { omit_managed_fields: true, ..self.clone() }
     }
 
     pub async fn get<K: Object>(&self, namespace: &str, name: &str) -> Result<K, Error> {
@@ -250,6 +256,9 @@ impl Client {
             }
             None => Bytes::new(),
         };
+        if self.omit_managed_fields {
+            request = request.extension(OmitManagedFields);
+        }
         let request = request
             .body(bytes)
             .map_err(|e| Error::Request { what: path.to_owned(), why: e.to_string() })?;

@@ -30,5 +30,5 @@ pub use options::{DeleteOptions, ListOptions, Patch, PatchFormat, Preconditions,
 pub use queue::Queue;
 pub use reflector::{Sink, Source};
 pub use resource::{Object, Resource, Watched};
-pub use transport::{Body, Transport, TransportError};
+pub use transport::{Body, OmitManagedFields, Transport, TransportError};
 pub use watch::WatchEvent;

@@ -140,6 +140,7 @@ pub async fn run<K: Watched>(
     sink: Arc<dyn Sink<K>>,
     shutdown: CancellationToken,
 ) {
+    let client = client.omitting_managed_fields();
     shutdown.run_until_cancelled(mirror(&client, &source, sink.as_ref())).await;
 }
 

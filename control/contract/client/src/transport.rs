@@ -19,6 +19,11 @@ pub trait Transport: Send + Sync + 'static {
     ) -> Result<http::Response<Body>, TransportError>;
 }
 
+/// Rides among the extensions of a request that does without `metadata.managedFields`, which is often
+/// half of an object. A server that knows nothing of it (one at the other end of a socket) sends them.
+#[derive(Clone, Copy, Debug)]
+pub struct OmitManagedFields;
+
 /// The request may or may not have been carried out.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot reach the API server: {0}")]

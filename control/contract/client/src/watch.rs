@@ -71,18 +71,34 @@ pub(crate) async fn open<K: Watched>(
     }))
 }
 
+/// The kind and the object of an event as every Kubernetes server writes it. None for another text
+/// that may mean the same.
+fn as_written(line: &[u8]) -> Option<(&str, &[u8])> {
+    let rest = line.strip_prefix(br#"{"type":""#)?;
+    let end = rest.iter().position(|b| *b == b'"')?;
+    let object = rest[end + 1..].strip_prefix(br#","object":"#)?.strip_suffix(b"}")?;
+    Some((std::str::from_utf8(&rest[..end]).ok()?, object))
+}
+
 fn event<K: Watched>(line: &[u8], what: &str) -> Result<WatchEvent<K>, Error> {
-    let frame: Frame = serde_json::from_slice(line).map_err(|e| {
-        Error::Transport(TransportError(format!("{what} sent a line that is no event: {e}")))
-    })?;
-    let object = frame.object.get().as_bytes();
+    // Taken apart like this an object is read once; what is wrong with it, its decoding tells.
+    let (kind, object) = match as_written(line) {
+        Some(parts) => parts,
+        None => {
+            let frame: Frame = serde_json::from_slice(line).map_err(|e| {
+                let why = format!("{what} sent a line that is no event: {e}");
+                Error::Transport(TransportError(why))
+            })?;
+            (frame.kind, frame.object.get().as_bytes())
+        }
+    };
     let typed = || {
         decode(object, what).map(|mut object: K| {
             object.strip();
             object
         })
     };
-    match frame.kind {
+    match kind {
         "ADDED" => typed().map(WatchEvent::Added),
         "MODIFIED" => typed().map(WatchEvent::Modified),
         "DELETED" => typed().map(WatchEvent::Deleted),
@@ -92,8 +108,7 @@ fn event<K: Watched>(line: &[u8], what: &str) -> Result<WatchEvent<K>, Error> {
         }
         "ERROR" => {
             let value = decode(object, what)?;
-            let status =
-                Status::from_value(&value).unwrap_or_else(|| Status::internal(frame.object));
+            let status = Status::from_value(&value).unwrap_or_else(|| Status::internal(&value));
             Err(Error::Status(Box::new(status)))
         }
         other => Err(Error::Decode {

@@ -51,6 +51,9 @@ pub(crate) fn compare<'a>(
     old: Option<&'a Value>,
     new: Option<&'a Value>,
 ) -> Change<'a> {
+    if let (None, Some(new)) = (old, new) {
+        return Change { added: added(place, new), ..Change::default() };
+    }
     let shape = place.shape(new.or(old));
     let mut change = match &shape {
         Shape::Leaf => return Change::leaf(old, new),
@@ -142,6 +145,43 @@ fn compare_lists<'a>(
     }
     change.sort();
     change
+}
+
+/// What is added by a value where nothing was: most of a new object is that.
+fn added<'a>(place: Place<'_>, value: &'a Value) -> Part<'a> {
+    let shape = place.shape(Some(value));
+    let children = match (&shape, value) {
+        (Shape::Object(_) | Shape::Map(_), Value::Object(map)) => {
+            let mut set = Set::with_capacity(map.len());
+            for (key, value) in map {
+                set.push(Element::field(key), added(place.key(&shape, key).0, value));
+            }
+            set
+        }
+        (Shape::List(item, kind), Value::Array(list)) => {
+            let named = list.iter().filter_map(|i| Some((place.item(item, kind, i)?, i)));
+            let mut named: Vec<(Element<'a>, &'a Value)> = named.collect();
+            named.sort_by(|(a, _), (b, _)| a.cmp(b));
+            let place = Place::new(place.model, item);
+            let mut set = Set::with_capacity(named.len());
+            let mut named = named.into_iter().peekable();
+            while let Some((element, item)) = named.next() {
+                let mut part = Part { member: true, ..Part::default() };
+                // Items that are there several times are owned as one.
+                let mut several = false;
+                while named.next_if(|(next, _)| *next == element).is_some() {
+                    several = true;
+                }
+                if !several {
+                    part = added(place, item);
+                }
+                set.push(element, part);
+            }
+            set
+        }
+        _ => Set::default(),
+    };
+    Part { member: true, children }
 }
 
 /// The fields that a value says.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::set::Set;
+use super::set::{self, Set};
 
 /// Entries of updates beyond this are merged, oldest first.
 const UPDATERS_MAX: usize = 10;
@@ -115,6 +115,23 @@ impl<'a> Record<'a> {
 
     /// Writes `managedFields`, in Kubernetes' order; None when nobody manages anything.
     pub fn encode(mut self) -> Option<Value> {
+        self.sort();
+        let list: Vec<Value> = self.entries.iter().map(Entry::encode).collect();
+        (!list.is_empty()).then_some(Value::Array(list))
+    }
+
+    /// The same as JSON text.
+    pub fn encode_text(mut self) -> Option<String> {
+        self.sort();
+        let mut out = String::with_capacity(1024);
+        for entry in &self.entries {
+            out.push(if out.is_empty() { '[' } else { ',' });
+            entry.write(&mut out);
+        }
+        (!out.is_empty()).then(|| out + "]")
+    }
+
+    fn sort(&mut self) {
         let seconds = |e: &Entry<'_>| e.time.clone().unwrap_or_default();
         self.entries.sort_by(|a, b| {
             let key = |e: &Entry<'_>| {
@@ -122,8 +139,6 @@ impl<'a> Record<'a> {
             };
             key(a).cmp(&key(b)).then_with(|| a.manager.subresource.cmp(&b.manager.subresource))
         });
-        let list: Vec<Value> = self.entries.iter().map(Entry::encode).collect();
-        (!list.is_empty()).then_some(Value::Array(list))
     }
 }
 
@@ -159,6 +174,31 @@ impl<'a> Entry<'a> {
             set: set
                 .ok_or_else(|| format!("error decoding set of managed fields entry {index}"))?,
         })
+    }
+
+    /// Members in the order that a Value has them in.
+    fn write(&self, out: &mut String) {
+        let manager = &self.manager;
+        out.push_str("{\"apiVersion\":");
+        set::push_text(out, &self.api_version);
+        out.push_str(",\"fieldsType\":\"FieldsV1\",\"fieldsV1\":");
+        self.set.write(false, out);
+        if !manager.name.is_empty() {
+            out.push_str(",\"manager\":");
+            set::push_text(out, &manager.name);
+        }
+        let operation = if manager.operation == Operation::Apply { "Apply" } else { "Update" };
+        out.push_str(",\"operation\":");
+        set::push_text(out, operation);
+        if !manager.subresource.is_empty() {
+            out.push_str(",\"subresource\":");
+            set::push_text(out, &manager.subresource);
+        }
+        if let Some(time) = &self.time {
+            out.push_str(",\"time\":");
+            set::push_text(out, time);
+        }
+        out.push('}');
     }
 
     fn encode(&self) -> Value {

@@ -90,6 +90,10 @@ pub(crate) struct Part<'a> {
 }
 
 impl<'a> Set<'a> {
+    pub fn with_capacity(nodes: usize) -> Self {
+        Self { nodes: Vec::with_capacity(nodes) }
+    }
+
     /// The set of dotted paths of fields.
     pub fn of_paths(paths: &[&'a str]) -> Self {
         let mut set = Self::default();
@@ -308,6 +312,56 @@ impl<'a> Set<'a> {
     }
 }
 
+impl Set<'_> {
+    /// Writes `fieldsV1` as JSON text; `member` says that the node whose children these are is in the
+    /// set itself. What has no order as text that it has as a tree is written by way of a Value.
+    pub fn write(&self, member: bool, out: &mut String) {
+        if self.nodes.iter().any(|n| matches!(n.element, Element::Index(_))) {
+            let mut value = self.encode();
+            if member && let Some(map) = value.as_object_mut() {
+                map.insert(".".to_owned(), Value::Object(Map::new()));
+            }
+            return out.push_str(&value.to_string());
+        }
+        out.push('{');
+        if member && !self.nodes.is_empty() {
+            out.push_str("\".\":{}");
+        }
+        for (i, node) in self.nodes.iter().enumerate() {
+            if i > 0 || member {
+                out.push(',');
+            }
+            match &node.element {
+                Element::Field(name) if is_plain(name) => {
+                    out.push_str("\"f:");
+                    out.push_str(name);
+                    out.push('"');
+                }
+                element => push_text(out, &element.encode()),
+            }
+            out.push(':');
+            node.children.write(node.member, out);
+        }
+        out.push('}');
+    }
+}
+
+/// Whether a text stands in JSON as it is.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\')
+}
+
+/// Appends a text as JSON has it.
+pub(crate) fn push_text(out: &mut String, text: &str) {
+    if is_plain(text) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&serde_json::to_string(text).expect("a text is JSON"));
+    }
+}
+
 /// Orders elements of different lifetimes.
 fn compare(a: &Element<'_>, b: &Element<'_>) -> Ordering {
     let rank = |e: &Element<'_>| match e {
@@ -347,6 +401,13 @@ mod tests {
         check(|a, b| a.recursive_difference(&b), both.clone(), parent.clone(), json!({}));
         let many = json!({"f:z": {}, "k:{\"name\":\"c\"}": {".": {}, "f:x": {}}, "v:\"s\"": {}, "i:3": {}});
         check(|a, b| a.union(b), many.clone(), json!({}), many.clone());
+        for set in
+            [&parent, &child, &both, &many, &json!({"f:\"\\": {".": {}, "f:ü\n": {}}, "f:x": {}})]
+        {
+            let mut text = String::new();
+            Set::decode(set).expect("a set").write(false, &mut text);
+            assert_eq!(text, set.to_string());
+        }
         check(|a, b| a.union(b), json!({"f:z": {}, "q:new": {}}), json!({}), json!({"f:z": {}}));
     }
 

@@ -83,15 +83,27 @@ impl<'m> Place<'m> {
             Type::Object(id) => Some(self.model.get(*id)),
             _ => None,
         };
-        let mut said = Map::new();
-        for key in keys {
+        let said = keys.iter().filter_map(|key| {
             let default = || definition?.field(key)?.default.as_deref();
-            if let Some(value) = item.get(&**key).or_else(default) {
-                said.insert((**key).to_owned(), value.clone());
-            }
-        }
-        (!said.is_empty()).then(|| Element::Key(Value::Object(said).to_string().into()))
+            Some((&**key, item.get(&**key).or_else(default)?))
+        });
+        let mut said: Vec<(&str, &Value)> = said.collect();
+        said.sort_by_key(|(key, _)| *key);
+        (!said.is_empty()).then(|| Element::Key(object_text(&said)))
     }
+}
+
+/// A JSON object of these members.
+fn object_text(members: &[(&str, &Value)]) -> Box<str> {
+    let mut out = Vec::with_capacity(48);
+    for (i, (key, value)) in members.iter().enumerate() {
+        out.push(if i == 0 { b'{' } else { b',' });
+        serde_json::to_writer(&mut out, key).expect("a string is JSON");
+        out.push(b':');
+        serde_json::to_writer(&mut out, value).expect("a Value is JSON");
+    }
+    out.push(b'}');
+    String::from_utf8(out).expect("JSON is text").into_boxed_str()
 }
 
 /// A map's content, None when there is nothing in it: absent, null, empty or not a map.

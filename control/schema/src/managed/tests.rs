@@ -28,6 +28,10 @@ impl Server {
         let decoded = decode::value(builtin(), &self.expected, body, FieldValidation::Strict)
             .expect("a good object");
         let mut object = self.normal(decoded);
+        let text = object["metadata"].get("managedFields").is_none().then(|| {
+            let write = write("creator", self.api_version);
+            created(builtin(), self.expected.definition, &object, &write).unwrap_or_default()
+        });
         update(
             builtin(),
             self.expected.definition,
@@ -35,6 +39,10 @@ impl Server {
             &mut object,
             &write("creator", self.api_version),
         );
+        if let Some(text) = text {
+            let recorded = object["metadata"].get("managedFields");
+            assert_eq!(text, recorded.map(ToString::to_string).unwrap_or_default());
+        }
         object["metadata"]["uid"] = json!("0-0");
         self.stored = object;
     }

@@ -18,6 +18,7 @@ async fn a_reserve_keeps_the_store_usable() {
         disk_reserve_bytes: 24 << 20,
         rewrite_bytes_min: 1 << 20,
         write_buffer_bytes: 2 << 20,
+        log_file_bytes: 2 << 20,
         ..Options::default()
     };
     let store = RocksStore::open(&disk.store(), options).unwrap();

@@ -130,6 +130,7 @@ fn child() {
         rewrite_bytes_min: 1 << 20,
         // Small, so that flushes, new logs and rewrites happen within a round.
         write_buffer_bytes: 1 << 20,
+        log_file_bytes: 512 << 10,
         ..Options::default()
     };
     let history = setting("RIMWARD_CRASH_HISTORY").map_or(250, |n| n.parse().unwrap());

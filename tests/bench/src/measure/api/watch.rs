@@ -1,11 +1,9 @@
 //! Watch events delivered a second to a thousand watchers, and what one delivery costs the server.
 
-use std::time::Instant;
-
 use serde_json::json;
 
+use super::Spent;
 use crate::cluster::{Server, within};
-use crate::process::cpu_seconds;
 use crate::row::{Row, Target};
 
 const CONNECTIONS: usize = 20;
@@ -26,7 +24,7 @@ pub async fn rows(server: &Server) -> anyhow::Result<Vec<Row>> {
     for number in 0..WATCHERS {
         watches.push(apis[number % CONNECTIONS].watch(&path).await?);
     }
-    let (cpu, begun) = (cpu_seconds(server.pid())?, Instant::now());
+    let spent = Spent::begin(server)?;
     let readers: Vec<_> = watches
         .into_iter()
         .map(|mut watch| {
@@ -54,12 +52,10 @@ pub async fn rows(server: &Server) -> anyhow::Result<Vec<Row>> {
         anyhow::Ok(())
     };
     within("every watcher sees every event", all, || server.process.log()).await?;
-    let deliveries = (WATCHERS * EVENTS) as f64;
-    let rate = deliveries / begun.elapsed().as_secs_f64();
-    let cpu = (cpu_seconds(server.pid())? - cpu) / deliveries * 1e6;
-    let how = format!("{EVENTS} creates seen by {WATCHERS} watchers on {CONNECTIONS} connections");
-    Ok(vec![
-        Row::new("API watch deliveries", rate, "/s", Target::None, how),
-        Row::new("… server CPU per delivery", cpu, "µs", Target::None, "the creates' own included"),
-    ])
+    let spent = spent.end(WATCHERS * EVENTS)?;
+    let how = format!(
+        "{EVENTS} creates one after another, seen by {WATCHERS} watchers on {CONNECTIONS} connections"
+    );
+    let rate = Row::new("API watch deliveries", spent.rate(), "/s", Target::None, spent.how(&how));
+    Ok(vec![rate, spent.server_row("delivery")])
 }
