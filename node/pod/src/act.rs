@@ -195,7 +195,18 @@ async fn start(
         error: StartError { reason: "CreateContainerConfigError".into(), message },
         seen: sources.versions(),
     };
-    let attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    let mut attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    let on_host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    if handle.node.runtime(runtime).needs_namespace() && !on_host && attachment.netns.is_none() {
+        let own = config.network.own_namespace(&handle.uid).await.map_err(|e| StartFailure {
+            error: StartError {
+                reason: "CreateContainerError".into(),
+                message: format!("failed to set up the pod's network namespace: {e}"),
+            },
+            seen: Vec::new(),
+        })?;
+        attachment.netns = Some(own);
+    }
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
     let own = if links { config.objects.services(&namespace) } else { Vec::new() };
     let services = env::service_variables(&own, &config.objects.services("default"), links);
@@ -334,6 +345,9 @@ async fn forget(handle: &Arc<Handle>, id: &RunId, runtime: usize) {
 }
 
 async fn release(handle: &Arc<Handle>) {
+    for runtime in &handle.node.config.runtimes {
+        runtime.release(&handle.uid).await;
+    }
     handle.node.config.network.detach(&handle.uid).await;
     let places = handle.places();
     let result = match tokio::task::spawn_blocking(move || places.release()).await {
