@@ -14,11 +14,14 @@
 //! The host has a route for the Service network, to the veth: the kernel looks for a route before it applies
 //! the rules, and a machine need not have a default one.
 //!
+//! Containers have a namespace of their pod's own (see `pods`).
+//!
 //! What exists is kept: Wasm hosts live in the namespace across restarts of the agent.
 
 mod command;
 mod namespace;
 mod overlay;
+mod pods;
 mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -65,6 +68,8 @@ pub const DEVICE_PREFIX: &str = "rw";
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     pub namespace: String,
+    /// What the names of all its devices begin with.
+    pub devices: String,
     pub veth: String,
     pub tun: String,
     pub table: String,
@@ -78,6 +83,7 @@ impl Names {
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
         Self {
             namespace: format!("rimward-{hash:08x}"),
+            devices: format!("{DEVICE_PREFIX}{hash:08x}"),
             veth: format!("{DEVICE_PREFIX}{hash:08x}h"),
             tun: format!("{DEVICE_PREFIX}{hash:08x}t"),
             table: format!("rimward_{hash:08x}"),
@@ -105,6 +111,7 @@ impl RootNetwork {
         let skeleton = rules::Skeleton::new(&names, &config);
         skeleton.ensure(&names).await.map_err(|e| e.to_string())?;
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
+        pods::sweep(&names, &config, Some(&addresses)).await;
         Ok(Self { addresses, names, skeleton, config })
     }
 
@@ -120,6 +127,7 @@ impl RootNetwork {
 
     /// Removes everything that was made. Pods must have ended.
     pub async fn remove(&self) {
+        pods::sweep(&self.names, &self.config, None).await;
         rules::remove(&self.names).await;
         namespace::remove(&self.names).await;
     }
@@ -224,7 +232,16 @@ impl Network for RootNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
     }
 
+    async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
+        let address = self.addresses.give(pod_uid)?;
+        let made = pods::ensure(&self.names, &self.config, address).await;
+        Ok(Path::new("/run/netns").join(made.map_err(|e| e.to_string())?))
+    }
+
     async fn detach(&self, pod_uid: &str) {
+        if let Some(address) = self.addresses.of(pod_uid) {
+            pods::remove(&self.names, &self.config, address).await;
+        }
         self.addresses.take_back(pod_uid);
     }
 

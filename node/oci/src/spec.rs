@@ -233,6 +233,7 @@ pub(crate) mod tests {
             hosts: Vec::new(),
             runtime_class: String::new(),
             stdin: false,
+            stdin_once: false,
             tty: false,
             annotations: Default::default(),
             linux: Linux::default(),

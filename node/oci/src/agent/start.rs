@@ -123,7 +123,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         log_path: spec.log_path.clone(),
         log_bytes_max: this.config.log_bytes_max,
         stdin: spec.stdin,
-        stdin_once: spec.linux.stdin_once,
+        stdin_once: spec.stdin_once,
         tty: spec.tty,
         own_cgroups: this.cgroups.of_shims(),
         oom_file: this.cgroups.oom_file(&cgroup),

@@ -65,7 +65,6 @@ pub(super) fn of(
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
         stop_signal: stop_signal(container, image),
-        stdin_once: container.stdin_once == Some(true),
     })
 }
 

@@ -30,8 +30,6 @@ pub struct Linux {
     pub termination_message_path: String,
     /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
     pub stop_signal: String,
-    /// Its stdin ends when the first client that was attached to it goes.
-    pub stdin_once: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
