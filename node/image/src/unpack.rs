@@ -14,6 +14,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, UTIME_OMIT,
@@ -73,7 +74,7 @@ const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CL
 struct Layer {
     root: OwnedFd,
     /// Archives go directory by directory.
-    last: Option<(PathBuf, OwnedFd)>,
+    last: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Filling a directory changes its time, so that is set at the end.
     times: Vec<(PathBuf, i64)>,
 }
@@ -151,14 +152,14 @@ impl Layer {
     fn whiteout(&mut self, parent_path: &Path, hidden: &[u8]) -> Result<(), String> {
         let parent = self.parent(parent_path)?;
         match hidden {
-            b".wh..opq" => return make_opaque(parent),
+            b".wh..opq" => return make_opaque(&parent),
             b"" | b"." | b".." => return Err("a whiteout of nothing".into()),
             // What other union file systems left for themselves.
             _ if hidden.starts_with(b".wh.") => return Ok(()),
             _ => {}
         }
         let made = rustix::fs::mknodat(
-            parent,
+            &*parent,
             OsStr::from_bytes(hidden),
             FileType::CharacterDevice,
             Mode::empty(),
@@ -185,15 +186,15 @@ impl Layer {
     }
 
     /// A directory to put an entry into, made if it is not there: not every archive names them all.
-    fn parent(&mut self, path: &Path) -> Result<&OwnedFd, String> {
+    fn parent(&mut self, path: &Path) -> Result<Rc<OwnedFd>, String> {
         if self.last.as_ref().is_none_or(|(last, _)| last != path) {
             let dir = match self.open(path) {
                 Err(Errno::NOENT | Errno::NOTDIR) => self.make_parent(path)?,
                 other => other.map_err(text)?,
             };
-            self.last = Some((path.to_owned(), dir));
+            self.last = Some((path.to_owned(), Rc::new(dir)));
         }
-        Ok(&self.last.as_ref().expect("it was just set").1)
+        Ok(self.last.as_ref().expect("it was just set").1.clone())
     }
 
     fn make_parent(&self, path: &Path) -> Result<OwnedFd, String> {

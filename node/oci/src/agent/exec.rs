@@ -91,7 +91,7 @@ impl Session {
             });
         }
         let child = command.spawn()?;
-        Ok(Self { child, report: AsyncFd::new(ours)?, tty })
+        Ok(Self { child, report: watched(ours)?, tty })
     }
 
     async fn run(mut self, streams: Streams) -> io::Result<Report> {
@@ -130,7 +130,7 @@ impl Session {
             Received::Bytes(early) => return report(&self.report, early).await,
         };
         rustix::io::ioctl_fionbio(&terminal, true)?;
-        let terminal = Terminal(Arc::new(AsyncFd::new(terminal)?));
+        let terminal = Terminal(Arc::new(watched(terminal)?));
         let (typist, reader) = (terminal.clone(), terminal);
         let typing = async move {
             let mut buffer = vec![0; 4096];
@@ -155,6 +155,11 @@ impl Session {
             never = typing => never,
         }
     }
+}
+
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor open and the same for as long as it lives, and AsyncFd owns it.
+    unsafe { AsyncFd::register(fd) }
 }
 
 /// To the end of the source, also when nobody wants it: a program that prints is not to wait for ever.
