@@ -100,9 +100,8 @@ impl OciRuntime {
             }
             self.remove(id).await;
         }
-        let pods: std::collections::BTreeSet<&String> = ids.iter().map(|id| &id.pod_uid).collect();
-        for pod in pods {
-            self.release(pod).await;
+        for pod in sandbox::pods(&self.0.config.data_dir) {
+            self.release(&pod).await;
         }
         self.0.cgroups.remove_tree();
     }

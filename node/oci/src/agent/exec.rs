@@ -159,7 +159,7 @@ impl Session {
 
 fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd keeps its descriptor open and the same for as long as it lives, and AsyncFd owns it.
-    unsafe { AsyncFd::register(fd) }
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
 }
 
 /// To the end of the source, also when nobody wants it: a program that prints is not to wait for ever.

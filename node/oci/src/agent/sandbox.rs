@@ -91,6 +91,12 @@ pub(super) fn is_mount(dir: &Path) -> bool {
     dir.parent().is_some_and(|parent| device(dir).is_some() && device(dir) != device(parent))
 }
 
+/// UIDs of pods that have one.
+pub(super) fn pods(data_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(layout::pods(data_dir)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
 /// Undoes what is there; safe without.
 pub(super) fn remove(data_dir: &Path, pod_uid: &str) {
     let dir = layout::pods(data_dir).join(pod_uid);

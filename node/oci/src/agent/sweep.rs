@@ -7,12 +7,12 @@ use std::sync::Arc;
 use rimward_node_pod::runtime::{Exit, RunId};
 
 use super::{Inner, exit_of, rootfs, sandbox};
-use crate::layout::{self, Kept, RunDir};
+use crate::layout::{Kept, RunDir};
 
 /// Every run that has a directory. One whose spec was not written whole never got a shim, and goes.
 pub(super) fn find(data_dir: &Path) -> Vec<(RunDir, Kept)> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(layout::runs(data_dir)).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(crate::layout::runs(data_dir)).into_iter().flatten().flatten() {
         let dir = RunDir(entry.path());
         match dir.read::<Kept>("spec.json") {
             Ok(kept) => found.push((dir, kept)),
@@ -76,9 +76,7 @@ pub(super) async fn orphans(this: &Arc<Inner>) {
         for uid in this.cgroups.pods().into_iter().filter(gone) {
             this.cgroups.remove_pod(&uid);
         }
-        let sandboxes = std::fs::read_dir(layout::pods(&this.config.data_dir)).into_iter().flatten();
-        let names = sandboxes.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        for uid in names.filter(gone) {
+        for uid in sandbox::pods(&this.config.data_dir).into_iter().filter(gone) {
             sandbox::remove(&this.config.data_dir, &uid);
         }
     };

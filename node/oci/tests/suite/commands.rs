@@ -46,7 +46,7 @@ async fn commands_run_where_the_container_is() {
     let name = &spec.id.pod_uid;
     assert_eq!(exit.code, 5);
     assert!(out.starts_with(&format!("{name}\n/tmp\n1001\nhello\ntyped\n")), "{out}");
-    assert!(out.contains("echo ready"), "its processes are the container's: {out}");
+    assert!(out.contains("sleep 60"), "its processes are the container's: {out}");
     assert_eq!(err, "odd\n");
     let (exit, ..) = run(&node, &spec.id, request(&["sh", "-c", "kill -9 $$"], false), "").await;
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
