@@ -17,8 +17,8 @@ use rimward_node_network::root::{self, RootNetwork};
 use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
 use rimward_node_network::{Backends, Dial};
-use rimward_node_pod::Pods;
 use rimward_node_oci::OciRuntime;
+use rimward_node_pod::Pods;
 use rimward_node_pod::outside::Network;
 use rimward_node_pod::runtime::Runtime;
 use rimward_node_wasm::{AddressMap, WasmRuntime};
@@ -282,8 +282,7 @@ async fn start_pods(
 
 /// A machine on which containers cannot run still runs WebAssembly, and says why it runs no more.
 fn containers(config: &Config) -> Option<OciRuntime> {
-    let settings =
-        rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
+    let settings = rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
     match OciRuntime::new(settings) {
         Ok(oci) => Some(oci),
         Err(error) => {

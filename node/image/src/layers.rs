@@ -56,7 +56,8 @@ impl Layers {
         let hex = diff_id
             .strip_prefix("sha256:")
             .filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
-        let hex = hex.ok_or_else(|| format!("diffID {diff_id:?} is not sha256 and 64 hex digits"))?;
+        let hex =
+            hex.ok_or_else(|| format!("diffID {diff_id:?} is not sha256 and 64 hex digits"))?;
         Ok(self.dir.join(hex.to_ascii_lowercase()))
     }
 
@@ -99,7 +100,8 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
     let at = |e: std::io::Error| io(dir, &e);
     std::fs::create_dir(dir).map_err(at)?;
     std::os::unix::fs::chown(dir, Some(0), Some(0)).map_err(at)?;
-    std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(at)?;
+    std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .map_err(at)?;
     let file = File::open(blob).map_err(|e| io(blob, &e))?;
     let plain = decompressed(file).map_err(|e| io(blob, &e))?;
     let mut tar = Hashing { inner: plain, hash: Sha256::new(), left: limits.bytes_max };

@@ -35,7 +35,8 @@ impl Config {
         Self {
             dir,
             remote: RemoteConfig::default(),
-            layer_bytes_max: 4 << 30, pulls_max: 4,
+            layer_bytes_max: 4 << 30,
+            pulls_max: 4,
             linux: rustix::process::geteuid().is_root(),
             unpack: Limits::default(),
         }

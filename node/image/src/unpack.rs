@@ -17,7 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, UTIME_OMIT,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags,
 };
 use rustix::io::Errno;
@@ -230,12 +230,8 @@ impl Layer {
             // Replaced by a later entry perhaps; and nothing depends on a time.
             if let Ok(dir) = self.open(path) {
                 let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
-                let _ = rustix::fs::utimensat(
-                    rustix::fs::CWD,
-                    &path,
-                    &times(*mtime),
-                    AtFlags::empty(),
-                );
+                let _ =
+                    rustix::fs::utimensat(rustix::fs::CWD, &path, &times(*mtime), AtFlags::empty());
             }
         }
     }
@@ -298,8 +294,10 @@ fn times(mtime: i64) -> Timestamps {
 
 fn device<R: Read>(kind: EntryType, entry: &Entry<'_, R>) -> Result<(FileType, u64), String> {
     let header = entry.header();
-    let number = |n: std::io::Result<Option<u32>>| n.map_err(|e| e.to_string()).map(|n| n.unwrap_or(0));
-    let device = rustix::fs::makedev(number(header.device_major())?, number(header.device_minor())?);
+    let number =
+        |n: std::io::Result<Option<u32>>| n.map_err(|e| e.to_string()).map(|n| n.unwrap_or(0));
+    let device =
+        rustix::fs::makedev(number(header.device_major())?, number(header.device_minor())?);
     Ok(match kind {
         EntryType::Char => (FileType::CharacterDevice, device),
         EntryType::Block => (FileType::BlockDevice, device),

@@ -24,12 +24,14 @@ mod overlay;
 mod pods;
 mod rules;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Service;
+use parking_lot::Mutex;
 use rimward_api::{Block, ObjectKey};
 use rimward_client::{Cache, Delta};
 use rimward_node_pod::outside::{Attachment, Network};
@@ -94,6 +96,8 @@ impl Names {
 /// Pod addresses in the pods' namespace.
 pub struct RootNetwork {
     addresses: Addresses,
+    /// Pods whose namespace is known to be there: their further containers need not look.
+    own_namespaces: Mutex<BTreeMap<Ipv4Addr, PathBuf>>,
     names: Names,
     skeleton: rules::Skeleton,
     config: Config,
@@ -112,7 +116,7 @@ impl RootNetwork {
         skeleton.ensure(&names).await.map_err(|e| e.to_string())?;
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
         pods::sweep(&names, &config, Some(&addresses)).await;
-        Ok(Self { addresses, names, skeleton, config })
+        Ok(Self { addresses, own_namespaces: Mutex::default(), names, skeleton, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -234,12 +238,18 @@ impl Network for RootNetwork {
 
     async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
         let address = self.addresses.give(pod_uid)?;
+        if let Some(path) = self.own_namespaces.lock().get(&address) {
+            return Ok(path.clone());
+        }
         let made = pods::ensure(&self.names, &self.config, address).await;
-        Ok(Path::new("/run/netns").join(made.map_err(|e| e.to_string())?))
+        let path = Path::new("/run/netns").join(made.map_err(|e| e.to_string())?);
+        self.own_namespaces.lock().insert(address, path.clone());
+        Ok(path)
     }
 
     async fn detach(&self, pod_uid: &str) {
         if let Some(address) = self.addresses.of(pod_uid) {
+            self.own_namespaces.lock().remove(&address);
             pods::remove(&self.names, &self.config, address).await;
         }
         self.addresses.take_back(pod_uid);

@@ -173,8 +173,9 @@ fn exit_of(dir: &RunDir, started: Option<&Started>) -> Exit {
             code: 137,
             signal: Some(9),
             reason: "ContainerStatusUnknown".into(),
-            message: "The container's shim ended before the container did; the container was ended too"
-                .into(),
+            message:
+                "The container's shim ended before the container did; the container was ended too"
+                    .into(),
             started_at,
             finished_at: now,
         };

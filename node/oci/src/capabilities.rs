@@ -82,17 +82,20 @@ pub(crate) fn of(linux: &Linux, available: u64) -> Result<u64, String> {
     let set = |names: &[String]| {
         names.iter().try_fold(0, |set, name| match name.as_str() {
             "ALL" | "all" => Ok(u64::MAX),
-            name => bit(name)
-                .map(|bit| set | bit)
-                .ok_or_else(|| format!("unknown capability {name:?} in securityContext.capabilities")),
+            name => bit(name).map(|bit| set | bit).ok_or_else(|| {
+                format!("unknown capability {name:?} in securityContext.capabilities")
+            }),
         })
     };
     let (add, drop) = (set(&linux.capabilities_add)?, set(&linux.capabilities_drop)?);
     let default = DEFAULT.iter().filter_map(|name| bit(name)).fold(0, |set, bit| set | bit);
     // Each of the two prevails over the defaults; what is named is meant more than `ALL`.
-    let named = |names: &[String]| names.iter().filter_map(|n| bit(n)).fold(0, |set, bit| set | bit);
+    let named =
+        |names: &[String]| names.iter().filter_map(|n| bit(n)).fold(0, |set, bit| set | bit);
     let set = match (add, drop) {
-        (u64::MAX, drop) => !drop | if drop == u64::MAX { named(&linux.capabilities_add) } else { 0 },
+        (u64::MAX, drop) => {
+            !drop | if drop == u64::MAX { named(&linux.capabilities_add) } else { 0 }
+        }
         (_, u64::MAX) => named(&linux.capabilities_add),
         (add, drop) => (default | add) & !drop,
     };
@@ -131,7 +134,11 @@ mod tests {
         check(&["CAP_KILL", "sys_time"], &["ALL"], &["KILL", "SYS_TIME"]);
         let default: Vec<&str> = NAMES.into_iter().filter(|n| DEFAULT.contains(n)).collect();
         check(&[], &[], &default);
-        check(&["KILL"], &["KILL"], &default.iter().copied().filter(|n| *n != "KILL").collect::<Vec<_>>());
+        check(
+            &["KILL"],
+            &["KILL"],
+            &default.iter().copied().filter(|n| *n != "KILL").collect::<Vec<_>>(),
+        );
         check(&["ALL"], &[], &NAMES);
         let odd = Linux { capabilities_add: vec!["FLY".into()], ..Linux::default() };
         assert!(of(&odd, u64::MAX).unwrap_err().contains("\"FLY\""));

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::{ContainerSpec, RunId};
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]

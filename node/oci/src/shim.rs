@@ -6,6 +6,7 @@
 mod create;
 pub(crate) mod exec;
 mod guest_log;
+mod pages;
 mod program;
 mod seccomp;
 mod tend;

@@ -141,8 +141,7 @@ fn resources(spec: &ContainerSpec) -> Value {
     }
     let privileged = spec.linux.privileged;
     // Devices that every container has are allowed after this, by libcontainer.
-    let mut result =
-        json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
+    let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
     }

@@ -63,7 +63,8 @@ struct Layout<'a>(&'a Path);
 impl<'a> Layout<'a> {
     fn new(dir: &'a Path) -> Self {
         std::fs::create_dir_all(dir.join("blobs/sha256")).expect("a directory");
-        std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a file");
+        std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
+            .expect("a file");
         Self(dir)
     }
 
@@ -163,7 +164,12 @@ fn lower() -> Vec<u8> {
     for applet in text(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
         tar.link(&format!("bin/{applet}"), "busybox");
     }
-    tar.entry("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/root:/bin/sh\nweb:x:1001:1001::/tmp:/bin/sh\n");
+    tar.entry(
+        "etc/passwd",
+        tar::EntryType::Regular,
+        0o644,
+        b"root:x:0:0::/root:/bin/sh\nweb:x:1001:1001::/tmp:/bin/sh\n",
+    );
     tar.entry("etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nweb:x:1001:\n");
     tar.entry("etc/hidden", tar::EntryType::Regular, 0o644, b"not to be seen\n");
     tar.finish()

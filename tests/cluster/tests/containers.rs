@@ -1,17 +1,21 @@
 //! Linux containers in a whole cluster: images from its own registry, the real kubectl. As root.
 
 use rimward_tests_cluster::busybox;
-use rimward_tests_cluster::{Cluster, condition, curl, eventually, skip_without_root};
+use rimward_tests_cluster::{Cluster, condition, curl, eventually, repository, skip_without_root};
 use serde_json::{Value, json};
 
 fn cluster() -> (Cluster, String) {
     let cluster = Cluster::up();
-    let image = busybox::push(&cluster, "busybox:v1", json!({
-        "Entrypoint": ["/bin/sh", "-c"],
-        "Cmd": ["echo from the image; sleep 3600"],
-        "Env": ["PATH=/bin", "COLOUR=green"],
-        "WorkingDir": "/tmp",
-    }));
+    let image = busybox::push(
+        &cluster,
+        "busybox:v1",
+        json!({
+            "Entrypoint": ["/bin/sh", "-c"],
+            "Cmd": ["echo from the image; sleep 3600"],
+            "Env": ["PATH=/bin", "COLOUR=green"],
+            "WorkingDir": "/tmp",
+        }),
+    );
     (cluster, image)
 }
 
@@ -80,23 +84,60 @@ fn a_deployment_of_containers() {
     assert!(id.starts_with("oci://"), "{id}");
 
     // By the Service from the host; each pod from the host, and from the other pod.
-    let service = cluster.get(&["service", "web"])["spec"]["clusterIP"].as_str().expect("an IP").to_owned();
+    let service =
+        cluster.get(&["service", "web"])["spec"]["clusterIP"].as_str().expect("an IP").to_owned();
     let names: Vec<&str> = pods.iter().map(|(name, _)| name.as_str()).collect();
     assert!(names.contains(&curl(cluster.wrap(), &[&format!("http://{service}/")]).trim()));
     for (name, ip) in &pods {
         assert_eq!(curl(cluster.wrap(), &[&format!("http://{ip}:8080/")]).trim(), name);
     }
     let (other, other_ip) = &pods[1];
-    let from_pod = pod("client", json!({"image": image, "args": [format!(
-        "wget -q -O - http://{other_ip}:8080/; wget -q -O - http://web/ && echo by name")]}), json!({"restartPolicy": "Never"}));
+    let from_pod = pod(
+        "client",
+        json!({"image": image, "args": [format!(
+        "wget -q -O - http://{other_ip}:8080/; wget -q -O - http://web/ && echo by name")]}),
+        json!({"restartPolicy": "Never"}),
+    );
     cluster.apply(&from_pod);
-    assert_eq!(terminated(&cluster, "client")["exitCode"], 0, "{}", cluster.ok(&["logs", "client"]));
+    assert_eq!(
+        terminated(&cluster, "client")["exitCode"],
+        0,
+        "{}",
+        cluster.ok(&["logs", "client"])
+    );
     let seen = cluster.ok(&["logs", "client"]);
     assert!(seen.starts_with(&format!("{other}\n")) && seen.ends_with("by name\n"), "{seen}");
 
     // Scaled down, the pod is asked to end and gone within its grace.
     cluster.ok(&["scale", "deployment/web", "--replicas=0"]);
     cluster.ok(&["wait", "--for=delete", "pod", "-l", "app=web", "--timeout=60s"]);
+}
+
+#[test]
+fn a_pod_of_both_kinds() {
+    if skip_without_root("a_pod_of_both_kinds") {
+        return;
+    }
+    let (cluster, image) = cluster();
+    cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
+    let ask = "until wget -q -O - http://$POD_IP:8080/; do sleep 0.1; done; echo asked; sleep 3600";
+    let ip = json!([{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "both"}, "spec": {
+    "terminationGracePeriodSeconds": 1,
+    "containers": [
+        {"name": "web", "image": "greeter:v1", "ports": [{"containerPort": 8080}]},
+        {"name": "client", "image": image, "args": [ask], "env": ip},
+    ]}});
+    cluster.apply(&pod.to_string());
+    cluster.ok(&["wait", "--for=condition=Ready", "pod/both", "--timeout=90s"]);
+    let logs = eventually("the one asked the other", || {
+        let logs = cluster.ok(&["logs", "both", "-c", "client"]);
+        logs.contains("asked").then_some(logs)
+    });
+    assert!(logs.starts_with("Hello from both"), "{logs}");
+    let ip = cluster.get(&["pod", "both"])["status"]["podIP"].as_str().expect("an IP").to_owned();
+    assert!(curl(cluster.wrap(), &[&format!("http://{ip}:8080/")]).starts_with("Hello from both"));
+    cluster.ok(&["delete", "pod", "both", "--timeout=60s"]);
 }
 
 #[test]
@@ -110,32 +151,54 @@ fn ends_of_containers() {
         cluster.apply(&pod(name, container, more));
     };
     run("image-says", json!({"image": image}), json!({}));
-    run("three", json!({"image": image, "args": ["echo why > /dev/termination-log; exit 3"]}), never());
-    run("hungry", json!({"image": image, "args": ["exec tail /dev/zero"], "resources": {"limits": {"memory": "16Mi"}}}), never());
+    run(
+        "three",
+        json!({"image": image, "args": ["echo why > /dev/termination-log; exit 3"]}),
+        never(),
+    );
+    run(
+        "hungry",
+        json!({"image": image, "args": ["exec tail /dev/zero"], "resources": {"limits": {"memory": "16Mi"}}}),
+        never(),
+    );
     run("lost", json!({"image": image, "command": ["nosuch"]}), never());
     run("rootless", json!({"image": image, "securityContext": {"runAsNonRoot": true}}), never());
     run("again", json!({"image": image, "args": ["echo run; exit 1"]}), json!({}));
     run("absent", json!({"image": "nothing/like-this:v1"}), never());
-    run("layers", json!({"image": image, "args": ["cat /etc/release; test ! -e /etc/hidden && echo hidden; echo $COLOUR; pwd; id -u"], "securityContext": {"runAsUser": 1001}}), never());
+    run(
+        "layers",
+        json!({"image": image, "args": ["cat /etc/release; test ! -e /etc/hidden && echo hidden; echo $COLOUR; pwd; id -u"], "securityContext": {"runAsUser": 1001}}),
+        never(),
+    );
 
     let three = terminated(&cluster, "three");
-    assert_eq!((&three["exitCode"], &three["reason"], &three["message"]), (&json!(3), &json!("Error"), &json!("why\n")));
+    assert_eq!(
+        (&three["exitCode"], &three["reason"], &three["message"]),
+        (&json!(3), &json!("Error"), &json!("why\n"))
+    );
     assert_eq!(cluster.get(&["pod", "three"])["status"]["phase"], "Failed");
     let hungry = terminated(&cluster, "hungry");
     assert_eq!((&hungry["exitCode"], &hungry["reason"]), (&json!(137), &json!("OOMKilled")));
     let lost = terminated(&cluster, "lost");
     assert_eq!((&lost["exitCode"], &lost["reason"]), (&json!(128), &json!("StartError")));
-    assert!(lost["message"].as_str().expect("text").contains("executable file not found in $PATH"), "{lost}");
+    assert!(
+        lost["message"].as_str().expect("text").contains("executable file not found in $PATH"),
+        "{lost}"
+    );
     let waiting = |name: &str, reason: &str| {
         eventually(&format!("{name} waits for {reason}"), || {
             let waiting = status(&cluster, name)["state"]["waiting"].clone();
-            (waiting["reason"] == reason).then(|| waiting["message"].as_str().unwrap_or_default().to_owned())
+            (waiting["reason"] == reason)
+                .then(|| waiting["message"].as_str().unwrap_or_default().to_owned())
         })
     };
     assert!(waiting("rootless", "CreateContainerConfigError").contains("image will run as root"));
     waiting("absent", "ImagePullBackOff");
     terminated(&cluster, "layers");
-    assert_eq!(cluster.ok(&["logs", "layers"]), "from the upper layer\nhidden\ngreen\n/tmp\n1001\n");
+    assert_eq!(
+        cluster.ok(&["logs", "layers"]),
+        "from the upper layer\nhidden\ngreen\n/tmp\n1001\n"
+    );
     eventually("it was begun again", || {
         (status(&cluster, "again")["restartCount"].as_u64()? >= 2).then_some(())
     });
@@ -153,8 +216,16 @@ fn containers_outlive_the_agent() {
     }
     let (cluster, image) = cluster();
     let script = "n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo $n; sleep 0.1; done";
-    cluster.apply(&pod("long", json!({"image": image, "args": [script]}), json!({"restartPolicy": "Never"})));
-    cluster.apply(&pod("short", json!({"image": image, "args": ["sleep 4; exit 6"]}), json!({"restartPolicy": "Never"})));
+    cluster.apply(&pod(
+        "long",
+        json!({"image": image, "args": [script]}),
+        json!({"restartPolicy": "Never"}),
+    ));
+    cluster.apply(&pod(
+        "short",
+        json!({"image": image, "args": ["sleep 4; exit 6"]}),
+        json!({"restartPolicy": "Never"}),
+    ));
     cluster.ok(&["wait", "--for=condition=Ready", "pod/long", "pod/short", "--timeout=60s"]);
     let before = status(&cluster, "long");
     let cluster = cluster.kill_and_restart();

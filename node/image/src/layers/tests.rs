@@ -158,7 +158,8 @@ async fn nothing_gets_out() {
     assert_eq!(std::fs::read(layer.path("real/in")).unwrap(), b"x");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     // A link whose target is not in the layer is replaced by what is put into it, here and not there.
-    let layer = Unpacked::plain(&[File::Link("evil", target), File::Plain("evil/file", b"x")]).await;
+    let layer =
+        Unpacked::plain(&[File::Link("evil", target), File::Plain("evil/file", b"x")]).await;
     assert_eq!(std::fs::read(layer.path("evil/file")).unwrap(), b"x");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }

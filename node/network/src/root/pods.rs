@@ -57,8 +57,10 @@ pub(crate) async fn ensure(
     );
     run(&format!("ip -n {namespace} -batch -"), &pod).await?;
     super::namespace::forward(&veth).await?;
-    ip_batch(&format!("link set {veth} up\nroute replace {address}/32 dev {veth} src {HOST_END}\n"))
-        .await?;
+    ip_batch(&format!(
+        "link set {veth} up\nroute replace {address}/32 dev {veth} src {HOST_END}\n"
+    ))
+    .await?;
     let elsewhere = format!(
         "ip -n {} route replace unicast {address}/32 via {HOST_END} dev eth0 table local",
         names.namespace

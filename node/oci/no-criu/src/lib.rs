@@ -65,6 +65,10 @@ impl Criu {
         Err(CriuError)
     }
 
+    pub fn get_criu_version(&mut self) -> Result<u32, CriuError> {
+        match self.0 {}
+    }
+
     pub fn set_external_mount(&mut self, _: String, _: String) {
         match self.0 {}
     }

@@ -16,6 +16,8 @@ pub(super) struct Cgroups {
     /// This node's own part, relative to each hierarchy's root.
     base: PathBuf,
     kind: Kind,
+    /// Hierarchies without controllers of ours, by which service managers know what belongs to a service.
+    services: Vec<PathBuf>,
 }
 
 enum Kind {
@@ -31,14 +33,15 @@ struct Hierarchy {
 impl Cgroups {
     pub fn of_machine(node_key: &str) -> io::Result<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let kind = hierarchies(&mounts).ok_or_else(|| {
+        let (kind, services) = hierarchies(&mounts);
+        let kind = kind.ok_or_else(|| {
             io::Error::other("no cgroup hierarchy is mounted: containers cannot be limited")
         })?;
         // FNV-1a, as the network's names: the same in every build.
         let hash = node_key
             .bytes()
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        Ok(Self { base: format!("rimward-{hash:08x}").into(), kind })
+        Ok(Self { base: format!("rimward-{hash:08x}").into(), kind, services })
     }
 
     fn roots(&self) -> Vec<&Path> {
@@ -70,7 +73,9 @@ impl Cgroups {
     /// Where a run's cgroup is to be, relative to the root.
     pub fn of_run(&self, spec: &ContainerSpec) -> PathBuf {
         let RunId { pod_uid, container, attempt } = &spec.id;
-        self.qos(spec.linux.qos).join(format!("pod{pod_uid}")).join(format!("{container}.{attempt}"))
+        self.qos(spec.linux.qos)
+            .join(format!("pod{pod_uid}"))
+            .join(format!("{container}.{attempt}"))
     }
 
     /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
@@ -122,17 +127,19 @@ impl Cgroups {
         set("pids", "pids.max", "pids.max", pids_max.to_string())
     }
 
-    /// `cgroup.procs` of a place for shims, one a hierarchy that can have one.
+    /// `cgroup.procs` of a place for shims, one a hierarchy that can have one. What a service manager ends
+    /// with the agent's service is not in it then, containers included.
     pub fn of_shims(&self) -> Vec<PathBuf> {
         let dir = self.base.join("shims");
-        let made = self.roots().into_iter().map(|root| root.join(&dir)).filter(|dir| {
+        let roots = self.roots().into_iter().chain(self.services.iter().map(PathBuf::as_path));
+        let made = roots.map(|root| root.join(&dir)).filter(|dir| {
             // A cpuset must be filled before anything can be in it; the shims' needs none.
             std::fs::create_dir_all(dir).is_ok() && !dir.join("cpuset.cpus").exists()
         });
         made.map(|dir| dir.join("cgroup.procs")).collect()
     }
 
-    /// Processes in the shims' cgroup.
+    /// Processes in the shims' cgroup, where containers are not.
     pub fn shims(&self) -> Vec<i32> {
         let dirs = self.roots().into_iter().map(|root| root.join(&self.base).join("shims"));
         let mut all: Vec<i32> = dirs.flat_map(|dir| procs(&dir)).collect();
@@ -207,7 +214,8 @@ impl Cgroups {
         for root in self.roots() {
             for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
                 let dirs = std::fs::read_dir(root.join(self.qos(class))).into_iter().flatten();
-                let names = dirs.flatten().map(|dir| dir.file_name().to_string_lossy().into_owned());
+                let names =
+                    dirs.flatten().map(|dir| dir.file_name().to_string_lossy().into_owned());
                 uids.extend(names.filter_map(|name| Some(name.strip_prefix("pod")?.to_owned())));
             }
         }
@@ -218,7 +226,8 @@ impl Cgroups {
 
     /// Everything of this node.
     pub fn remove_tree(&self) {
-        for root in self.roots() {
+        let services = self.services.iter().map(PathBuf::as_path);
+        for root in self.roots().into_iter().chain(services) {
             let dir = root.join(&self.base);
             kill_tree(&dir);
             remove_tree(&dir);
@@ -226,9 +235,9 @@ impl Cgroups {
     }
 }
 
-/// From the text of mountinfo.
-fn hierarchies(mountinfo: &str) -> Option<Kind> {
-    let (mut v1, mut v2) = (Vec::new(), None);
+/// From the text of mountinfo: what counts, and what is there besides.
+fn hierarchies(mountinfo: &str) -> (Option<Kind>, Vec<PathBuf>) {
+    let (mut v1, mut v2, mut named) = (Vec::new(), None, Vec::new());
     for line in mountinfo.lines() {
         // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS … - TYPE SOURCE SUPER-OPTIONS
         let Some((front, back)) = line.split_once(" - ") else { continue };
@@ -243,17 +252,19 @@ fn hierarchies(mountinfo: &str) -> Option<Kind> {
                     .filter(|o| !matches!(*o, "rw" | "ro") && !o.contains('='))
                     .map(str::to_owned)
                     .collect();
-                if !controllers.is_empty() {
-                    v1.push(Hierarchy { root, controllers });
+                match controllers.is_empty() {
+                    true => named.push(root),
+                    false => v1.push(Hierarchy { root, controllers }),
                 }
             }
             _ => {}
         }
     }
-    match (v1.is_empty(), v2) {
-        (false, _) => Some(Kind::V1(v1)),
-        (true, v2) => v2.map(Kind::V2),
+    if v1.is_empty() {
+        return (v2.map(Kind::V2), named);
     }
+    named.extend(v2);
+    (Some(Kind::V1(v1)), named)
 }
 
 /// In v2 a controller must be handed down level by level.
@@ -356,13 +367,15 @@ mod tests {
             31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
             32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
             33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let Some(Kind::V1(found)) = hierarchies(hybrid) else { panic!("v1 counts") };
+        let (Some(Kind::V1(found)), services) = hierarchies(hybrid) else { panic!("v1 counts") };
+        let others = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        assert_eq!(services, others);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].controllers, ["cpu", "cpuacct"]);
         let unified = "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n";
-        let Some(Kind::V2(root)) = hierarchies(unified) else { panic!("v2") };
+        let (Some(Kind::V2(root)), _) = hierarchies(unified) else { panic!("v2") };
         assert_eq!(root, Path::new("/sys/fs/cgroup"));
-        assert!(hierarchies("1 2 3:4 / / rw - ext4 /dev/x rw\n").is_none());
+        assert!(hierarchies("1 2 3:4 / / rw - ext4 /dev/x rw\n").0.is_none());
     }
 
     #[test]

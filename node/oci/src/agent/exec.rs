@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use rimward_node_pod::runtime::{ExecRequest, Exit, Output, RunId, StartError, Streams};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, AddressFamily,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
@@ -95,7 +95,11 @@ impl Session {
     }
 
     async fn run(mut self, streams: Streams) -> io::Result<Report> {
-        if self.tty { self.run_on_terminal(streams).await } else { self.run_on_pipes(streams).await }
+        if self.tty {
+            self.run_on_terminal(streams).await
+        } else {
+            self.run_on_pipes(streams).await
+        }
     }
 
     async fn run_on_pipes(&mut self, streams: Streams) -> io::Result<Report> {
@@ -147,7 +151,8 @@ impl Session {
             }
         };
         let all = async {
-            let (report, ()) = tokio::join!(report(&self.report, early), pour(Some(reader), stdout));
+            let (report, ()) =
+                tokio::join!(report(&self.report, early), pour(Some(reader), stdout));
             report
         };
         tokio::select! {
@@ -235,12 +240,8 @@ impl Terminal {
     }
 
     fn resize(&self, width: u16, height: u16) {
-        let size = rustix::termios::Winsize {
-            ws_row: height,
-            ws_col: width,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size =
+            rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
         let _gone_already = rustix::termios::tcsetwinsize(self.0.get_ref().as_fd(), size);
     }
 }
@@ -262,7 +263,9 @@ impl AsyncRead for Terminal {
                     return Poll::Ready(Ok(()));
                 }
                 // How a terminal says that nobody is at its other end any more.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }

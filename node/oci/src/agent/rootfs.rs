@@ -75,13 +75,8 @@ fn mount_by_text(root: &Path, layers: &[PathBuf], upper: &Path, work: &Path) -> 
         options.extend_from_slice(path.as_os_str().as_bytes());
     }
     let options = CString::new(options)?;
-    let mounted = rustix::mount::mount(
-        "overlay",
-        root,
-        "overlay",
-        MountFlags::empty(),
-        options.as_c_str(),
-    );
+    let mounted =
+        rustix::mount::mount("overlay", root, "overlay", MountFlags::empty(), options.as_c_str());
     mounted.map_err(Into::into)
 }
 

@@ -20,9 +20,10 @@ impl SelfExe {
     /// A kernel that is too old for such mounts (before 5.12) gets the file as it is.
     pub fn of(exe: &Path) -> Self {
         match sealed(exe) {
-            Ok(file) => {
-                Self { path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(), _file: Some(file) }
-            }
+            Ok(file) => Self {
+                path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+                _file: Some(file),
+            },
             Err(error) => {
                 // TODO-security: a copy in sealed memory would do there.
                 tracing::warn!(%error, "containers' shims execute {} unsealed", exe.display());
@@ -62,7 +63,9 @@ fn sealed(exe: &Path) -> std::io::Result<OwnedFd> {
         return Err(std::io::Error::last_os_error());
     }
     // The mount is of the file itself; a plain descriptor of it keeps the mount.
-    let path = CString::new(Path::new("/proc/self/fd").join(tree.as_raw_fd().to_string()).as_os_str().as_bytes())?;
+    let path = CString::new(
+        Path::new("/proc/self/fd").join(tree.as_raw_fd().to_string()).as_os_str().as_bytes(),
+    )?;
     // SAFETY: a path that lives for the call.
     let fd = unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
     if fd < 0 {

@@ -94,11 +94,13 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup: this.cgroups.of_run(spec),
     };
     dir.write("spec.json", &kept).map_err(failed("keep the container's spec"))?;
-    let shared = sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?;
+    let shared =
+        sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?;
     rootfs::mount(dir, layers).map_err(failed("mount the root file system"))?;
     let root = Root::open(&dir.rootfs()).map_err(failed("open the root file system"))?;
-    let user = spec::user::resolve(user, &spec.user, &root.read("etc/passwd"), &root.read("etc/group"))
-        .map_err(|why| refused("CreateContainerError", why))?;
+    let user =
+        spec::user::resolve(user, &spec.user, &root.read("etc/passwd"), &root.read("etc/group"))
+            .map_err(|why| refused("CreateContainerError", why))?;
     if spec.working_dir.starts_with('/') {
         root.ensure_dir(Path::new(&spec.working_dir), user.uid, user.gid)
             .map_err(failed("make the working directory"))?;
@@ -145,9 +147,14 @@ fn memory_of_machine() -> u64 {
 
 fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
     std::fs::create_dir_all(dir.file("etc"))?;
+    // On the machine's network a pod has the machine's name.
+    let hostname = match spec.linux.host_network {
+        true => std::fs::read_to_string("/proc/sys/kernel/hostname")?,
+        false => format!("{}\n", spec.linux.hostname),
+    };
     for (name, text) in [
         ("etc/hosts", spec::files::hosts(spec)),
-        ("etc/hostname", format!("{}\n", spec.linux.hostname)),
+        ("etc/hostname", hostname),
         ("etc/resolv.conf", spec::files::resolv_conf(&spec.dns)),
     ] {
         std::fs::write(dir.file(name), text)?;
@@ -190,12 +197,7 @@ fn spawn(this: &Inner, dir: &RunDir) -> std::io::Result<Child> {
     let mut command = Command::new(this.exe.path());
     command.arg("oci-shim").arg("create").arg(&dir.0);
     // No environment: nothing of the agent's is the container's business.
-    command
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log);
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     // SAFETY: setsid is async-signal-safe. In a session of its own no terminal's or group's signal that
     // ends the agent reaches the shim.
     unsafe {

@@ -73,7 +73,11 @@ fn create(dir: &RunDir) -> Result<Handed, String> {
     let (builder, mut ours, console) = match settings.tty {
         true => {
             let console = listen(dir, "console.sock").map_err(io("console.sock"))?;
-            (builder.with_console_socket(Some(dir.file("console.sock"))), Ours::default(), Some(console))
+            (
+                builder.with_console_socket(Some(dir.file("console.sock"))),
+                Ours::default(),
+                Some(console),
+            )
         }
         false => {
             let (theirs, ours) = stdio(&settings).map_err(io("pipe"))?;
@@ -155,8 +159,12 @@ fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ours)> {
         // turn. Memory is taken only as it fills.
         let _smaller_will_do = rustix::pipe::fcntl_setpipe_size(end, 1 << 20);
     }
-    let ours =
-        Ours { stdin: our_stdin, stdout: Some(our_stdout), stderr: Some(our_stderr), terminal: None };
+    let ours = Ours {
+        stdin: our_stdin,
+        stdout: Some(our_stdout),
+        stderr: Some(our_stderr),
+        terminal: None,
+    };
     Ok(([stdin, stdout, stderr], ours))
 }
 
@@ -190,8 +198,7 @@ fn set_oom_score(pid: i32, score: i32) {
 
 /// Executes this program anew, with the open ends: all memory that making the container took is gone.
 fn tend(dir: &RunDir, handed: &Handed) -> std::io::Result<std::convert::Infallible> {
-    let kept =
-        [Some(handed.listener), handed.stdin, handed.stdout, handed.stderr, handed.terminal];
+    let kept = [Some(handed.listener), handed.stdin, handed.stdout, handed.stderr, handed.terminal];
     for fd in kept.into_iter().flatten() {
         // SAFETY: the descriptors were just taken out of their owners, so they are open and ours.
         keep_over_exec(unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }, true)?;
@@ -204,6 +211,7 @@ fn tend(dir: &RunDir, handed: &Handed) -> std::io::Result<std::convert::Infallib
         text(&dir.0.to_string_lossy())?,
         text(&serde_json::to_string(handed).expect("it is plain data"))?,
     ];
+    super::pages::fix_addresses();
     let none: [CString; 0] = [];
     nix::unistd::execve(c"/proc/self/exe", &args, &none).map_err(Into::into)
 }

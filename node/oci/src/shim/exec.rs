@@ -11,7 +11,10 @@ use std::process::ExitCode;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use super::create::{listen, receive_terminal};
@@ -46,7 +49,7 @@ pub(super) fn run(dir: &RunDir, request: &str) -> ExitCode {
     // SAFETY: the agent left the descriptor open for this process alone.
     let report = UnixStream::from(unsafe { OwnedFd::from_raw_fd(request.report) });
     let answer = match begin(dir, &request, &report) {
-        Ok(pid) => wait(pid),
+        Ok(pid) => wait(pid, &report),
         Err(message) => Report::Failed { message },
     };
     let text = serde_json::to_vec(&answer).expect("it is plain data");
@@ -58,9 +61,6 @@ pub(super) fn run(dir: &RunDir, request: &str) -> ExitCode {
 fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, String> {
     let text = |e: std::io::Error| e.to_string();
     keep_over_exec(report, false).map_err(text)?;
-    // When the agent ends, so does this, and with it the command.
-    // SAFETY: prctl of a number.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
     let settings: Settings = dir.read("shim.json").map_err(text)?;
     let (status, status_end) = pipe().map_err(text)?;
     let program = Program::new(&settings.confinement, status_end.as_raw_fd(), true)?;
@@ -85,8 +85,7 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
         }
     };
     let process = dir.file(&format!("{}.json", request.name));
-    let built =
-        builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
+    let built = builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
     drop(status_end);
     let _ = std::fs::remove_file(&process);
     let pid = match built {
@@ -130,18 +129,41 @@ fn send(report: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
     Ok(())
 }
 
-fn wait(pid: i32) -> Report {
+/// Until the command has ended. When the agent is gone, which the report's socket tells, it is made to.
+fn wait(pid: i32, report: &UnixStream) -> Report {
+    let failed = |what: &str, error: nix::errno::Errno| Report::Failed {
+        message: format!("{what} the command: {error}"),
+    };
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    let signals = mask
+        .thread_block()
+        .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC));
+    let signals = match signals {
+        Ok(signals) => signals,
+        Err(error) => return failed("watching", error),
+    };
+    let mut agent = true;
     loop {
-        match waitpid(nix::unistd::Pid::from_raw(pid), None) {
+        match waitpid(nix::unistd::Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => return Report::Exited { code, signal: None },
             Ok(WaitStatus::Signaled(_, signal, _)) => {
                 let signal = signal as i32;
                 return Report::Exited { code: 128 + signal, signal: Some(signal) };
             }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => {
-                return Report::Failed { message: format!("waiting for the command: {error}") };
-            }
+            Err(error) => return failed("waiting for", error),
         }
+        let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        if agent {
+            fds.push(PollFd::new(report, PollFlags::empty()));
+        }
+        let _interrupted_is_a_turn_too = rustix::event::poll(&mut fds, None);
+        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+            agent = false;
+            // SAFETY: kill has no memory effects; the child was not waited for, so the number is its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        while let Ok(Some(_)) = signals.read_signal() {}
     }
 }

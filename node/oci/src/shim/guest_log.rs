@@ -66,6 +66,11 @@ impl GuestLog {
         full
     }
 
+    /// It is told once more, if it is.
+    pub fn remind(&mut self) {
+        self.told_full = false;
+    }
+
     pub fn write(&mut self, stream: Stream, text: &[u8], now: jiff::Timestamp) {
         let head = head(stream, now);
         let rest = &mut self.rests[stream as usize];
@@ -104,7 +109,8 @@ impl GuestLog {
             return;
         }
         if self.lost > 0 {
-            let note = format!("rimward: {} bytes of log are missing here: the disk was full", self.lost);
+            let note =
+                format!("rimward: {} bytes of log are missing here: the disk was full", self.lost);
             let mut told = Vec::new();
             entry(&mut told, &head(Stream::Stderr, jiff::Timestamp::now()), true, note.as_bytes());
             if self.file.as_mut().is_none_or(|file| file.write_all(&told).is_err()) {
@@ -178,10 +184,7 @@ mod tests {
         let long = vec![b'x'; LINE_BYTES_MAX];
         let whole = "x".repeat(LINE_BYTES_MAX);
         check(&[(Stdout, &long), (Stdout, b"\n")], &[&format!("stdout F {whole}")]);
-        check(
-            &[(Stdout, &long), (Stdout, b"y\n")],
-            &[&format!("stdout P {whole}"), "stdout F y"],
-        );
+        check(&[(Stdout, &long), (Stdout, b"y\n")], &[&format!("stdout P {whole}"), "stdout F y"]);
     }
 
     #[test]

@@ -63,11 +63,8 @@ impl Program {
         }
         let _old_kernels_have_none = rustix::thread::clear_ambient_capability_set();
         let set = CapabilitySet::from_bits_retain(self.capabilities);
-        let sets = CapabilitySets {
-            effective: set,
-            permitted: set,
-            inheritable: CapabilitySet::empty(),
-        };
+        let sets =
+            CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
         rustix::thread::set_capabilities(None, sets).map_err(failed)
     }
 }
@@ -86,9 +83,8 @@ impl Executor for Program {
             ExecutorError::Other(why)
         };
         let path = find(spec).map_err(failed)?;
-        let words = |words: Vec<&[u8]>| {
-            words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>()
-        };
+        let words =
+            |words: Vec<&[u8]>| words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
         let args = args(spec).iter().map(|arg| arg.as_bytes()).collect();
         let environment: Vec<Vec<u8>> = std::env::vars_os()
             .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
@@ -127,7 +123,8 @@ fn find(spec: &Spec) -> Result<PathBuf, String> {
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
     let mut denied = None;
     for dir in std::env::split_paths(OsStr::new(path)) {
-        let file = if dir.as_os_str().is_empty() { Path::new(".").join(name) } else { dir.join(name) };
+        let file =
+            if dir.as_os_str().is_empty() { Path::new(".").join(name) } else { dir.join(name) };
         match check(&file) {
             Ok(()) => return Ok(file),
             Err(CannotRun::Denied) => denied = Some(CannotRun::Denied),

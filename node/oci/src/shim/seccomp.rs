@@ -56,7 +56,12 @@ impl Filters {
             // seccompiler's own way of installing would set no_new_privs, which is the pod's to decide.
             // SAFETY: the program lives until the call is over, and the kernel copies it.
             let done = unsafe {
-                libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+                libc::syscall(
+                    libc::SYS_seccomp,
+                    libc::SECCOMP_SET_MODE_FILTER,
+                    0,
+                    &raw const program,
+                )
             };
             if done != 0 {
                 let error = std::io::Error::last_os_error();
@@ -90,17 +95,15 @@ fn unknown(clone3: bool) -> BpfProgram {
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn rules(capabilities: u64) -> Result<Rules, BackendError> {
-    let always = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
+    let always =
+        |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
     let only = |argument, width, op, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, width, op, value)?])
     };
     let mut rules = always(EVERYONE);
     rules.extend(always(OF_THIS_ARCHITECTURE));
     // Sockets to the hypervisor are not a container's.
-    rules.insert(
-        libc::SYS_socket,
-        vec![only(0, Width::Dword, Op::Ne, libc::AF_VSOCK as u64)?],
-    );
+    rules.insert(libc::SYS_socket, vec![only(0, Width::Dword, Op::Ne, libc::AF_VSOCK as u64)?]);
     // Linux' own ways of running programs, not those of other systems.
     let personalities = [0u64, 0x8, 0x20000, 0x20008, 0xffff_ffff];
     let personality = personalities.map(|value| only(0, Width::Dword, Op::Eq, value));
@@ -113,10 +116,7 @@ fn rules(capabilities: u64) -> Result<Rules, BackendError> {
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET) as u64;
-    rules.insert(
-        libc::SYS_clone,
-        vec![only(0, Width::Qword, Op::MaskedEq(namespaces), 0)?],
-    );
+    rules.insert(libc::SYS_clone, vec![only(0, Width::Qword, Op::MaskedEq(namespaces), 0)?]);
     // The other filter's to answer.
     rules.insert(libc::SYS_clone3, Vec::new());
     for (name, calls) in WITH_CAPABILITY {

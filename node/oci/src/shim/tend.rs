@@ -37,6 +37,9 @@ pub(super) fn run(dir: RunDir, handed: &str) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = super::pages::share(&dir.0.join("../../oci-shim")) {
+        eprintln!("memory is not shared with other shims: {error}");
+    }
     let ended = tender.tend();
     if let Err(error) = dir.write("exit.json", &ended) {
         eprintln!("exit.json: {error}");
@@ -165,10 +168,10 @@ impl Tender {
         }
         if ready.outputs {
             self.read_outputs();
-            if self.log.is_full() {
-                for client in self.clients.iter_mut().filter(|c| !c.attached) {
-                    protocol::put(&mut client.outbox, tell::LOG_FULL, &[]);
-                }
+        }
+        if self.clients.iter().any(|client| !client.attached) && self.log.is_full() {
+            for client in self.clients.iter_mut().filter(|client| !client.attached) {
+                protocol::put(&mut client.outbox, tell::LOG_FULL, &[]);
             }
         }
         for index in 0..self.clients.len() {
@@ -218,7 +221,9 @@ impl Tender {
         ];
         let outputs: Vec<BorrowedFd<'_>> = match behind {
             true => Vec::new(),
-            false => self.outputs.iter().filter_map(|(_, fd)| fd.as_ref().map(AsFd::as_fd)).collect(),
+            false => {
+                self.outputs.iter().filter_map(|(_, fd)| fd.as_ref().map(AsFd::as_fd)).collect()
+            }
         };
         fds.extend(outputs.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         for client in &self.clients {
@@ -245,9 +250,7 @@ impl Tender {
             listener: is_ready(1),
             outputs: (2..2 + outputs.len()).any(is_ready),
             hung: (0..self.clients.len())
-                .filter(|index| {
-                    fds[2 + outputs.len() + index].revents().contains(PollFlags::HUP)
-                })
+                .filter(|index| fds[2 + outputs.len() + index].revents().contains(PollFlags::HUP))
                 .collect(),
         }
     }
@@ -301,6 +304,8 @@ impl Tender {
             if socket.set_nonblocking(true).is_ok() {
                 let (inbox, outbox) = Default::default();
                 self.clients.push(Client { socket, inbox, outbox, attached: false, gone: false });
+                // Whoever was told before may be gone, and this be the next agent.
+                self.log.remind();
             }
         }
     }
@@ -341,8 +346,10 @@ impl Tender {
             // Others may be attached, or come later, unless it is to be read once.
             (ask::STDIN_END, _) => self.stdin.ending |= self.settings.stdin_once,
             (ask::RESIZE, [w0, w1, h0, h1]) => {
-                let (width, height) = (u16::from_le_bytes([*w0, *w1]), u16::from_le_bytes([*h0, *h1]));
-                if let (true, Some((_, Some(terminal)))) = (self.settings.tty, self.outputs.first()) {
+                let (width, height) =
+                    (u16::from_le_bytes([*w0, *w1]), u16::from_le_bytes([*h0, *h1]));
+                if let (true, Some((_, Some(terminal)))) = (self.settings.tty, self.outputs.first())
+                {
                     let size = rustix::termios::Winsize {
                         ws_row: height,
                         ws_col: width,

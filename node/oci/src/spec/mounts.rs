@@ -9,9 +9,7 @@ use super::Given;
 
 pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, String> {
     let linux = &spec.linux;
-    let kernel = |destination: &str, kind: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": kind, "options": options})
-    };
+    let kernel = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let rights = if linux.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         kernel("/proc", "proc", &["nosuid", "noexec", "nodev"]),

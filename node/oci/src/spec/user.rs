@@ -39,8 +39,9 @@ pub(crate) fn resolve(
         (None, Err(_)) if image_user.is_empty() => (0, by_uid(0)),
         (None, Err(_)) => {
             let entry = entries(passwd).find(|entry| entry.name == image_user);
-            let entry =
-                entry.ok_or_else(|| format!("unable to find user {image_user}: no matching entries in passwd file"))?;
+            let entry = entry.ok_or_else(|| {
+                format!("unable to find user {image_user}: no matching entries in passwd file")
+            })?;
             (entry.uid, Some(entry))
         }
     };
@@ -91,9 +92,9 @@ fn group_named(name: &str, group: &str) -> Result<u32, String> {
         return Ok(gid);
     }
     let found = group_lines(group).find(|(n, ..)| *n == name);
-    found.map(|(_, gid, _)| gid).ok_or_else(|| {
-        format!("unable to find group {name}: no matching entries in group file")
-    })
+    found
+        .map(|(_, gid, _)| gid)
+        .ok_or_else(|| format!("unable to find group {name}: no matching entries in group file"))
 }
 
 fn groups_of(user: &str, group: &str) -> Vec<u32> {
@@ -105,7 +106,8 @@ fn groups_of(user: &str, group: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102:Web:/srv:/bin/false\nbroken\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102:Web:/srv:/bin/false\nbroken\n";
     const GROUP: &str = "root:x:0:\nwww:x:33:web,other\nextra:x:50:web\n";
 
     #[track_caller]
@@ -131,7 +133,11 @@ mod tests {
         check("1000:7", nobody(), Ok((1000, 7, &[], "/")));
         check("web", with(Some(1000), None), Ok((1000, 0, &[], "/")));
         check("web", with(Some(101), Some(9)), Ok((101, 9, &[33, 50], "/srv")));
-        check("", User { supplemental_gids: vec![8, 7, 8], ..nobody() }, Ok((0, 0, &[7, 8], "/root")));
+        check(
+            "",
+            User { supplemental_gids: vec![8, 7, 8], ..nobody() },
+            Ok((0, 0, &[7, 8], "/root")),
+        );
         check("ghost", nobody(), Err("unable to find user ghost"));
         check("web:ghosts", nobody(), Err("unable to find group ghosts"));
         check("", with(Some(-1), None), Err("user id -1"));

@@ -11,7 +11,8 @@ use crate::node::{Node, leftovers, log, shims};
 async fn the_next_agent_finds_what_runs_and_what_ended() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::at(dir.path()).await;
-    let long = node.spec("echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo done; exit 3");
+    let long =
+        node.spec("echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo done; exit 3");
     let short = node.spec("exit 9");
     node.runtime.start(long.clone()).await.unwrap();
     node.until_logged(&long, "ready").await;

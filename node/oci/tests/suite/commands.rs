@@ -12,7 +12,12 @@ pub fn request(argv: &[&str], tty: bool) -> ExecRequest {
 }
 
 /// Runs a command with an input; its exit and both outputs.
-pub async fn run(node: &Node, id: &RunId, request: ExecRequest, input: &str) -> (Exit, String, String) {
+pub async fn run(
+    node: &Node,
+    id: &RunId,
+    request: ExecRequest,
+    input: &str,
+) -> (Exit, String, String) {
     let (mut stdin, theirs) = tokio::io::duplex(1 << 16);
     stdin.write_all(input.as_bytes()).await.unwrap();
     drop(stdin);
@@ -42,7 +47,8 @@ async fn commands_run_where_the_container_is() {
     node.runtime.start(spec.clone()).await.unwrap();
     node.until_logged(&spec, "ready").await;
     let script = "hostname; pwd; id -u; echo $GREETING; cat; echo odd >&2; cat /proc/1/cmdline | tr '\\0' ' '; exit 5";
-    let (exit, out, err) = run(&node, &spec.id, request(&["sh", "-c", script], false), "typed\n").await;
+    let (exit, out, err) =
+        run(&node, &spec.id, request(&["sh", "-c", script], false), "typed\n").await;
     let name = &spec.id.pod_uid;
     assert_eq!(exit.code, 5);
     assert!(out.starts_with(&format!("{name}\n/tmp\n1001\nhello\ntyped\n")), "{out}");
@@ -52,7 +58,10 @@ async fn commands_run_where_the_container_is() {
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
     let error = node.runtime.exec(&spec.id, request(&["nosuch"], false), Streams::default()).await;
     let error = error.unwrap_err();
-    assert!(error.message.contains("exec: \"nosuch\": executable file not found in $PATH"), "{error}");
+    assert!(
+        error.message.contains("exec: \"nosuch\": executable file not found in $PATH"),
+        "{error}"
+    );
     // A client that goes ends what it began.
     let long = node.runtime.exec(&spec.id, request(&["sleep", "1234"], false), Streams::default());
     let _over = tokio::time::timeout(Duration::from_millis(500), long).await.unwrap_err();
@@ -100,7 +109,9 @@ async fn a_command_on_a_terminal() {
         keys.write_all(b"tty; stty size; echo $TERM\n").await.unwrap();
         until("37 91\r\nxterm\r\n").await;
         sizes.send(TerminalSize { width: 20, height: 10 }).await.unwrap();
-        keys.write_all(b"while [ \"$(stty size)\" != '10 20' ]; do :; done; echo res'ized'\n").await.unwrap();
+        keys.write_all(b"while [ \"$(stty size)\" != '10 20' ]; do :; done; echo res'ized'\n")
+            .await
+            .unwrap();
         until("resized").await;
         keys.write_all(b"exit 4\n").await.unwrap();
         let mut rest = String::new();
@@ -116,7 +127,8 @@ async fn a_command_on_a_terminal() {
 #[tokio::test]
 async fn clients_attach_to_what_runs() {
     let mut node = Node::new().await;
-    let mut spec = node.spec("while read line; do echo got $line; echo err $line >&2; done; echo over");
+    let mut spec =
+        node.spec("while read line; do echo got $line; echo err $line >&2; done; echo over");
     (spec.stdin, spec.stdin_once) = (true, true);
     node.runtime.start(spec.clone()).await.unwrap();
     let (mut keys, stdin) = tokio::io::duplex(1 << 16);
@@ -140,7 +152,10 @@ async fn clients_attach_to_what_runs() {
         err.read_to_string(&mut stderr)
     );
     attached.unwrap();
-    assert_eq!((stdout.as_str(), stderr.as_str()), ("got one\ngot two\nover\n", "err one\nerr two\n"));
+    assert_eq!(
+        (stdout.as_str(), stderr.as_str()),
+        ("got one\ngot two\nover\n", "err one\nerr two\n")
+    );
     assert_eq!(node.exit(&spec.id).await.code, 0);
     assert_eq!(log(&spec).len(), 5);
     node.end().await;

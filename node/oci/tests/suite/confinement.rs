@@ -5,7 +5,8 @@ use rimward_node_pod::runtime::{ExecRequest, Runtime, Seccomp, User};
 use crate::commands::run;
 use crate::node::Node;
 
-const STATUS: &str = "grep -E '^(CapEff|CapBnd|CapPrm|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'";
+const STATUS: &str =
+    "grep -E '^(CapEff|CapBnd|CapPrm|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'";
 
 #[tokio::test]
 async fn capabilities_are_what_the_pod_says() {
@@ -28,7 +29,16 @@ async fn capabilities_are_what_the_pod_says() {
     dropped.linux.capabilities_add = vec!["NET_BIND_SERVICE".into()];
     dropped.linux.no_new_privileges = true;
     let lines = node.output(&dropped).await;
-    assert_eq!(lines[1..], ["CapEff:0000000000000400", "CapBnd:0000000000000400", "NoNewPrivs:1", "Seccomp:0", "refused"]);
+    assert_eq!(
+        lines[1..],
+        [
+            "CapEff:0000000000000400",
+            "CapBnd:0000000000000400",
+            "NoNewPrivs:1",
+            "Seccomp:0",
+            "refused"
+        ]
+    );
     let mut user = node.spec(STATUS);
     user.user = User { uid: Some(1001), ..User::default() };
     assert_eq!(node.output(&user).await[1], "CapEff:0000000000000000");
@@ -50,7 +60,10 @@ async fn the_default_profile_limits_system_calls_of_all_that_run_in_it() {
         node.until_logged(&spec, "Seccomp:2").await;
         let log = crate::node::log(&spec);
         assert_eq!(log, ["stdout F refused", &format!("stdout F {nnp}"), "stdout F Seccomp:2"]);
-        let request = ExecRequest { argv: vec!["sh".into(), "-c".into(), format!("{try_it}; {STATUS} | tail -2")], tty: false };
+        let request = ExecRequest {
+            argv: vec!["sh".into(), "-c".into(), format!("{try_it}; {STATUS} | tail -2")],
+            tty: false,
+        };
         let (exit, out, _) = run(&node, &spec.id, request, "").await;
         assert_eq!((exit.code, out), (0, format!("refused\n{nnp}\nSeccomp:2\n")));
         node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
@@ -75,7 +88,8 @@ async fn the_machine_is_out_of_reach() {
         node.output(&spec).await,
         ["0", "refused", "refused", "refused", "0", "alive", "refused"]
     );
-    let mut privileged = node.spec("mount -t tmpfs none /tmp && echo mounted; test -c /dev/kmsg && echo devices");
+    let mut privileged =
+        node.spec("mount -t tmpfs none /tmp && echo mounted; test -c /dev/kmsg && echo devices");
     privileged.linux.privileged = true;
     assert_eq!(node.output(&privileged).await, ["mounted", "devices"]);
     node.end().await;

@@ -10,7 +10,8 @@ use crate::node::{Node, log, until};
 #[tokio::test]
 async fn what_it_prints_is_in_the_log_and_its_end_is_told() {
     let mut node = Node::new().await;
-    let spec = node.spec("echo out; echo err >&2; printf 'no end'; echo bye > /dev/termination-log; exit 7");
+    let spec = node
+        .spec("echo out; echo err >&2; printf 'no end'; echo bye > /dev/termination-log; exit 7");
     let exit = node.run(&spec).await;
     assert_eq!((exit.code, exit.signal, exit.reason.as_str()), (7, None, "Error"));
     assert_eq!(exit.message, "bye\n");
@@ -69,9 +70,12 @@ async fn it_finds_itself_where_its_pod_says() {
 #[tokio::test]
 async fn what_it_writes_is_its_own_and_a_read_only_root_takes_nothing() {
     let mut node = Node::new().await;
-    let spec = node.spec("echo x > /bin/new && rm /bin/ls && test -e /bin/new && test ! -e /bin/ls && echo done");
+    let spec = node.spec(
+        "echo x > /bin/new && rm /bin/ls && test -e /bin/new && test ! -e /bin/ls && echo done",
+    );
     assert_eq!(node.output(&spec).await, ["done"]);
-    let mut other = node.spec("test -e /bin/new || ls -d /bin/ls; echo x 2>/dev/null > /new || echo refused");
+    let mut other =
+        node.spec("test -e /bin/new || ls -d /bin/ls; echo x 2>/dev/null > /new || echo refused");
     other.linux.read_only_root = true;
     assert_eq!(node.output(&other).await, ["/bin/ls", "refused"]);
     node.end().await;
@@ -108,10 +112,7 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
     assert!(error.message.contains("unable to find user ghost"), "{error}");
     let mut spec = node.spec("exit 0");
     spec.linux.capabilities_add = vec!["FLY".into()];
-    assert_eq!(
-        node.runtime.start(spec).await.unwrap_err().reason,
-        "CreateContainerConfigError"
-    );
+    assert_eq!(node.runtime.start(spec).await.unwrap_err().reason, "CreateContainerConfigError");
     // And the next one runs as if nothing had been.
     let spec = node.spec("echo well");
     assert_eq!(node.output(&spec).await, ["well"]);
@@ -121,7 +122,8 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
 #[tokio::test]
 async fn it_is_asked_to_end_then_made_to() {
     let mut node = Node::new().await;
-    let polite = node.spec("trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
+    let polite =
+        node.spec("trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
     node.runtime.start(polite.clone()).await.unwrap();
     node.until_logged(&polite, "ready").await;
     node.runtime.stop(&polite.id, Duration::from_secs(30)).await;
@@ -145,7 +147,8 @@ async fn containers_of_a_pod_share_what_a_pod_shares() {
     let first = node.spec("echo x > /dev/shm/note; for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done; sleep 60");
     node.runtime.start(first.clone()).await.unwrap();
     until("three links", async || log(&first).len() == 3).await;
-    let mut second = node.spec("cat /dev/shm/note; for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done");
+    let mut second = node
+        .spec("cat /dev/shm/note; for kind in ipc uts pid; do readlink /proc/self/ns/$kind; done");
     second.id = first.id.clone();
     second.id.container = "second".into();
     second.linux.qos = QosClass::BestEffort;

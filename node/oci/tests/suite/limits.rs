@@ -94,7 +94,10 @@ async fn a_shim_is_small() {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     };
     let private = kib("Private_Dirty:") + kib("Private_Clean:");
-    println!("a shim's own memory: {} KiB dirty, {private} KiB with its file's pages", kib("Private_Dirty:"));
+    println!(
+        "a shim's own memory: {} KiB dirty, {private} KiB with its file's pages",
+        kib("Private_Dirty:")
+    );
     assert!(kib("Private_Dirty:") <= 2048, "{rollup}");
     let status = std::fs::read_to_string(format!("/proc/{}/status", pids[0])).unwrap();
     assert!(status.contains("Threads:\t1\n"), "{status}");

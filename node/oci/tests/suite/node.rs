@@ -178,9 +178,8 @@ pub fn shims(dir: &Path) -> Vec<i32> {
 
 pub fn cgroups(dir: &Path) -> Vec<PathBuf> {
     let key = dir.display().to_string();
-    let hash = key
-        .bytes()
-        .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let hash =
+        key.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     let name = format!("rimward-{hash:08x}");
     let base = Path::new("/sys/fs/cgroup");
     let mut roots = vec![base.to_owned()];
