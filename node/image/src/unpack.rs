@@ -272,13 +272,16 @@ fn meta<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, String> {
         }
     }
     let header = entry.header();
-    let id = |id: std::io::Result<u64>, what: &str| {
-        let id = id.map_err(|e| e.to_string())?;
+    // Some writers leave out what is nobody's: a blank number is 0.
+    let id = |id: std::io::Result<u64>, field: &[u8], what: &str| {
+        let blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
+        let id = if blank { 0 } else { id.map_err(|e| e.to_string())? };
         u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(format!("{what} {id} is none"))
     };
+    let fields = header.as_old();
     Ok(Meta {
-        uid: Uid::from_raw(id(header.uid(), "user id")?),
-        gid: Gid::from_raw(id(header.gid(), "group id")?),
+        uid: Uid::from_raw(id(header.uid(), &fields.uid, "user id")?),
+        gid: Gid::from_raw(id(header.gid(), &fields.gid, "group id")?),
         mode: Mode::from_raw_mode(header.mode().map_err(|e| e.to_string())? & 0o7777),
         mtime: header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
         xattrs,

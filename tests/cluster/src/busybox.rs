@@ -135,6 +135,7 @@ impl Tar {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
+        owned_by_root(&mut header);
         header.set_size(content.len() as u64);
         self.0.append_data(&mut header, path, content).expect("memory takes it");
     }
@@ -143,6 +144,7 @@ impl Tar {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_mode(0o777);
+        owned_by_root(&mut header);
         header.set_size(0);
         self.0.append_link(&mut header, path, to).expect("memory takes it");
     }
@@ -150,6 +152,12 @@ impl Tar {
     fn finish(self) -> Vec<u8> {
         self.0.into_inner().expect("memory takes it")
     }
+}
+
+fn owned_by_root(header: &mut tar::Header) {
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_700_000_000);
 }
 
 fn lower() -> Vec<u8> {
