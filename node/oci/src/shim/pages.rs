@@ -68,7 +68,10 @@ fn write(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
         let _another_shim_was_first = std::fs::remove_file(old.path());
     }
     let new = dir.join(format!("new-{}", std::process::id()));
-    File::create(&new)?.write_all(content)?;
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    // Pages that wait to be written would count as this shim's own.
+    file.sync_data()?;
     std::fs::rename(new, path)
 }
 
