@@ -132,6 +132,9 @@ pub struct OidcOptions {
     /// What groups begin with.
     #[arg(long, value_name = "PREFIX", default_value = "")]
     pub oidc_groups_prefix: String,
+    /// Algorithms that its tokens may be signed with.
+    #[arg(long, value_name = "ALG,…", value_delimiter = ',', default_value = "RS256")]
+    pub oidc_signing_algs: Vec<String>,
     /// A claim that tokens must have, as `key=value`; repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     pub oidc_required_claim: Vec<String>,
@@ -152,6 +155,10 @@ pub struct NodeOptions {
     /// Pods that this node takes at most.
     #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
+    /// When the node says that its disk is full, as the kubelet's flag: shares or quantities of
+    /// `nodefs.available` and `nodefs.inodesFree`.
+    #[arg(long, value_name = "SIGNAL<VALUE,…", default_value_t)]
+    pub eviction_hard: rimward_node_agent::EvictionHard,
     /// Work without the privileges that are there: addresses on loopback, no kernel rules.
     #[arg(long)]
     pub user_mode: bool,

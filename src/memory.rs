@@ -3,7 +3,8 @@
 //! Reading options, opening stores and shaking hands touches much of a large program once. Those pages of
 //! its file stay mapped, and count as resident, until the machine is short of memory. On a small device
 //! that is a third of what an idle node would seem to take; so they are let go of once all is up. What is
-//! needed again comes back page by page from the file, or from the kernel's cache of it.
+//! needed again comes back page by page from the file, or from the kernel's cache of it. So is what the start
+//! allocated and freed: the allocator keeps it for a next time that does not come.
 
 use std::ffi::c_void;
 use std::time::Duration;
@@ -11,7 +12,11 @@ use std::time::Duration;
 /// From "everything runs" until what runs has settled.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// Lets go of start-up's pages, in a while. Must be called within a tokio runtime.
+/// How often what was freed since is given back: a burst of pods must not be paid for until the next start.
+const TRIM_EVERY: Duration = Duration::from_secs(60);
+
+/// Lets go of start-up's pages, in a while, and from then on of what is free within the heap. Must be called
+/// within a tokio runtime.
 pub fn release_when_settled() {
     tokio::spawn(async {
         tokio::time::sleep(SETTLED).await;
@@ -19,6 +24,12 @@ pub fn release_when_settled() {
             Ok(Ok(bytes)) => tracing::debug!("let go of {} KiB of start-up's pages", bytes >> 10),
             Ok(Err(error)) => tracing::debug!(%error, "cannot read what is mapped"),
             Err(error) => tracing::warn!(%error, "letting go of pages failed"),
+        }
+        loop {
+            tokio::time::sleep(TRIM_EVERY).await;
+            if let Err(error) = tokio::task::spawn_blocking(trim).await {
+                tracing::warn!(%error, "giving memory back failed");
+            }
         }
     });
 }
@@ -42,7 +53,17 @@ fn release() -> std::io::Result<u64> {
             released += mapping.resident;
         }
     }
+    trim();
     Ok(released)
+}
+
+/// Gives the kernel back what is free within the heap.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, from any thread; what is in use is not touched.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -96,8 +96,24 @@ impl Facts {
         if facts.and_then(|f| f.get("mapType")) == Some(&json!("atomic")) {
             definition["a"] = json!(true);
         }
-        let text = self.published.get(name).and_then(|p| p.get("description")).cloned();
-        (definition, json!([text.unwrap_or_default(), texts]))
+        let text = match (self.published.get(name), bare(name).strip_suffix("List")) {
+            (Some(published), _) => published.get("description").cloned().unwrap_or_default(),
+            (None, Some(kind)) => self.list_texts(kind, &mut texts),
+            (None, None) => Value::Null,
+        };
+        (definition, json!([text, texts]))
+    }
+
+    /// What is said of a list, all of which k8s-openapi makes of one generic type: its description is
+    /// returned, those of its fields are added.
+    fn list_texts(&self, kind: &str, texts: &mut Map<String, Value>) -> Value {
+        let of_any = &self.published[&format!("{META}.APIGroupList")]["properties"];
+        for field in ["apiVersion", "kind"] {
+            texts.insert(field.to_owned(), of_any[field]["description"].clone());
+        }
+        texts.insert("metadata".to_owned(), json!("Standard list metadata."));
+        texts.insert("items".to_owned(), json!(format!("List of {}", plural(kind))));
+        json!(format!("{kind}List is a list of {}.", plural(kind)))
     }
 
     /// The fields of the Go type `from`, as part of the definition `of` into which it is embedded.
@@ -258,6 +274,28 @@ impl Facts {
 
 fn package(type_name: &str) -> &str {
     type_name.rsplit_once('.').map_or("", |(package, _)| package)
+}
+
+fn bare(type_name: &str) -> &str {
+    type_name.rsplit_once('.').map_or(type_name, |(_, bare)| bare)
+}
+
+/// A kind as a word for several: `config maps`, `ingress classes`, `network policies`.
+fn plural(kind: &str) -> String {
+    let (mut words, mut before) = (String::new(), true);
+    for c in kind.chars() {
+        if c.is_uppercase() && !before {
+            words.push(' ');
+        }
+        before = c.is_uppercase();
+        words.extend(c.to_lowercase());
+    }
+    match words.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
+        _ if words.ends_with("endpoints") => words,
+        _ if words.ends_with(['s', 'x']) => format!("{words}es"),
+        _ => format!("{words}s"),
+    }
 }
 
 /// The Go package as messages print it: the last part of its path.

@@ -23,12 +23,12 @@ pub fn config(
         advertise: ports.advertise_address,
         node_grace: Duration::from_secs(ports.node_grace_seconds),
         audit: audit_config(audit),
-        issuers: issuers(oidc)?,
+        authentication: authentication(oidc)?,
     })
 }
 
-/// The issuers that a file or the flags name.
-fn issuers(options: &OidcOptions) -> anyhow::Result<Vec<oidc::Authenticator>> {
+/// Who is let in beside whom the cluster knows itself: as a file or the flags say.
+fn authentication(options: &OidcOptions) -> anyhow::Result<oidc::Authentication> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
@@ -37,7 +37,7 @@ fn issuers(options: &OidcOptions) -> anyhow::Result<Vec<oidc::Authenticator>> {
         return oidc::parse(&text).with_context(|| format!("{}", path.display()));
     }
     let (Some(url), Some(audience)) = (&options.oidc_issuer_url, &options.oidc_client_id) else {
-        return Ok(Vec::new());
+        return Ok(oidc::Authentication::default());
     };
     let claim = options.oidc_username_claim.clone();
     let prefix = match options.oidc_username_prefix.as_deref() {
@@ -49,15 +49,21 @@ fn issuers(options: &OidcOptions) -> anyhow::Result<Vec<oidc::Authenticator>> {
     let rule = |pair: &String| {
         let (claim, value) =
             pair.split_once('=').with_context(|| format!("{pair:?} is not KEY=VALUE"))?;
-        Ok(oidc::RequiredClaim { claim: claim.to_owned(), required_value: value.to_owned() })
+        let (claim, required_value) = (claim.to_owned(), value.to_owned());
+        Ok(oidc::ClaimRule { claim, required_value, ..oidc::ClaimRule::default() })
     };
-    Ok(vec![oidc::Authenticator {
+    let mapping = |claim: String, prefix: String| oidc::Mapping {
+        claim,
+        prefix: Some(prefix),
+        ..oidc::Mapping::default()
+    };
+    let groups = options.oidc_groups_claim.clone();
+    let issuer = oidc::Authenticator {
         issuer: oidc::IssuerConfig {
             url: url.clone(),
-            discovery_url: None,
             certificate_authority: options.oidc_ca_file.as_deref().map(read).transpose()?,
             audiences: vec![audience.clone()],
-            audience_match_policy: None,
+            ..oidc::IssuerConfig::default()
         },
         claim_validation_rules: options
             .oidc_required_claim
@@ -65,14 +71,16 @@ fn issuers(options: &OidcOptions) -> anyhow::Result<Vec<oidc::Authenticator>> {
             .map(rule)
             .collect::<anyhow::Result<_>>()?,
         claim_mappings: oidc::Mappings {
-            username: oidc::Prefixed { claim, prefix },
-            groups: options
-                .oidc_groups_claim
-                .clone()
-                .map(|claim| oidc::Prefixed { claim, prefix: options.oidc_groups_prefix.clone() }),
-            uid: None,
+            username: mapping(claim, prefix),
+            groups: groups
+                .map(|claim| mapping(claim, options.oidc_groups_prefix.clone()))
+                .unwrap_or_default(),
+            ..oidc::Mappings::default()
         },
-    }])
+        signing_algorithms: options.oidc_signing_algs.clone(),
+        ..oidc::Authenticator::default()
+    };
+    Ok(oidc::Authentication { issuers: vec![issuer], ..oidc::Authentication::default() })
 }
 
 fn audit_config(options: &AuditOptions) -> Option<AuditConfig> {

@@ -53,6 +53,7 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             labels,
             node_ip: None,
             pods_max: options.max_pods,
+            eviction_hard: options.eviction_hard,
             version: env!("CARGO_PKG_VERSION").into(),
         },
         user_mode,

@@ -5,9 +5,11 @@
 //! told of costs one look at the policy; without an auditor nothing is done at all.
 
 mod log;
+mod notes;
 mod policy;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use crate::body::{self, BoxError, Response};
 use crate::request::Attributes;
 
 pub use log::{Log, LogConfig};
+pub(crate) use notes::{annotate, carried, wants_patches};
 pub use policy::{Level, Policy, PolicyError, Stage, Verdict};
 
 /// From where a request came; a request's extension.
@@ -59,7 +62,7 @@ pub struct Trail {
     sink: Arc<dyn Sink>,
     verdict: Verdict,
     event: Value,
-    annotations: BTreeMap<&'static str, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Auditor {
@@ -104,12 +107,26 @@ impl Trail {
         self.verdict.level >= Level::Request
     }
 
-    pub fn acts_as(&mut self, user: &UserInfo) {
+    /// `constraint` is the constrained verb by which the user may be impersonated, if it is one.
+    pub fn acts_as(&mut self, user: &UserInfo, constraint: Option<&str>) {
         self.event["impersonatedUser"] = shown(user);
+        if let Some(constraint) = constraint {
+            self.event["authenticationMetadata"] = json!({ "impersonationConstraint": constraint });
+        }
     }
 
-    pub fn annotate(&mut self, key: &'static str, value: impl Into<String>) {
-        self.annotations.insert(key, value.into());
+    pub fn annotate(&mut self, key: &str, value: impl Into<String>) {
+        self.annotations.insert(key.to_owned(), value.into());
+    }
+
+    /// Does the work of the request; what is noted meanwhile becomes annotations. What the trail was
+    /// told before stays as it is.
+    pub async fn noting<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let (done, notes) = notes::collected(self.wants_request(), work).await;
+        for (key, value) in notes {
+            self.annotations.entry(key).or_insert(value);
+        }
+        done
     }
 
     pub fn request(&mut self, body: &Bytes) {

@@ -22,13 +22,18 @@ pub enum Peer {
 }
 
 /// The user of a request. A certificate that the connection proved comes first; a bearer token that is
-/// wrong is refused.
+/// wrong is refused. `basic` takes a token for a password too.
 pub async fn authenticate(
     server: &Inner,
     peer: &Peer,
     headers: &HeaderMap,
+    path: &str,
     basic: bool,
 ) -> Result<UserInfo, Status> {
+    let anonymous = || match server.config.authentication.anonymous.may(path) {
+        true => Ok(UserInfo::anonymous()),
+        false => Err(Status::unauthorized()),
+    };
     let certificate = match peer {
         Peer::InProcess(user) => return Ok(user.clone()),
         Peer::Connection(certificate) => certificate,
@@ -37,7 +42,7 @@ pub async fn authenticate(
         return Ok(user.clone());
     }
     let Some(value) = headers.get(http::header::AUTHORIZATION) else {
-        return Ok(UserInfo::anonymous());
+        return anonymous();
     };
     let value = value.to_str().map_err(|_| Status::unauthorized())?;
     let token: String = match value.split_once(' ') {
@@ -46,7 +51,7 @@ pub async fn authenticate(
         Some((scheme, pair)) if basic && scheme.eq_ignore_ascii_case("basic") => {
             password(pair.trim())?
         }
-        _ => return Ok(UserInfo::anonymous()),
+        _ => return anonymous(),
     };
     let audiences = &server.config.api_audiences;
     self::token(server, &token, audiences).await.map(|(user, _)| user).map_err(|e| {

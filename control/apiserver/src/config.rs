@@ -7,7 +7,7 @@ use std::time::Duration;
 use rimward_control_store::Store;
 
 use crate::audit::Auditor;
-use crate::authn::oidc::Authenticator;
+use crate::authn::oidc::Authentication;
 use crate::outbound::Identity;
 
 #[derive(Clone)]
@@ -33,13 +33,14 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// How long Events are kept.
     pub event_ttl: Duration,
-    /// How much history watches and continued lists can go back.
+    /// How much history watches and continued lists can go back: what is older is compacted, as
+    /// kube-apiserver does every five minutes.
     pub history: Duration,
     /// Requests in flight beyond which others wait: together the seats that priority levels share.
     pub reads_max: usize,
     pub writes_max: usize,
-    /// Issuers beside this server whose tokens are accepted.
-    pub issuers: Vec<Authenticator>,
+    /// Issuers beside this server whose tokens are accepted, and who may come without any.
+    pub authentication: Authentication,
     /// Decides what is told of requests, and to whom.
     pub audit: Option<Auditor>,
 }
@@ -74,10 +75,10 @@ impl Config {
             front_proxy: None,
             advertise,
             event_ttl: Duration::from_secs(3600),
-            history: Duration::from_secs(600),
+            history: Duration::from_secs(300),
             reads_max: 400,
             writes_max: 200,
-            issuers: Vec::new(),
+            authentication: Authentication::default(),
             audit: None,
         }
     }

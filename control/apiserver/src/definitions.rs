@@ -81,7 +81,7 @@ impl Definitions {
     }
 
     fn read(&self, name: &str, stored: &Stored, kept: &mut BTreeMap<String, Kept>) {
-        let Ok(mut object) = serde_json::from_slice::<Value>(stored.record.body()) else {
+        let Ok(mut object) = stored.record.parsed() else {
             tracing::error!(name, "a stored CustomResourceDefinition cannot be read");
             return;
         };

@@ -1,17 +1,21 @@
 //! Discovery: which groups, versions and resources there are, in the aggregated and the classic form.
 //! <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api>
 
+mod aggregated;
+mod classic;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use rimward_control_kinds::{Kind, Scope, Subresource};
-use serde_json::{Value, json};
+use rimward_control_kinds::{Kind, Subresource};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::body::Response;
 use crate::error;
 use crate::paths::{document, etag};
 use crate::request::Call;
-use crate::served::Registry;
+use crate::served::{Registry, Served};
 
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -25,7 +29,7 @@ pub struct Documents {
 /// A group and its versions, in the order of preference.
 struct Group<'a> {
     name: &'a str,
-    versions: Vec<(&'a str, Vec<&'a Kind>)>,
+    versions: Vec<(&'a str, Vec<&'a Served>)>,
 }
 
 fn groups(registry: &Registry) -> Vec<Group<'_>> {
@@ -38,8 +42,8 @@ fn groups(registry: &Registry) -> Vec<Group<'_>> {
         });
         let versions = &mut groups[at].versions;
         match versions.iter_mut().find(|(v, _)| *v == kind.version) {
-            Some((_, kinds)) => kinds.push(kind),
-            None => versions.push((&kind.version, vec![kind])),
+            Some((_, all)) => all.push(served),
+            None => versions.push((&kind.version, vec![served])),
         }
     }
     groups
@@ -51,38 +55,27 @@ impl Documents {
         let (core, named): (Vec<&Group<'_>>, Vec<&Group<'_>>) =
             groups.iter().partition(|g| g.name.is_empty());
         let aggregated = [("/api", &core), ("/apis", &named)]
-            .map(|(path, groups)| (path, finished(&aggregated_list(groups))))
+            .map(|(path, groups)| (path, finished(&aggregated::list(groups))))
             .into();
         let mut classic = HashMap::new();
-        classic.insert(
-            "/api".to_owned(),
-            finished(&json!({
-                "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [],
-            })),
-        );
-        let list: Vec<Value> = named.iter().map(|g| api_group(g)).collect();
-        classic.insert(
-            "/apis".to_owned(),
-            finished(&json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })),
-        );
+        classic.insert("/api".to_owned(), finished(&classic::ApiVersions::CORE));
+        classic.insert("/apis".to_owned(), finished(&classic::group_list(&named)));
         for group in &groups {
             if !group.name.is_empty() {
-                let mut one = api_group(group);
-                one["kind"] = "APIGroup".into();
-                one["apiVersion"] = "v1".into();
-                classic.insert(format!("/apis/{}", group.name), finished(&one));
+                classic.insert(format!("/apis/{}", group.name), finished(&classic::group(group)));
             }
-            for (_, kinds) in &group.versions {
-                let gv = kinds[0].group_version();
-                classic.insert(gv.url_prefix(), finished(&resource_list(&gv.to_string(), kinds)));
+            for (_, all) in &group.versions {
+                let gv = all[0].kind.group_version();
+                let list = classic::resource_list(&gv, all);
+                classic.insert(gv.url_prefix(), finished(&list));
             }
         }
         Self { aggregated, classic }
     }
 }
 
-fn finished(value: &Value) -> (Bytes, String) {
-    let bytes = Bytes::from(value.to_string());
+fn finished(document: &impl Serialize) -> (Bytes, String) {
+    let bytes = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
     let tag = etag(&bytes);
     (bytes, tag)
 }
@@ -131,94 +124,18 @@ pub fn serve(documents: &Documents, call: &Call, path: &str) -> Response {
     }
 }
 
-fn scope(kind: &Kind) -> &'static str {
-    match kind.scope {
-        Scope::Cluster => "Cluster",
-        Scope::Namespaced => "Namespaced",
-    }
+/// What can be done to a resource; one whose definition is going is only looked at and deleted.
+fn verbs(served: &Served) -> Vec<&str> {
+    let going = served.custom.as_ref().is_some_and(|c| c.definition.terminating);
+    let ends = |verb: &str| !matches!(verb, "create" | "patch" | "update");
+    let all = served.kind.verbs.iter().map(String::as_str);
+    all.filter(|verb| !going || ends(verb)).collect()
 }
 
 /// The (group, version, kind) that a subresource speaks.
-fn speaks(kind: &Kind, sub: &Subresource) -> (String, String, String) {
-    sub.speaks
-        .clone()
-        .unwrap_or_else(|| (kind.group.clone(), kind.version.clone(), kind.kind.clone()))
-}
-
-fn aggregated_list(groups: &[&Group<'_>]) -> Value {
-    let gvk = |(group, version, kind): (String, String, String)| json!({ "group": group, "version": version, "kind": kind });
-    let resource = |kind: &&Kind| {
-        let own = (kind.group.clone(), kind.version.clone(), kind.kind.clone());
-        let mut resource = json!({
-            "resource": kind.resource, "responseKind": gvk(own), "scope": scope(kind),
-            "singularResource": kind.singular, "verbs": kind.verbs,
-        });
-        if !kind.short_names.is_empty() {
-            resource["shortNames"] = json!(kind.short_names);
-        }
-        if !kind.categories.is_empty() {
-            resource["categories"] = json!(kind.categories);
-        }
-        if !kind.subresources.is_empty() {
-            let sub = |s: &Subresource| json!({ "subresource": s.name, "responseKind": gvk(speaks(kind, s)), "verbs": s.verbs });
-            resource["subresources"] = kind.subresources.iter().map(sub).collect();
-        }
-        resource
-    };
-    let items: Vec<Value> = groups
-        .iter()
-        .map(|group| {
-            let versions: Vec<Value> = group
-                .versions
-                .iter()
-                .map(|(version, kinds)| {
-                    let resources: Vec<Value> = kinds.iter().map(resource).collect();
-                    json!({ "version": version, "resources": resources, "freshness": "Current" })
-                })
-                .collect();
-            let metadata = match group.name {
-                "" => json!({ "creationTimestamp": null }),
-                name => json!({ "name": name, "creationTimestamp": null }),
-            };
-            json!({ "metadata": metadata, "versions": versions })
-        })
-        .collect();
-    json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })
-}
-
-fn api_group(group: &Group<'_>) -> Value {
-    let version = |v: &str| json!({ "groupVersion": format!("{}/{v}", group.name), "version": v });
-    let versions: Vec<Value> = group.versions.iter().map(|(v, _)| version(v)).collect();
-    json!({ "name": group.name, "versions": versions, "preferredVersion": version(group.versions[0].0) })
-}
-
-fn resource_list(group_version: &str, kinds: &[&Kind]) -> Value {
-    let mut resources = Vec::new();
-    for kind in kinds {
-        let namespaced = kind.namespaced();
-        let mut main = json!({
-            "name": kind.resource, "singularName": kind.singular, "namespaced": namespaced,
-            "kind": kind.kind, "verbs": kind.verbs,
-        });
-        if !kind.short_names.is_empty() {
-            main["shortNames"] = json!(kind.short_names);
-        }
-        if !kind.categories.is_empty() {
-            main["categories"] = json!(kind.categories);
-        }
-        resources.push(main);
-        for sub in &kind.subresources {
-            let (group, version, speaks) = speaks(kind, sub);
-            let mut shown = json!({
-                "name": format!("{}/{}", kind.resource, sub.name), "singularName": "", "namespaced": namespaced,
-                "kind": speaks, "verbs": sub.verbs,
-            });
-            if (&group, &version) != (&kind.group, &kind.version) {
-                shown["group"] = group.into();
-                shown["version"] = version.into();
-            }
-            resources.push(shown);
-        }
+fn speaks<'a>(kind: &'a Kind, sub: &'a Subresource) -> (&'a str, &'a str, &'a str) {
+    match &sub.speaks {
+        Some((group, version, kind)) => (group, version, kind),
+        None => (&kind.group, &kind.version, &kind.kind),
     }
-    json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources })
 }

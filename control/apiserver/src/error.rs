@@ -98,10 +98,6 @@ pub fn terminating(served: &crate::served::Served) -> Status {
     }
 }
 
-pub fn not_implemented(what: &str) -> Status {
-    Status::new(501, Reason::Unknown, format!("{what} is not implemented by this server"))
-}
-
 /// The answer that carries a Status, as JSON.
 pub fn respond(status: &Status) -> Response {
     with_retry(status, json(status.code, status.to_value().to_string()))

@@ -6,13 +6,15 @@
 //! <https://kubernetes.io/docs/concepts/cluster-administration/flow-control/>
 //!
 //! In reading order: [`schema`] matches, [`level`] seats, [`queues`] is whose turn it is, [`shares`]
-//! divides the seats among levels, [`config`] follows the stored objects and tells which are dangling.
+//! divides the seats among levels, [`watchers`] says what a write costs beyond its answer, [`config`] follows
+//! the stored objects and tells which are dangling.
 
 mod config;
 mod level;
 mod queues;
 mod schema;
 mod shares;
+mod watchers;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -31,6 +33,7 @@ use crate::request::{Attributes, Query};
 pub use config::{Part, keep_statuses};
 use level::Level;
 pub use level::Seat;
+pub use watchers::Watching;
 
 const SCHEMA_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
 const LEVEL_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
@@ -47,6 +50,7 @@ pub struct Flow {
     rules: RwLock<Arc<Rules>>,
     /// Bytes of the last whole list of a resource, by which the next one is charged.
     lists: RwLock<HashMap<(String, String), usize>>,
+    watchers: watchers::Watchers,
     pressed: Notify,
     changed: Notify,
 }
@@ -86,6 +90,7 @@ impl Flow {
             objects: Mutex::default(),
             rules: RwLock::default(),
             lists: RwLock::default(),
+            watchers: watchers::Watchers::default(),
             pressed: Notify::new(),
             changed: Notify::new(),
         };
@@ -107,17 +112,27 @@ impl Flow {
         let rules = self.rules.read().clone();
         let found = rules.schemas.iter().find(|s| s.spec.matches(user, asked));
         let schema = found.or(rules.schemas.last()).expect("there is always a last schema");
-        let (mut flow, mut seats) = (0, 1);
+        let (mut flow, mut seats, mut after) = (0, 1, Duration::ZERO);
         if !schema.level.is_exempt() {
             let mut hasher = DefaultHasher::new();
             (&schema.name, schema.spec.distinguisher(user, asked)).hash(&mut hasher);
             flow = hasher.finish();
             if asked.verb == "list" {
                 seats = self.width(asked, query).min(schema.level.seats_max());
+            } else if let Some(target) = asked.resource.as_ref().filter(|_| asked.is_write())
+                && let Some(told) = self.watchers.fan_out(target, schema.level.seats_max())
+            {
+                (seats, after) = (told.seats, told.lasts);
             }
         }
         let seat = schema.level.enter(flow, seats, &self.pressed).await;
-        (Some(schema.ids.clone()), seat.map(Some).map_err(|_| too_many()))
+        let seat = seat.map(|seat| Some(seat.lasting(after)));
+        (Some(schema.ids.clone()), seat.map_err(|_| too_many()))
+    }
+
+    /// Counts a watch for as long as it lasts.
+    pub fn watching(&self, asked: &Attributes) -> Option<Watching> {
+        asked.resource.as_ref().map(|target| self.watchers.add(target))
     }
 
     /// Remembers how large a list was.
@@ -153,13 +168,16 @@ impl Flow {
             self.pressed.notified().await;
             loop {
                 let levels = self.rules.read().levels.clone();
+                // What runs without a limit is not there for others.
+                let exempt: usize =
+                    levels.iter().filter(|l| l.is_exempt()).map(|l| l.exempted()).sum();
                 let claims = levels.iter().filter_map(|l| Some((l, l.claim()?)));
                 let (levels, claims): (Vec<_>, Vec<_>) = claims.unzip();
                 if levels.iter().all(|l| l.content()) {
                     levels.iter().for_each(|l| l.lend(None));
                     break;
                 }
-                let seats = shares::divide(self.total, &claims);
+                let seats = shares::divide(self.total.saturating_sub(exempt), &claims);
                 levels.iter().zip(seats).for_each(|(level, seats)| level.lend(Some(seats)));
                 tokio::time::sleep(BALANCE_EVERY).await;
             }

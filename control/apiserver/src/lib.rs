@@ -50,6 +50,10 @@ mod openapi;
 mod paths;
 mod reviews;
 
+mod forward;
+mod proxy;
+mod streams;
+
 mod bootstrap;
 mod mirror;
 mod served;

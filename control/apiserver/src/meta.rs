@@ -87,13 +87,27 @@ pub fn carry_over(new: &mut Value, old: &Value) {
     }
 }
 
-/// What a write to `/status` leaves alone in the metadata: whose the object is.
-pub fn keep_for_status(new: &mut Value, old: &Value) {
-    let meta = metadata(new);
-    match old["metadata"].get("ownerReferences") {
-        Some(owners) => meta.insert("ownerReferences".into(), owners.clone()),
-        None => meta.remove("ownerReferences"),
+/// What a write to `/status` of a resource leaves alone in the metadata, as the strategies of Kubernetes'
+/// registries have it.
+pub fn keep_for_status((group, resource): (&str, &str), new: &mut Value, old: &Value) {
+    let fields: &[&str] = match (group, resource) {
+        ("", "pods") => &["ownerReferences"],
+        ("apps", "deployments") => &["labels"],
+        ("apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
+        | ("admissionregistration.k8s.io", "validatingadmissionpolicies")
+        | ("resource.k8s.io", "resourceclaims")
+        | ("storage.k8s.io", "volumeattachments") => {
+            &["annotations", "finalizers", "labels", "ownerReferences"]
+        }
+        _ => &[],
     };
+    let meta = metadata(new);
+    for field in fields {
+        match old["metadata"].get(*field) {
+            Some(value) => meta.insert((*field).into(), value.clone()),
+            None => meta.remove(*field),
+        };
+    }
 }
 
 /// Whether two objects differ only in what [`rimward_control_schema::managed`] stamps with the time.

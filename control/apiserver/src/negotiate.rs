@@ -37,9 +37,17 @@ pub enum Shape {
 pub struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
+    /// The shape's own kind is of `meta.k8s.io/v1beta1`, which differs from v1 by its name only.
+    pub beta: bool,
 }
 
-pub const PLAIN: Form = Form { encoding: Encoding::Json, shape: Shape::Object };
+impl Form {
+    pub const fn of(encoding: Encoding, shape: Shape) -> Self {
+        Self { encoding, shape, beta: false }
+    }
+}
+
+pub const PLAIN: Form = Form::of(Encoding::Json, Shape::Object);
 
 const AVAILABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 const STREAMED: &str =
@@ -50,20 +58,29 @@ const STREAMED: &str =
 pub struct Offer {
     /// Kinds with wire numbers; custom resources have none.
     pub protobuf: bool,
-    /// Whether objects can be shown as something else: not those that are never stored.
-    pub shapes: bool,
+    pub shapes: Shapes,
     /// Watches have no YAML.
     pub stream: bool,
 }
 
+/// What objects can be shown as beside themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shapes {
+    /// Nothing: they are never stored.
+    None,
+    /// A watch that begins with a list has no Tables.
+    Metadata,
+    All,
+}
+
 impl Offer {
     /// Of an endpoint that answers with an object of its own, such as a Status.
-    pub const OWN: Self = Self { protobuf: true, shapes: false, stream: false };
+    pub const OWN: Self = Self { protobuf: true, shapes: Shapes::None, stream: false };
 }
 
 /// The form of an answer to a request on a resource.
 pub fn accepted(headers: &HeaderMap, served: &Served) -> Result<Form, Status> {
-    form(headers, Offer { protobuf: served.protobuf, shapes: true, stream: false })
+    form(headers, Offer { protobuf: served.protobuf, shapes: Shapes::All, stream: false })
 }
 
 /// The best range of the Accept header that can be met: by weight, the more specific first.
@@ -116,18 +133,18 @@ impl<'a> Range<'a> {
     }
 
     fn met(&self, offer: Offer) -> Option<Form> {
-        let shape = self.shape(offer)?;
+        let (shape, beta) = self.shape(offer)?;
         let can = |encoding: &Encoding| match encoding {
             Encoding::Json => true,
             Encoding::Yaml => !offer.stream,
             // Tables have no wire numbers.
             Encoding::Protobuf => offer.protobuf && shape != Shape::Table,
         };
-        self.encodings().find(can).map(|encoding| Form { encoding, shape })
+        self.encodings().find(can).map(|encoding| Form { encoding, shape, beta })
     }
 
-    /// The shape that the parameters ask for; None for what we do not have.
-    fn shape(&self, offer: Offer) -> Option<Shape> {
+    /// The shape that the parameters ask for, and whether as v1beta1; None for what we do not have.
+    fn shape(&self, offer: Offer) -> Option<(Shape, bool)> {
         let (mut kind, mut group, mut version) = (None, None, None);
         for (name, value) in self.parameters() {
             match name {
@@ -140,12 +157,16 @@ impl<'a> Range<'a> {
             }
         }
         match (kind, group, version) {
-            (None, None, None) => Some(Shape::Object),
-            (Some(kind), Some("meta.k8s.io"), Some("v1")) if offer.shapes => match kind {
-                "Table" => Some(Shape::Table),
-                "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Shape::Metadata),
-                _ => None,
-            },
+            (None, None, None) => Some((Shape::Object, false)),
+            (Some(kind), Some("meta.k8s.io"), Some(version @ ("v1" | "v1beta1"))) => {
+                let shape = match (kind, offer.shapes) {
+                    (_, Shapes::None) => return None,
+                    ("Table", Shapes::All) => Shape::Table,
+                    ("PartialObjectMetadata" | "PartialObjectMetadataList", _) => Shape::Metadata,
+                    _ => return None,
+                };
+                Some((shape, version == "v1beta1"))
+            }
             _ => None,
         }
     }
@@ -206,7 +227,7 @@ pub fn sent(headers: &HeaderMap) -> Result<Sent, Status> {
 mod tests {
     use super::*;
 
-    const ALL: Offer = Offer { protobuf: true, shapes: true, stream: false };
+    const ALL: Offer = Offer { protobuf: true, shapes: Shapes::All, stream: false };
 
     fn found(accept: &str, offer: Offer) -> Option<(Encoding, Shape)> {
         let mut headers = HeaderMap::new();
@@ -242,6 +263,9 @@ mod tests {
             "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
             Some((Encoding::Protobuf, Shape::Metadata)),
         );
+        let beta = "application/json;as=Table;v=v1beta1;g=meta.k8s.io";
+        check(beta, Some((Encoding::Json, Shape::Table)));
+        check(beta.replace("v1beta1", "v1alpha1").as_str(), None);
         check("application/json;q=0.5,application/yaml", Some((Encoding::Yaml, Shape::Object)));
         check(
             "application/yaml;q=0.5,application/vnd.kubernetes.protobuf;q=0.9",
@@ -266,5 +290,8 @@ mod tests {
         assert_eq!(found("application/yaml", stream), None);
         assert_eq!(found("application/yaml,application/json", stream), json);
         assert_eq!(found(table, Offer::OWN), None);
+        let lists = Offer { shapes: Shapes::Metadata, ..stream };
+        assert_eq!(found(table, lists), None);
+        assert_eq!(found(&format!("{table},application/json"), lists), json);
     }
 }

@@ -86,19 +86,36 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call, path: &str) -> Result<R
         "/openapi/v3" => Ok(index(call, server)),
         _ => {
             let under = path.strip_prefix("/openapi/v3/").unwrap_or_default();
+            if roots(&registry).iter().any(|r| r == under) {
+                let (name, root) = (format!("root {under}"), under.to_owned());
+                let make = move || model::v3_root(owned.model, &root).unwrap_or_default();
+                let made = documents.get(&name, move || make().to_string().into()).await?;
+                return Ok(forever(call, document(call, "application/json", &made.0, &made.1)));
+            }
             let Some(gv) = versions(&registry).into_iter().find(|gv| name_of(gv) == under) else {
                 return Ok(error::page_not_found());
             };
             let made = documents.get(under, move || v3(&owned, &gv).to_string().into()).await?;
-            let mut response = document(call, "application/json", &made.0, &made.1);
-            if call.query.get("hash").is_some() {
-                // A path with the hash names one content for ever.
-                let forever = http::HeaderValue::from_static("public, immutable");
-                response.headers_mut().insert(http::header::CACHE_CONTROL, forever);
-            }
-            Ok(response)
+            Ok(forever(call, document(call, "application/json", &made.0, &made.1)))
         }
     }
+}
+
+/// A path with the hash names one content for ever.
+fn forever(call: &Call, mut response: Response) -> Response {
+    if call.query.get("hash").is_some() {
+        let forever = http::HeaderValue::from_static("public, immutable");
+        response.headers_mut().insert(http::header::CACHE_CONTROL, forever);
+    }
+    response
+}
+
+/// The documents of what is of no resource; the groups of custom kinds have none.
+fn roots(registry: &Registry) -> Vec<String> {
+    let builtin = registry.all().iter().filter(|s| s.custom.is_none());
+    let groups: std::collections::BTreeSet<String> =
+        builtin.map(|s| s.kind.group.clone()).collect();
+    model::v3_roots(groups)
 }
 
 /// Every served group and version, once.
@@ -121,6 +138,15 @@ fn name_of(gv: &GroupVersion) -> String {
 fn index(call: &Call, server: &Inner) -> Response {
     let registry = &*server.registry();
     let mut paths = serde_json::Map::new();
+    let mut add = |name: String, content: String| {
+        let hash = etag(content.as_bytes());
+        let url = format!("/openapi/v3/{name}?hash={hash}");
+        paths.insert(name, json!({ "serverRelativeURL": url }));
+    };
+    for name in roots(registry) {
+        let content = format!("{GIT_VERSION} root {name}");
+        add(name, content);
+    }
     for gv in versions(registry) {
         let name = name_of(&gv);
         // Built-in documents change with the program only, so its version stands for their content;
@@ -129,11 +155,7 @@ fn index(call: &Call, server: &Inner) -> Response {
         let marks =
             customs.map(|(s, c)| format!("{} {}", s.kind.resource, Custom::mark(&c.version)));
         let content = format!("{GIT_VERSION} {name} {}", marks.collect::<Vec<_>>().join(" "));
-        let hash = etag(content.as_bytes());
-        paths.insert(
-            name.clone(),
-            json!({ "serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}") }),
-        );
+        add(name, content);
     }
     crate::aggregation::openapi::add_to_index(&server.aggregation, &mut paths);
     let bytes = Bytes::from(json!({ "paths": paths }).to_string());
@@ -150,6 +172,8 @@ fn info(registry: &Registry, served: &Served) -> Option<ResourceInfo> {
         namespaced: kind.namespaced(),
         verbs: kind.verbs.clone(),
         definition: served.definition?,
+        custom: served.custom.is_some(),
+        returns_deleted: served.rules.returns_deleted,
         subresources: kind
             .subresources
             .iter()

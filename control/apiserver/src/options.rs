@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 use crate::record::Record;
 use crate::request::Query;
 
+mod delete;
+
+pub use delete::{DeleteOptions, Propagation};
+
 /// How `resourceVersion` of a list is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -50,21 +54,33 @@ impl ListOptions {
             }
             None => LabelSelector::default(),
         };
-        let fields = match query.get("fieldSelector") {
+        let mut fields = match query.get("fieldSelector") {
             Some(text) => {
                 FieldSelector::parse(text).map_err(|e| Status::bad_request(e.to_string()))?
             }
             None => FieldSelector::default(),
         };
         for (field, _, _) in &fields.terms {
-            let common = matches!(field.as_str(), "metadata.name" | "metadata.namespace");
+            let common = match field.as_str() {
+                "metadata.name" => true,
+                // What is of the cluster and built in has an empty one.
+                "metadata.namespace" => kind.namespaced() || !kind.is_custom(),
+                _ => false,
+            };
             if !common && !kind.selectable_fields.contains(field) {
-                return Err(Status::bad_request(match kind.selectable_fields.is_empty() {
+                let none = kind.selectable_fields.is_empty() && !kind.is_custom();
+                return Err(Status::bad_request(match none {
                     true => format!(
                         "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
                     ),
                     false => format!("field label not supported: {field}"),
                 }));
+            }
+        }
+        // Records hold the fields of the form that they are kept in.
+        if let Some(conversion) = &kind.conversion {
+            for (field, ..) in &mut fields.terms {
+                *field = conversion.stored_field(field);
             }
         }
         let version = query.get("resourceVersion").unwrap_or_default();
@@ -345,102 +361,6 @@ fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldErro
     all
 }
 
-/// `propagationPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Propagation {
-    Orphan,
-    Background,
-    Foreground,
-}
-
-/// `metav1.DeleteOptions`.
-#[derive(Clone, Debug, Default)]
-pub struct DeleteOptions {
-    pub grace_seconds: Option<i64>,
-    pub propagation: Option<Propagation>,
-    pub uid: Option<String>,
-    pub revision: Option<String>,
-    pub dry_run: bool,
-}
-
-impl DeleteOptions {
-    /// The body wins over the query, as a body with DeleteOptions is the older way.
-    pub fn parse(query: &Query, body: &[u8]) -> Result<Self, Status> {
-        let sent: Value = match body.iter().all(u8::is_ascii_whitespace) {
-            true => Value::Null,
-            false => serde_json::from_slice(body)
-                .map_err(|e| Status::bad_request(format!("the body is not DeleteOptions: {e}")))?,
-        };
-        if let Some(kind) = sent.get("kind").and_then(Value::as_str)
-            && kind != "DeleteOptions"
-        {
-            return Err(Status::bad_request(format!(
-                "decoded object cannot be converted to DeleteOptions: it is a {kind}"
-            )));
-        }
-        let mut errors = Vec::new();
-        let text = |name: &str| match sent.get(name).and_then(Value::as_str) {
-            Some(text) => Some(text.to_owned()),
-            None => query.get(name).filter(|t| !t.is_empty()).map(str::to_owned),
-        };
-        let grace_seconds = match sent.get("gracePeriodSeconds").filter(|v| !v.is_null()) {
-            Some(value) => Some(value.as_i64().ok_or_else(|| {
-                Status::bad_request(format!(
-                    "gracePeriodSeconds is not a number of seconds: {value}"
-                ))
-            })?),
-            None => match query.get("gracePeriodSeconds").unwrap_or_default() {
-                "" => None,
-                text => Some(text.parse().map_err(|_| bad_number("gracePeriodSeconds", text))?),
-            },
-        };
-        let orphan = sent
-            .get("orphanDependents")
-            .and_then(Value::as_bool)
-            .or_else(|| query.flag("orphanDependents"));
-        let policy = text("propagationPolicy");
-        if orphan.is_some() && policy.is_some() {
-            errors.push(FieldError::invalid(
-                "propagationPolicy",
-                &json!(policy),
-                "orphanDependents and deletionPropagation cannot be both set",
-            ));
-        }
-        let propagation = match (policy.as_deref(), orphan) {
-            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
-            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
-            (Some("Foreground"), _) => Some(Propagation::Foreground),
-            (Some(other), _) => {
-                errors.push(FieldError::not_supported(
-                    "propagationPolicy",
-                    &json!(other),
-                    &["Foreground", "Background", "Orphan", "nil"],
-                ));
-                None
-            }
-            (None, None) => None,
-        };
-        let listed = sent.get("dryRun").and_then(Value::as_array).into_iter().flatten();
-        let values = listed.filter_map(Value::as_str).chain(query.all("dryRun"));
-        let dry_run = dry_run(values, &mut errors);
-        if !errors.is_empty() {
-            return Err(invalid("DeleteOptions", &errors));
-        }
-        let precondition = |name: &str| {
-            sent.pointer(&format!("/preconditions/{name}"))
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        };
-        Ok(Self {
-            grace_seconds: grace_seconds.map(|s| if s < 0 { 1 } else { s }),
-            propagation,
-            uid: precondition("uid"),
-            revision: precondition("resourceVersion"),
-            dry_run,
-        })
-    }
-}
-
 /// A revision that has not happened yet.
 pub fn too_large(asked: Revision, newest: Revision) -> Status {
     let mut status = Status::new(
@@ -476,28 +396,5 @@ mod tests {
         check("garbage", "invalid character '\\u0081' looking for beginning of value");
         check("a b", "illegal base64 data at input byte 1");
         check("e30", "server does not recognize this encoded version");
-    }
-
-    #[test]
-    fn delete_options() {
-        #[track_caller]
-        fn check(query: &str, body: &str, expected: (Option<i64>, Option<Propagation>, bool)) {
-            let o =
-                DeleteOptions::parse(&Query::parse(Some(query)), body.as_bytes()).expect("reads");
-            assert_eq!((o.grace_seconds, o.propagation, o.dry_run), expected, "{query} {body}");
-        }
-        check("", "", (None, None, false));
-        check(
-            "gracePeriodSeconds=0&propagationPolicy=Foreground",
-            "",
-            (Some(0), Some(Propagation::Foreground), false),
-        );
-        check(
-            "",
-            r#"{"gracePeriodSeconds":5,"dryRun":["All"],"orphanDependents":true}"#,
-            (Some(5), Some(Propagation::Orphan), true),
-        );
-        assert!(DeleteOptions::parse(&Query::parse(Some("propagationPolicy=x")), b"").is_err());
-        assert!(DeleteOptions::parse(&Query::default(), b"[").is_err());
     }
 }

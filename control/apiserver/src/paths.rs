@@ -25,9 +25,12 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
         "/version" => Ok(error::json(200, version().to_string())),
         "/metrics" => Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::show(server).await)),
         "/openid/v1/jwks" => {
-            Ok(error::typed(200, "application/jwk-set+json", server.tokens.key_set().to_string()))
+            let keys = server.tokens.key_set().to_string();
+            Ok(kept_an_hour(error::typed(200, "application/jwk-set+json", keys)))
         }
-        "/.well-known/openid-configuration" => Ok(error::json(200, openid(server).to_string())),
+        "/.well-known/openid-configuration" => {
+            Ok(kept_an_hour(error::json(200, openid(server).to_string())))
+        }
         path if path.starts_with("/openapi/") => openapi::serve(server, call, path).await,
         path if path == "/api"
             || path == "/apis"
@@ -85,6 +88,13 @@ fn version() -> serde_json::Value {
             other => other,
         }),
     })
+}
+
+/// Relying parties need not ask for the same at every token.
+fn kept_an_hour(mut response: Response) -> Response {
+    let value = http::HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, value);
+    response
 }
 
 fn openid(server: &Inner) -> serde_json::Value {

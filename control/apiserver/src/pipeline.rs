@@ -4,6 +4,7 @@
 //! authorization, then (in [`crate::rest`]) admission and storage. In-process clients come the same
 //! way; only their identity is given instead of proved.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,14 +34,17 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query());
     let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
+    let source = parts.extensions.get::<audit::Source>().map(|s| s.0);
     let arrival = server.config.audit.is_some().then(|| Arrival {
         uri: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
-        source: parts.extensions.get::<audit::Source>().map(|s| s.0),
+        source,
         received: Timestamp::now(),
     });
     let mut call = Call {
         method: parts.method,
+        uri: parts.uri,
         headers: parts.headers,
+        source,
         query,
         attributes,
         user: UserInfo::default(),
@@ -100,7 +104,8 @@ async fn run(
         call.deadline = Some(deadline::of(&call.query, tokio::time::Instant::now())?);
     }
     // Authentication: who asks.
-    let authenticated = authn::authenticate(server, peer, &call.headers, false).await;
+    let path = &call.attributes.path;
+    let authenticated = authn::authenticate(server, peer, &call.headers, path, false).await;
     if let Ok(user) = &authenticated {
         call.user = user.clone();
     }
@@ -115,11 +120,12 @@ async fn run(
     }
     authenticated?;
     // Impersonation: as whom.
-    if let Some(acts_as) = impersonation::impersonated(&server.rbac, &call.user, &call.headers)? {
-        call.user = acts_as;
+    let (asker, asked) = (&call.user, &call.attributes);
+    if let Some(acting) = impersonation::impersonated(&server.rbac, asker, asked, &call.headers)? {
         if let Some(trail) = trail {
-            trail.acts_as(&call.user);
+            trail.acts_as(&acting.user, acting.constraint.as_deref());
         }
+        call.user = acting.user;
     }
     // Flow control: when.
     let (told, seat) = server.flow.enter(&call.user, &call.attributes, &call.query).await;
@@ -133,15 +139,17 @@ async fn run(
         server.rbac.authorize(&call.user, &call.attributes)?;
     }
     // Admission and storage.
-    let response = match call.deadline.filter(|_| call.attributes.is_read()) {
-        Some(deadline) => tokio::time::timeout_at(deadline, rest::serve(server, call))
+    let deadline = call.deadline;
+    let response = match (deadline.filter(|_| call.attributes.is_read()), trail) {
+        (Some(deadline), _) => tokio::time::timeout_at(deadline, rest::serve(server, call))
             .await
             .unwrap_or_else(|_| Err(deadline::exceeded()))?,
-        None => rest::serve(server, call).await?,
+        (None, Some(trail)) => trail.noting(rest::serve(server, call)).await?,
+        (None, None) => rest::serve(server, call).await?,
     };
     // A list keeps its seat while it is sent, but a client that does not read it only for so long.
     let seat = seat.filter(|_| !call.attributes.is_long());
-    Ok(body::keep_until_sent(response, seat, call.deadline))
+    Ok(body::keep_until_sent(response, seat, deadline))
 }
 
 fn tell_decision(server: &Inner, call: &Call, trail: &mut Trail) {
@@ -159,13 +167,54 @@ fn always_allowed(asked: &Attributes) -> bool {
     asked.resource.is_none() && matches!(asked.path.as_str(), "/livez" | "/readyz" | "/healthz")
 }
 
+/// Characters of all warnings beyond which each is cut, and to how many.
+const WARNINGS_CHARS_MAX: usize = 4096;
+const WARNING_CHARS_MAX: usize = 256;
+
+/// What of the warnings is told: each once, and when they are many, of each the beginning, as long as
+/// there is room.
+fn told(warnings: &[String]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let clean = |text: &String| -> String { text.chars().filter(|c| !c.is_control()).collect() };
+    let mut all: Vec<String> = warnings.iter().map(clean).collect();
+    all.retain(|text| !text.is_empty() && seen.insert(text.clone()));
+    let length = |text: &String| text.chars().count();
+    if all.iter().map(length).sum::<usize>() <= WARNINGS_CHARS_MAX {
+        return all;
+    }
+    let cut = |text: String| text.chars().take(WARNING_CHARS_MAX).collect::<String>();
+    let mut room = WARNINGS_CHARS_MAX;
+    let fits = |text: &String| {
+        let rest = room.checked_sub(length(text));
+        room = rest.unwrap_or(room);
+        rest.is_some()
+    };
+    all.into_iter().map(cut).filter(fits).collect()
+}
+
 /// `Warning: 299 - "text"`, as kubectl shows.
 fn warn(response: &mut Response, warnings: &[String]) {
-    for text in warnings {
-        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
+    for clean in told(warnings) {
         let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             response.headers_mut().append(http::header::WARNING, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_have_room() {
+        let texts = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        assert_eq!(told(&texts(&["a", "b\n", "a", ""])), ["a", "b"]);
+        let long = |c: char| c.to_string().repeat(3000);
+        assert_eq!(told(&[long('a')]), [long('a')]);
+        let cut: Vec<usize> = told(&[long('a'), long('b')]).iter().map(String::len).collect();
+        assert_eq!(cut, [256, 256]);
+        let many: Vec<String> = (0..1000).map(|i| format!("{i}{}", long('x'))).collect();
+        assert_eq!(told(&many).len(), 16);
     }
 }

@@ -74,6 +74,13 @@ pub fn enveloped(api_version: &str, kind: &str, message: &[&[u8]]) -> Vec<u8> {
     out
 }
 
+/// A body of one version as that of another, if it is of that one.
+pub fn renamed(body: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
+    let ours = envelope(&body).ok().filter(|e| e.api_version == from);
+    let renamed = ours.map(|e| enveloped(to, e.kind, &[e.raw]));
+    renamed.unwrap_or(body)
+}
+
 /// A `…List` body: field 1 is the list's metadata, field 2 each item.
 pub fn list(api_version: &str, kind: &str, meta: &[u8], items: &[bytes::Bytes]) -> Vec<u8> {
     let len = |b: &[u8]| 1 + varint_len(b.len() as u64) + b.len();

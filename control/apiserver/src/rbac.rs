@@ -133,6 +133,32 @@ fn role_of(binding: &Value, namespace: &str) -> RoleKey {
     (home.to_owned(), text("name").to_owned())
 }
 
+/// The refusal that Kubernetes words so, with what there is to add.
+pub fn refusal(user: &UserInfo, asked: &Attributes, why: &str) -> Status {
+    let added = if why.is_empty() { String::new() } else { format!(": {why}") };
+    let Some(r) = &asked.resource else {
+        let text = format!(
+            "forbidden: User {:?} cannot {} path {:?}{added}",
+            user.name, asked.verb, asked.path
+        );
+        let status = Status::new(403, Reason::Forbidden, text);
+        return Status { details: Some(Box::default()), ..status };
+    };
+    let full = match r.subresource.as_str() {
+        "" => r.resource.clone(),
+        sub => format!("{}/{sub}", r.resource),
+    };
+    let place = match r.namespace.as_str() {
+        "" => "at the cluster scope".to_owned(),
+        ns => format!("in the namespace {ns:?}"),
+    };
+    let text = format!(
+        "User {:?} cannot {} resource {full:?} in API group {:?} {place}{added}",
+        user.name, asked.verb, r.group
+    );
+    Status::forbidden(&r.group_resource(), &r.name, &text)
+}
+
 /// The authorizer.
 #[derive(Clone, Default)]
 pub struct Rbac {
@@ -166,32 +192,7 @@ impl Rbac {
         if self.allows(user, asked) {
             return Ok(());
         }
-        let Some(r) = &asked.resource else {
-            return Err(Status {
-                details: Some(Box::default()),
-                ..Status::new(
-                    403,
-                    Reason::Forbidden,
-                    format!(
-                        "forbidden: User {:?} cannot {} path {:?}",
-                        user.name, asked.verb, asked.path
-                    ),
-                )
-            });
-        };
-        let full = match r.subresource.as_str() {
-            "" => r.resource.clone(),
-            sub => format!("{}/{sub}", r.resource),
-        };
-        let place = match r.namespace.as_str() {
-            "" => "at the cluster scope".to_owned(),
-            ns => format!("in the namespace {ns:?}"),
-        };
-        let why = format!(
-            "User {:?} cannot {} resource {full:?} in API group {:?} {place}",
-            user.name, asked.verb, r.group
-        );
-        Err(Status::forbidden(&r.group_resource(), &r.name, &why))
+        Err(refusal(user, asked, ""))
     }
 
     /// Every rule that holds for a user in a namespace, for SelfSubjectRulesReview.

@@ -199,15 +199,22 @@ impl Record {
         out.push(b'}');
     }
 
+    /// The body, parsed: the object without its type and resourceVersion.
+    pub fn parsed(&self) -> Result<Value, Damaged> {
+        // serde_json stops at 128 levels; our own reader, which let the body in, goes deeper.
+        serde_json::from_slice(self.body())
+            .or_else(|_| decode::any(self.body(), Format::Json))
+            .map_err(|_| Damaged("its body is not JSON"))
+    }
+
     /// The whole object, parsed.
     pub fn to_value(&self, kind: &Kind, revision: Revision) -> Result<Value, Damaged> {
-        // serde_json stops at 128 levels; our own reader, which let the body in, goes deeper.
-        let mut object: Value = serde_json::from_slice(self.body())
-            .or_else(|_| decode::any(self.body(), Format::Json))
-            .map_err(|_| Damaged("its body is not JSON"))?;
+        let mut object = self.parsed()?;
         object["kind"] = kind.kind.as_str().into();
         object["apiVersion"] = kind.api_version().into();
-        object["metadata"]["resourceVersion"] = revision.to_string().into();
+        if revision > 0 {
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
         Ok(object)
     }
 }
@@ -222,8 +229,16 @@ pub fn head(api_version: &str, kind: &str) -> Bytes {
         .into()
 }
 
+/// How every head ends.
+const REVISION: &[u8] = br#""resourceVersion":""#;
+
 fn push_revision(revision: Revision, out: &mut Vec<u8>) {
     use std::io::Write as _;
+    // What a dry run would have created has none.
+    if revision == 0 {
+        out.truncate(out.len() - REVISION.len());
+        return;
+    }
     write!(out, "{revision}\",").expect("writing to a Vec cannot fail");
 }
 

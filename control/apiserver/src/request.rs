@@ -132,6 +132,11 @@ impl Attributes {
         matches!(self.verb.as_str(), "get" | "list" | "watch" | "head" | "options")
     }
 
+    /// Changes one object, of which those who watch are told.
+    pub fn is_write(&self) -> bool {
+        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete")
+    }
+
     /// Requests that last: they take no place among the requests in flight.
     pub fn is_long(&self) -> bool {
         let streams = |r: &Resource| {
@@ -174,7 +179,11 @@ fn decode(segment: &str) -> String {
 /// One request on its way through the pipeline.
 pub struct Call {
     pub method: Method,
+    /// As it came; `attributes` and `query` are what it says.
+    pub uri: http::Uri,
     pub headers: HeaderMap,
+    /// Who is at the other end of the connection; None inside the process.
+    pub source: Option<std::net::IpAddr>,
     pub query: Query,
     pub attributes: Attributes,
     pub user: UserInfo,

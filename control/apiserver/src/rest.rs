@@ -6,7 +6,6 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use rimward_api::{ObjectKey, Status};
 
-use crate::admission;
 use crate::body::{self, Response};
 use crate::deadline;
 use crate::decode::{self, PatchKind};
@@ -21,11 +20,14 @@ use crate::views::Stored;
 use crate::{aggregation, paths, watch};
 
 pub mod binding;
+pub mod components;
+pub mod connect;
 pub mod delete;
 pub mod eviction;
 pub mod finalize;
 pub mod list;
 pub mod log;
+pub mod on_node;
 pub mod scale;
 pub mod token;
 pub mod write;
@@ -46,6 +48,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
             false => Ok(error::page_not_found()),
         };
     };
+    call.warnings.extend(served.deprecation());
     let on_namespaces = served.is("", "namespaces");
     if !served.kind.namespaced() && !target.namespace.is_empty() && !on_namespaces {
         return Err(error::no_such_resource());
@@ -59,6 +62,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     }
     let namespace = if served.kind.namespaced() { target.namespace.clone() } else { String::new() };
     let key = ObjectKey::new(namespace, target.name.clone());
+    call.warnings.extend(served.kind.deprecated.clone());
     if target.subresource.is_empty() {
         return main(server, call, &served, &key).boxed().await;
     }
@@ -83,9 +87,6 @@ async fn main(
     key: &ObjectKey,
 ) -> Result<Response, Status> {
     let verb = call.attributes.verb.clone();
-    if let Some(custom) = &served.custom {
-        call.warnings.extend(custom.version.deprecation.clone());
-    }
     if !served.kind.verbs.contains(&verb) {
         return Err(error::method_not_allowed());
     }
@@ -102,6 +103,8 @@ async fn main(
             Err(error::method_not_allowed())
         }
         "create" => create(server, call, served, &key.namespace).await,
+        // Of a collection.
+        "update" | "patch" if key.name.is_empty() => Err(error::method_not_allowed()),
         "update" => update(server, call, served, key, "").await,
         "patch" => patch(server, call, served, key, "").await,
         "delete" => {
@@ -126,10 +129,12 @@ async fn subresource(
     let Some(sub) = served.kind.subresource(&target.subresource) else {
         return Err(error::no_such_resource());
     };
-    if !sub.verbs.contains(&call.attributes.verb) {
+    let verb = call.attributes.verb.clone();
+    // An OPTIONS is not a verb of the API, but a proxy hands it on.
+    let handed_on = verb == "options" && target.subresource == "proxy";
+    if !sub.verbs.contains(&verb) && !handed_on {
         return Err(error::method_not_allowed());
     }
-    let verb = call.attributes.verb.clone();
     match (target.subresource.as_str(), verb.as_str()) {
         ("scale", _) => scale::serve(server, call, served, key).await,
         ("binding", "create") => binding::create(server, call, key).await,
@@ -138,8 +143,7 @@ async fn subresource(
         ("finalize", "update") => finalize::update(server, call, served, key).await,
         ("log", "get") => log::get(server, call, served, key).await,
         (sub @ ("exec" | "attach" | "portforward" | "proxy"), _) => {
-            admission::connect::admit(server, call, served, sub, key).await?;
-            Err(error::not_implemented(&format!("{}/{}", served.kind.resource, target.subresource)))
+            connect::serve(server, call, served, sub, key).await
         }
         (_, "get") => get(server, call, served, key).await,
         (sub, "update") => update(server, call, served, key, sub).await,
@@ -165,8 +169,13 @@ pub async fn read(
 }
 
 pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<Stored, Status> {
+    let missing = || Status::not_found(&served.group_resource(), &key.name);
+    if components::are(served) {
+        let mut all = components::all(server, served).into_iter();
+        return all.find(|c| c.name() == key.name).ok_or_else(missing);
+    }
     let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
-    let entry = entry.ok_or_else(|| Status::not_found(&served.group_resource(), &key.name))?;
+    let entry = entry.ok_or_else(missing)?;
     server.present_one(served, Stored::open(&entry)?).await
 }
 

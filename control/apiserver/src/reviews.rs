@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use rimward_api::meta::str_at;
 use rimward_api::{FieldError, GroupKind, Status, UserInfo};
+use rimward_control_kinds::check::selector as check;
+use rimward_control_kinds::read::Read;
+use rimward_control_kinds::{Errors, Path};
 use serde_json::{Value, json};
 
 use crate::authn;
@@ -132,6 +135,9 @@ fn question_errors(spec: &Value, within: Option<&str>, of_another: bool) -> Vec<
             "at least one of user or group must be specified",
         ));
     }
+    if let Some(resource) = resource {
+        errors.extend(selector_errors(resource));
+    }
     let Some(within) = within else { return errors };
     if let Some(namespace) = resource.map(|r| str_at(r, &["namespace"]).unwrap_or_default())
         && namespace != within
@@ -150,6 +156,37 @@ fn question_errors(spec: &Value, within: Option<&str>, of_another: bool) -> Vec<
         ));
     }
     errors
+}
+
+/// What is wrong with the selectors of a question.
+fn selector_errors(resource: &Value) -> Vec<FieldError> {
+    type Rule = fn(&Value, &Path<'_>, &mut Errors);
+    let mut errors = Errors::new();
+    let rules: [(&str, Rule); 2] =
+        [("fieldSelector", check::field_expression), ("labelSelector", check::expression)];
+    for (field, rule) in rules {
+        let selector = resource.at(field);
+        if selector.is_null() {
+            continue;
+        }
+        let spec = Path::Root.field("spec");
+        let place = spec.field("resourceAttributes");
+        let path = place.field(field);
+        let (raw, terms) = (selector.text("rawSelector"), selector.list("requirements"));
+        if !raw.is_empty() && !terms.is_empty() {
+            let why = "may not specified at the same time as requirements";
+            errors.invalid(&path.field("rawSelector"), raw, why);
+        }
+        if raw.is_empty() && terms.is_empty() {
+            let why = format!("when {path} is specified, requirements or rawSelector is required");
+            errors.required(&path.field("requirements"), &why);
+        }
+        let list = path.field("requirements");
+        for (i, term) in terms.iter().enumerate() {
+            rule(term, &list.index(i), &mut errors);
+        }
+    }
+    errors.into_vec()
 }
 
 fn decision(server: &Inner, user: &UserInfo, spec: &Value) -> Value {

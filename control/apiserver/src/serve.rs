@@ -159,7 +159,7 @@ async fn route(
         return pipeline::handle(server, request, peer).await;
     };
     let registry = path.starts_with("/v2/") || path == "/v2";
-    match authn::authenticate(server, peer, request.headers(), registry).await {
+    match authn::authenticate(server, peer, request.headers(), path, registry).await {
         Ok(user) => extra.handle(&user, request).await.unwrap_or_else(error::page_not_found),
         Err(status) => {
             let mut response = error::respond(&status);

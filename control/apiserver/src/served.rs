@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use rimward_api::{GroupKind, GroupResource, GroupVersionResource, ObjectKey};
 use rimward_control_kinds::custom::version::priority;
-use rimward_control_kinds::{Catalog, Kind};
+use rimward_control_kinds::{Catalog, Hooks, Kind};
 use rimward_control_schema::{DefId, Expected, Model};
 
 use crate::definitions::Custom;
@@ -102,6 +102,12 @@ impl WriteRules {
 }
 
 impl Served {
+    /// Whose `validate_*` a write is asked: a form of its own may ask for more than the form in which
+    /// its records are kept.
+    pub fn rules_of_writes(&self) -> &dyn Hooks {
+        if self.kind.conversion.is_some() { &*self.kind.hooks } else { &*self.stored.hooks }
+    }
+
     /// The store key of an object.
     pub fn key(&self, key: &ObjectKey) -> String {
         match self.kind.namespaced() {
@@ -139,6 +145,20 @@ impl Served {
             kind: &self.kind.kind,
             definition: self.definition?,
         })
+    }
+
+    /// What whoever still uses it is told.
+    /// <https://kubernetes.io/docs/reference/using-api/deprecation-guide/>
+    pub fn deprecation(&self) -> Option<String> {
+        let text = match (self.kind.group.as_str(), self.kind.kind.as_str(), &self.custom) {
+            (_, _, Some(custom)) => return custom.version.deprecation.clone(),
+            ("", "ComponentStatus", _) => "v1 ComponentStatus is deprecated in v1.19+",
+            ("", "Endpoints", _) => {
+                "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+            }
+            _ => return None,
+        };
+        Some(text.to_owned())
     }
 
     pub fn is(&self, group: &str, resource: &str) -> bool {

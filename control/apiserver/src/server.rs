@@ -11,10 +11,11 @@ use rimward_control_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::plugins::Plugins;
-use crate::admission::policies::Policies;
+use crate::admission::policies::{Policies, type_checking};
 use crate::admission::priority::Classes;
 use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
+use crate::authn::oidc::config::check_apart;
 use crate::authn::oidc::{ConfigError, Issuer};
 use crate::authn::tokens::{KeyError, Tokens};
 use crate::config::Config;
@@ -28,6 +29,7 @@ use crate::outbound::{Outbound, Reach};
 use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
+use crate::rest::components::Component;
 use crate::served::Registry;
 use crate::views::{self, Shared};
 use crate::{bootstrap, sweep};
@@ -83,6 +85,7 @@ pub(crate) struct Inner {
     pub ready: AtomicBool,
     pub stop: CancellationToken,
     pub plugins: Plugins,
+    pub components: RwLock<Vec<Component>>,
     // Prefixes that every pod or token asks for.
     pub namespaces_prefix: String,
     pub service_accounts_prefix: String,
@@ -116,7 +119,9 @@ impl ApiServer {
         };
         let store = config.store.clone();
         let tokens = Tokens::new(&config.token_key, &config.issuer)?;
-        let issuers = config.issuers.iter().cloned().map(Issuer::new).collect::<Result<_, _>>()?;
+        let issuers = &config.authentication.issuers;
+        check_apart(issuers, &config.issuer)?;
+        let issuers = issuers.iter().cloned().map(Issuer::new).collect::<Result<_, _>>()?;
         let pools = Pools::new(config.service_cidr.parse()?, ports);
         pools.rebuild(&store, &prefix("", "services")).await.map_err(StartError::Services)?;
 
@@ -208,19 +213,24 @@ impl ApiServer {
             pools,
             stop,
             plugins,
+            components: RwLock::default(),
             config,
         });
         definitions.attach(&inner);
         bootstrap::run(&inner).await?;
         sweep::start(&inner);
         tokio::spawn(keeper::run(inner.clone(), definitions));
-        let (of_statuses, of_seats) = (inner.clone(), inner.clone());
+        let (of_statuses, of_seats, of_types) = (inner.clone(), inner.clone(), inner.clone());
         tokio::spawn(async move {
             let stop = of_statuses.stop.clone();
             stop.run_until_cancelled(flow::keep_statuses(of_statuses)).await;
         });
         tokio::spawn(async move {
             of_seats.stop.run_until_cancelled(of_seats.flow.balance()).await;
+        });
+        tokio::spawn(async move {
+            let stop = of_types.stop.clone();
+            stop.run_until_cancelled(type_checking::keep_statuses(of_types)).await;
         });
         aggregation::availability::start(&inner);
         aggregation::register::start(&inner);

@@ -13,6 +13,8 @@ use crate::server::Inner;
 use crate::views::Stored;
 
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Deletes that run at a time: the store makes one commit of them.
+const TOGETHER: usize = 256;
 const COMPACT_EVERY: Duration = Duration::from_secs(60);
 
 pub fn start(server: &Arc<Inner>) {
@@ -66,19 +68,32 @@ async fn follow_events(server: &Inner) -> Result<std::convert::Infallible, Error
                     }
                 }
             }
-            _ = tick.tick() => {
-                while queue.front().is_some_and(|d| d.at <= Instant::now()) {
-                    let Some(Due { key, revision, .. }) = queue.pop_front() else { break };
-                    let op = Op::Delete { key: key.to_string(), expect: Expect::At(revision) };
-                    match server.store.commit(Txn { ops: vec![op] }).await {
-                        // Written again or deleted meanwhile.
-                        Ok(_) | Err(CommitError::Conflict { .. }) => {}
-                        Err(CommitError::Store(e)) => return Err(e),
-                        Err(e) => tracing::error!(%key, error = %e, "an Event cannot be expired"),
-                    }
+            _ = tick.tick() => expire(server, &mut queue).await?,
+        }
+    }
+}
+
+/// Deletes the Events whose time is over.
+async fn expire(server: &Inner, queue: &mut VecDeque<Due>) -> Result<(), Error> {
+    let now = Instant::now();
+    loop {
+        let over = queue.iter().take_while(|d| d.at <= now).count().min(TOGETHER);
+        if over == 0 {
+            return Ok(());
+        }
+        let deletes = queue.drain(..over).map(|Due { key, revision, .. }| async move {
+            let op = Op::Delete { key: key.to_string(), expect: Expect::At(revision) };
+            match server.store.commit(Txn { ops: vec![op] }).await {
+                // Written again or deleted meanwhile.
+                Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+                Err(CommitError::Store(e)) => Err(e),
+                Err(e) => {
+                    tracing::error!(%key, error = %e, "an Event cannot be expired");
+                    Ok(())
                 }
             }
-        }
+        });
+        futures::future::try_join_all(deletes).await?;
     }
 }
 
@@ -112,8 +127,12 @@ async fn stored_events(server: &Inner, prefix: &str) -> Result<(VecDeque<Due>, R
 /// How long ago an Event was last seen.
 fn age(stored: &Stored, now: Timestamp) -> Option<Duration> {
     let event: Value = serde_json::from_slice(stored.record.body()).ok()?;
-    let times =
-        [&event["lastTimestamp"], &event["eventTime"], &event["metadata"]["creationTimestamp"]];
+    let times = [
+        &event["lastTimestamp"],
+        &event["series"]["lastObservedTime"],
+        &event["eventTime"],
+        &event["metadata"]["creationTimestamp"],
+    ];
     let last = times.into_iter().filter_map(|t| t.as_str()?.parse::<Timestamp>().ok()).max()?;
     Duration::try_from(now.duration_since(last)).ok()
 }

@@ -85,7 +85,7 @@ impl Inner {
             key: stored.key.clone(),
             revision: stored.revision,
             served: served.index,
-            form: Form { encoding: Encoding::Json, shape: Shape::Table },
+            form: Form::of(Encoding::Json, Shape::Table),
             event: "",
         };
         if stored.kept

@@ -144,7 +144,7 @@ impl Inner {
             key: stored.key.clone(),
             revision: stored.revision,
             served: served.index,
-            form: Form { encoding: Encoding::Protobuf, shape },
+            form: Form::of(Encoding::Protobuf, shape),
             event: "",
         };
         // What is overlaid changes without a revision.
@@ -305,6 +305,7 @@ fn definition_of(api_version: &str, kind: &str) -> Option<DefId> {
 /// An answer whose bytes are made: JSON text (made YAML here, if that is asked for) or a protobuf
 /// body. Large ones are compressed for those who take that.
 pub fn finished(call: &Call, code: u16, form: Form, bytes: Vec<u8>) -> Response {
+    let bytes = if form.beta { as_beta(bytes, form) } else { bytes };
     let bytes = match form.encoding {
         Encoding::Yaml => yaml(&bytes).into_bytes(),
         Encoding::Json | Encoding::Protobuf => bytes,
@@ -316,6 +317,34 @@ pub fn finished(call: &Call, code: u16, form: Form, bytes: Vec<u8>) -> Response 
         return response;
     }
     error::typed(code, content_type, bytes)
+}
+
+const META: &str = "meta.k8s.io/v1";
+const META_BETA: &str = "meta.k8s.io/v1beta1";
+
+/// What was made in a shape of `meta.k8s.io/v1`, named as v1beta1. Asked for by few, so it is made of
+/// the finished answer instead of being a case everywhere.
+pub fn as_beta(bytes: Vec<u8>, form: Form) -> Vec<u8> {
+    if form.encoding == Encoding::Protobuf {
+        return protobuf::renamed(bytes, META, META_BETA);
+    }
+    let Ok(mut object) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
+    let ours = |o: &Value| o.get("apiVersion").is_some_and(|v| v == META);
+    let partial = |o: &Value| ours(o) && o["kind"] == "PartialObjectMetadata";
+    let rename = |o: &mut Value| o["apiVersion"] = META_BETA.into();
+    for (list, inner) in [("items", None), ("rows", Some("object"))] {
+        for item in object.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let item = match inner {
+                Some(inner) => item.get_mut(inner),
+                None => Some(item),
+            };
+            item.filter(|i| partial(i)).map(rename);
+        }
+    }
+    if ours(&object) {
+        rename(&mut object);
+    }
+    object.to_string().into_bytes()
 }
 
 fn yaml(json: &[u8]) -> String {

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use crate::body::{self, BoxError, Response};
 use crate::error;
-use crate::negotiate::{self, Encoding, Form, Offer, Shape};
+use crate::flow::Watching;
+use crate::negotiate::{self, Encoding, Form, Offer, Shape, Shapes};
 use crate::options::{ListOptions, too_large};
 use crate::protobuf;
 use crate::request::Call;
@@ -46,9 +47,11 @@ pub async fn watch(
     served: &Arc<Served>,
     namespace: &str,
 ) -> Result<Response, Status> {
-    let offer = Offer { protobuf: served.protobuf, shapes: true, stream: true };
-    let form = negotiate::form(&call.headers, offer)?;
     let mut options = ListOptions::parse(&call.query, &served.kind, true)?;
+    let lists = options.send_initial_events == Some(true) && options.bookmarks;
+    let shapes = if lists { Shapes::Metadata } else { Shapes::All };
+    let offer = Offer { protobuf: served.protobuf, shapes, stream: true };
+    let form = negotiate::form(&call.headers, offer)?;
     // A watch of one object by its path is a watch of its name.
     if let Some(target) = call.attributes.resource.as_ref().filter(|r| !r.name.is_empty())
         && options.fields.required("metadata.name").is_none()
@@ -86,6 +89,7 @@ pub async fn watch(
         feed: None,
         revision: 0,
         ended: false,
+        _counted: server.flow.watching(&call.attributes),
         options,
     };
     if from_state {
@@ -131,6 +135,8 @@ struct Watcher {
     deadline: Instant,
     bookmark_at: Instant,
     ended: bool,
+    /// Writes are charged for it.
+    _counted: Option<Watching>,
 }
 
 impl Watcher {
@@ -211,12 +217,10 @@ impl Watcher {
             let stop = self.server.stop.clone();
             let gone = self.served.custom.as_ref().map(|c| c.gone.clone());
             tokio::select! {
-                batch = feed.next() => match batch {
-                    Ok(batch) => self.take(&batch).await,
-                    Err(Error::Compacted { asked, oldest }) => self.expire(asked, oldest),
-                    Err(Error::Closed) => return None,
-                    Err(e) => self.fail(&error::store(e)),
-                },
+                // In this order: no flood of events keeps a watch from its end, and the end of a kind
+                // does not hide what happened before.
+                biased;
+                () = stop.cancelled() => return None,
                 () = tokio::time::sleep_until(wake) => {
                     self.ended = Instant::now() >= self.deadline;
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
@@ -226,7 +230,12 @@ impl Watcher {
                         self.pending.push_back(line);
                     }
                 }
-                () = stop.cancelled() => return None,
+                batch = feed.next() => match batch {
+                    Ok(batch) => self.take(&batch).await,
+                    Err(Error::Compacted { asked, oldest }) => self.expire(asked, oldest),
+                    Err(Error::Closed) => return None,
+                    Err(e) => self.fail(&error::store(e)),
+                },
                 // The kind is no longer served.
                 () = async { match &gone { Some(gone) => gone.cancelled().await, None => pending().await } } => {
                     return None;
@@ -319,7 +328,7 @@ impl Watcher {
             let meta = ListMeta::none(stored.revision);
             let rows = std::slice::from_ref(stored);
             let table = self.server.table(&self.served, rows, self.include, &meta, columns)?;
-            return Ok(line(kind, &table));
+            return Ok(line(kind, &self.named(table)));
         }
         let key = SharedKey {
             key: stored.key.clone(),
@@ -334,12 +343,12 @@ impl Watcher {
         let made = match self.form.encoding {
             Encoding::Protobuf => {
                 let body = self.server.body(&self.served, stored, self.form.shape)?;
-                Bytes::from(protobuf::event(kind, &body))
+                Bytes::from(protobuf::event(kind, &self.named(body)))
             }
             Encoding::Json | Encoding::Yaml => {
                 let mut out = Vec::with_capacity(stored.record.body().len() + 128);
                 self.server.push_object(&self.served, stored, self.form.shape, true, &mut out)?;
-                line(kind, &out)
+                line(kind, &self.named(out))
             }
         };
         self.server.shared.insert(key, made.clone());
@@ -349,9 +358,18 @@ impl Watcher {
     /// An event whose object is not a stored one: a Status, a bookmark.
     fn frame(&self, kind: &str, object: &Value) -> Bytes {
         match self.form.encoding {
-            Encoding::Protobuf => protobuf::event(kind, &views::protobuf_body(object)).into(),
-            Encoding::Json | Encoding::Yaml => line(kind, object.to_string().as_bytes()),
+            Encoding::Protobuf => {
+                protobuf::event(kind, &self.named(views::protobuf_body(object))).into()
+            }
+            Encoding::Json | Encoding::Yaml => {
+                line(kind, &self.named(object.to_string().into_bytes()))
+            }
         }
+    }
+
+    /// The object of an event in the version of the form that was asked for.
+    fn named(&self, object: Vec<u8>) -> Vec<u8> {
+        if self.form.beta { views::as_beta(object, self.form) } else { object }
     }
 
     fn bookmark(&self, initial_events_end: bool) -> Bytes {

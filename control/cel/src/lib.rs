@@ -15,6 +15,7 @@
 //!
 //! It refuses to do I/O, to know kinds, and to decide what an outcome means.
 
+pub mod authentication;
 pub mod policy;
 pub mod rules;
 

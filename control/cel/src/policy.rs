@@ -170,6 +170,21 @@ fn string() -> Schema {
     Schema::simple(Kind::String)
 }
 
+/// Who asks.
+pub(crate) static USER_INFO: LazyLock<Arc<Schema>> = LazyLock::new(|| Arc::new(user_info()));
+
+fn user_info() -> Schema {
+    Schema::declare(
+        "kubernetes.UserInfo",
+        vec![
+            ("username", string()),
+            ("uid", string()),
+            ("groups", Schema::list_of(string())),
+            ("extra", Schema::map_of(Schema::list_of(string()))),
+        ],
+    )
+}
+
 /// <https://kubernetes.io/docs/reference/config-api/apiserver-admission.v1/#admission-k8s-io-v1-AdmissionRequest>
 static REQUEST: LazyLock<Arc<Schema>> = LazyLock::new(|| {
     let kind = || {
@@ -180,15 +195,6 @@ static REQUEST: LazyLock<Arc<Schema>> = LazyLock::new(|| {
         let fields = vec![("group", string()), ("version", string()), ("resource", string())];
         Schema::declare("kubernetes.GroupVersionResource", fields)
     };
-    let user = Schema::declare(
-        "kubernetes.UserInfo",
-        vec![
-            ("username", string()),
-            ("uid", string()),
-            ("groups", Schema::list_of(string())),
-            ("extra", Schema::map_of(Schema::list_of(string()))),
-        ],
-    );
     Arc::new(Schema::declare(
         "kubernetes.AdmissionRequest",
         vec![
@@ -201,7 +207,7 @@ static REQUEST: LazyLock<Arc<Schema>> = LazyLock::new(|| {
             ("name", string()),
             ("namespace", string()),
             ("operation", string()),
-            ("userInfo", user),
+            ("userInfo", user_info()),
             ("dryRun", Schema::simple(Kind::Boolean)),
             ("options", Schema::simple(Kind::Any)),
         ],

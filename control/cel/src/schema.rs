@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 /// Levels of a schema that are looked at; what is deeper counts as anything.
-const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 120;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -10,7 +10,7 @@ pub mod graph;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use parking_lot::Mutex;
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::Context;
-use graph::{FOREGROUND, Graph, ORPHAN, Owner, Partial, Place, ResourceId, Verdict, Work};
+use graph::{FOREGROUND, Graph, ORPHAN, Owner, Partial, Place, ResourceId, Uid, Verdict, Work};
 
 pub const NAME: &str = "generic-garbage-collector";
 const WORKERS: usize = 16;
@@ -31,14 +31,21 @@ const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;
 /// How long to wait for all first lists. Going on without one is safe, only slower: owners that are
 /// not in the graph are asked for.
 const FIRST_LISTS: Duration = Duration::from_secs(30);
-/// After a CustomResourceDefinition changed, its resource is served a moment later.
+/// After a CustomResourceDefinition or an APIService changed, its resource is served a moment later.
 const REDISCOVER_AFTER: Duration = Duration::from_millis(500);
+/// How far the watches of two resources may lie apart: a dependent that was there before its owner was
+/// let go may be seen after it.
+const SETTLES_AFTER: Duration = Duration::from_millis(200);
 
 struct Collector {
     client: Client,
     graph: Mutex<Graph>,
     work: Queue<Work>,
     resources: Mutex<Resources>,
+    /// Objects with an owner of a kind that is not served: looked at again when more is served.
+    unresolved: Mutex<HashSet<Uid>>,
+    /// Since when owners are being let go with their dependents left alone.
+    orphaning: Mutex<HashMap<Uid, Instant>>,
     unlisted: AtomicUsize,
     listed: Notify,
     definitions_changed: Notify,
@@ -59,6 +66,8 @@ pub fn start(context: &Context) {
         graph: Mutex::default(),
         work: Queue::new(),
         resources: Mutex::default(),
+        unresolved: Mutex::default(),
+        orphaning: Mutex::default(),
         unlisted: AtomicUsize::new(0),
         listed: Notify::new(),
         definitions_changed: Notify::new(),
@@ -170,39 +179,69 @@ impl Collector {
             .keys()
             .filter(|r| !wanted.contains_key(r) && !silent.contains(&r.group_version.group));
         let gone: Vec<Resource> = gone.cloned().collect();
-        for resource in gone {
-            if let Some((id, token)) = resources.watched.remove(&resource) {
+        let ended: Vec<(Resource, ResourceId)> = gone
+            .into_iter()
+            .filter_map(|resource| {
+                let (id, token) = resources.watched.remove(&resource)?;
                 token.cancel();
-                let work = self.graph.lock().replace(id, Vec::new());
-                work.into_iter().for_each(|w| self.work.add(w));
-            }
-        }
+                resources.kinds.retain(|_, known| *known != id);
+                Some((resource, id))
+            })
+            .collect();
+        let mut begun = Vec::new();
         for (resource, served) in wanted {
             if resources.watched.contains_key(&resource) {
                 continue;
             }
             let id = resources.table.len() as ResourceId;
-            let defines_resources = resource.name == "customresourcedefinitions";
             resources.kinds.insert((resource.group_version.group.clone(), served.kind.clone()), id);
             resources.table.push(served);
             let token = self.shutdown.child_token();
-            self.unlisted.fetch_add(1, Ordering::AcqRel);
-            let monitor = Monitor {
-                collector: self.clone(),
-                resource: id,
-                defines_resources,
-                first: true.into(),
-            };
-            let source = Source::of(resource.clone()).metadata_only();
-            tokio::spawn(reflector::run(
-                self.client.clone(),
-                source,
-                Arc::new(monitor),
-                token.clone(),
-            ));
-            resources.watched.insert(resource, (id, token));
+            resources.watched.insert(resource.clone(), (id, token.clone()));
+            begun.push((resource, id, token));
         }
+        drop(resources);
+        self.end(&ended, &begun);
+        begun.into_iter().for_each(|(resource, id, token)| self.begin(resource, id, token));
+        let unresolved = std::mem::take(&mut *self.unresolved.lock());
+        unresolved.into_iter().for_each(|uid| self.work.add(Work::Judge(uid)));
         Ok(())
+    }
+
+    /// What is watched in another version from now on is still there; of what is served no more, nobody
+    /// can tell.
+    fn end(
+        &self,
+        ended: &[(Resource, ResourceId)],
+        begun: &[(Resource, ResourceId, CancellationToken)],
+    ) {
+        let same = |a: &Resource, b: &Resource| {
+            a.name == b.name && a.group_version.group == b.group_version.group
+        };
+        for (resource, id) in ended {
+            if let Some((_, next, _)) = begun.iter().find(|(other, ..)| same(resource, other)) {
+                self.graph.lock().transfer(*id, *next);
+            } else {
+                let work = self.graph.lock().forget(*id);
+                work.into_iter().for_each(|w| self.work.add(w));
+            }
+        }
+    }
+
+    /// Watches a resource.
+    fn begin(self: &Arc<Self>, resource: Resource, id: ResourceId, token: CancellationToken) {
+        self.unlisted.fetch_add(1, Ordering::AcqRel);
+        let monitor = Monitor {
+            collector: self.clone(),
+            resource: id,
+            defines_resources: matches!(
+                resource.name.as_str(),
+                "customresourcedefinitions" | "apiservices"
+            ),
+            first: true.into(),
+        };
+        let source = Source::of(resource).metadata_only();
+        tokio::spawn(reflector::run(self.client.clone(), source, Arc::new(monitor), token));
     }
 
     async fn work(self: Arc<Self>) {
@@ -234,7 +273,10 @@ impl Collector {
                             Some(true) => drop(exists.insert(owner.uid)),
                             Some(false) => self.graph.lock().owner_gone(&owner.uid),
                             // Nobody can say: leave the object alone.
-                            None => return Ok(()),
+                            None => {
+                                self.unresolved.lock().insert(uid.into());
+                                return Ok(());
+                            }
                         }
                     }
                 }
@@ -315,14 +357,24 @@ impl Collector {
     async fn orphan(&self, uid: &str) -> Result<(), Error> {
         let (place, dependents) = {
             let graph = self.graph.lock();
-            let Some(place) = graph.find(uid) else { return Ok(()) };
+            let Some(place) = graph.find(uid) else {
+                self.orphaning.lock().remove(uid);
+                return Ok(());
+            };
             (place, graph.dependents(uid))
         };
         let owner = [uid.to_owned()];
         for (dependent, at) in dependents {
             self.change(&at, &dependent, |meta| drop_owners(meta, &owner)).await?;
         }
-        self.drop_finalizer(&place, uid, ORPHAN).await
+        let since = *self.orphaning.lock().entry(uid.into()).or_insert_with(Instant::now);
+        if since.elapsed() < SETTLES_AFTER {
+            self.work.add_after(Work::Orphan(uid.into()), SETTLES_AFTER);
+            return Ok(());
+        }
+        self.drop_finalizer(&place, uid, ORPHAN).await?;
+        self.orphaning.lock().remove(uid);
+        Ok(())
     }
 
     async fn drop_finalizer(&self, place: &Place, uid: &str, finalizer: &str) -> Result<(), Error> {

@@ -22,6 +22,7 @@ pub mod csr_approving;
 pub mod csr_cleaner;
 pub mod csr_signing;
 pub mod deployment;
+pub mod disruption;
 pub mod driver;
 pub mod endpoints;
 pub mod endpointslice;
@@ -62,6 +63,8 @@ pub struct Config {
     pub terminated_pods_max: usize,
     /// Signs what CertificateSigningRequests ask for; without it nothing is signed.
     pub authority: Option<Arc<dyn csr_signing::Authority>>,
+    /// Signs the tokens that Secrets hold; without it they get none.
+    pub token_signer: Option<Arc<dyn service_account_token::Signer>>,
 }
 
 impl Default for Config {
@@ -72,6 +75,7 @@ impl Default for Config {
             node_gone_quarantine: Duration::from_secs(40),
             terminated_pods_max: 12_500,
             authority: None,
+            token_signer: None,
         }
     }
 }
@@ -97,6 +101,7 @@ pub const ALL: &[Entry] = &[
     entry(replicationcontroller::NAME, replicationcontroller::start),
     entry(resourcequota::NAME, resourcequota::start),
     entry(deployment::NAME, deployment::start),
+    entry(disruption::NAME, disruption::start),
     entry(endpointslice::NAME, endpointslice::start),
     entry(endpoints::NAME, endpoints::start),
     entry(endpointslice_mirroring::NAME, endpointslice_mirroring::start),

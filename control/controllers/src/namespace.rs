@@ -260,7 +260,9 @@ impl Namespaces {
                 match answer {
                     Ok((0, _)) => {}
                     Ok((count, finalizers)) => {
-                        remains.objects.insert(format!("{resource}."), count);
+                        // The dot is there for core resources too, which have no group behind it.
+                        let (name, group) = (&resource.resource, &resource.group);
+                        remains.objects.insert(format!("{name}.{group}"), count);
                         finalizers
                             .into_iter()
                             .for_each(|f| *remains.finalizers.entry(f).or_default() += 1);

@@ -1,16 +1,15 @@
 //! Tokens in Secrets, the older way: a Secret of type `kubernetes.io/service-account-token` that names an
 //! account is given a token of it, and goes when the account goes.
 //!
-//! The token is asked for at the API like any other and bound to the Secret: it ends when the Secret does.
+//! The token has no end of its own; the API server honours it as long as the Secret holds it.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
-use rimward_api::ObjectKey;
+use rimward_api::{ObjectKey, Status};
 use rimward_client::{Cache, Client, DeleteOptions, Error, Source};
-use serde_json::{Value, json};
 
 use crate::driver::{Context, Controller, Keys, Next, synced};
 
@@ -19,17 +18,29 @@ pub const NAME: &str = "tokens-controller";
 const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
-/// As long as the API gives one: these tokens end with their Secret.
-const SECONDS: i64 = 1 << 32;
+
+/// Who holds the key of ServiceAccount tokens.
+pub trait Signer: std::fmt::Debug + Send + Sync + 'static {
+    /// A token without an end, for that Secret of the account's namespace to hold.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    fn sign(&self, account: &ObjectKey, uid: &str, secret: &str) -> Result<String, String>;
+}
 
 struct Tokens {
     client: Client,
+    signer: Arc<dyn Signer>,
     ca: String,
     secrets: Cache<Secret>,
     accounts: Cache<ServiceAccount>,
 }
 
 pub fn start(context: &Context) {
+    let Some(signer) = context.config.token_signer.clone() else {
+        tracing::warn!("no signer of tokens is configured: Secrets are not given any");
+        return;
+    };
     let keys = Keys::default();
     let source = Source::of_kind::<Secret>().with_field(format!("type={TYPE}"));
     let secrets = context.informers.filtered::<Secret>(source);
@@ -45,7 +56,8 @@ pub fn start(context: &Context) {
     });
     let caches = vec![synced(&secrets), synced(&accounts)];
     let (client, ca) = (context.client.clone(), context.config.root_ca_pem.clone());
-    context.run(Arc::new(Tokens { client, ca, secrets, accounts }), keys, 2, caches);
+    let tokens = Tokens { client, signer, ca, secrets, accounts };
+    context.run(Arc::new(tokens), keys, 2, caches);
 }
 
 fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
@@ -88,32 +100,25 @@ pub fn plan(secret: &Secret, account: Option<&ServiceAccount>, ca: &str) -> Plan
 
 impl Tokens {
     /// The token that a Secret holds already, or a new one.
-    async fn token(
+    fn token(
         &self,
         secret: &Secret,
         key: &ObjectKey,
-        account: &str,
+        account: &ServiceAccount,
     ) -> Result<String, Error> {
         let held = secret.data.as_ref().and_then(|d| d.get("token"));
-        let bound_to_this = annotation(secret, ACCOUNT_UID).is_some_and(|u| !u.is_empty());
-        if let Some(ByteString(token)) = held.filter(|t| bound_to_this && !t.0.is_empty()) {
+        let of_this_account = annotation(secret, ACCOUNT_UID).is_some_and(|u| !u.is_empty());
+        if let Some(ByteString(token)) = held.filter(|t| of_this_account && !t.0.is_empty()) {
             return Ok(String::from_utf8_lossy(token).into_owned());
         }
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {
-                "expirationSeconds": SECONDS,
-                "boundObjectRef": {
-                    "apiVersion": "v1", "kind": "Secret", "name": key.name,
-                    "uid": secret.metadata.uid,
-                },
-            },
-        });
-        let answer: Value = self
-            .client
-            .post_subresource::<ServiceAccount, Value>(&key.namespace, account, "token", &request)
-            .await?;
-        Ok(answer["status"]["token"].as_str().unwrap_or_default().to_owned())
+        let name = account.metadata.name.clone().unwrap_or_default();
+        let uid = account.metadata.uid.as_deref().unwrap_or_default();
+        let account = ObjectKey::new(key.namespace.clone(), name);
+        self.signer.sign(&account, uid, &key.name).map_err(|why| {
+            let status =
+                Status::internal(format!("a token for Secret {key} was not signed: {why}"));
+            Error::Status(Box::new(status))
+        })
     }
 
     async fn fill(
@@ -122,8 +127,7 @@ impl Tokens {
         key: &ObjectKey,
         account: &ServiceAccount,
     ) -> Result<(), Error> {
-        let name = account.metadata.name.as_deref().unwrap_or_default();
-        let token = self.token(secret, key, name).await?;
+        let token = self.token(secret, key, account)?;
         let mut new = secret.clone();
         let data = new.data.get_or_insert_default();
         data.insert("token".into(), ByteString(token.into_bytes()));
@@ -175,6 +179,7 @@ impl Controller for Tokens {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn plans() {

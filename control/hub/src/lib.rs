@@ -8,7 +8,7 @@
 //!
 //! In reading order: [`world`] knows who needs what; `session` is one connected node; `joining`,
 //! `registration`, `reports`, `requests` are what a session may lead to; `relay` forwards pod packets;
-//! `reach` is how the API server reaches a node.
+//! `reach` is how the API server reaches a node, `sessions` how exec and attach go on from there.
 //!
 //! Memory a node: a set of changed keys (never a queue of objects) and the QUIC windows. Heartbeats
 //! are not writes: a Lease is written when a node connects, goes, and every ten minutes; what is read
@@ -23,6 +23,7 @@ mod relay;
 mod reports;
 mod requests;
 mod session;
+mod sessions;
 mod world;
 
 #[cfg(test)]

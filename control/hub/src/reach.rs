@@ -5,12 +5,16 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use rimward_control_apiserver::nodes::{Duplex, LogOptions, NodeError, Nodes};
+use rimward_control_apiserver::nodes::{
+    Duplex, LogOptions, NodeError, Nodes, PodOnNode, Session, SessionOptions,
+};
 use rimward_tunnel::call::{CallError, call};
 use rimward_tunnel::quinn::Connection;
-use rimward_tunnel::wire::{DialRequest, DialTarget, LogsRequest};
+use rimward_tunnel::wire::{
+    DialRequest, DialTarget, LogsRequest, PortForwardRequest, SessionRequest,
+};
 
-use crate::Hub;
+use crate::{Hub, sessions};
 
 impl Hub {
     fn connection(&self, node: &str) -> Result<Connection, NodeError> {
@@ -20,7 +24,7 @@ impl Hub {
     }
 }
 
-fn refused(node: &str, error: CallError) -> NodeError {
+pub(crate) fn refused(node: &str, error: CallError) -> NodeError {
     match error {
         CallError::Refused { code, message } => NodeError::Refused(code, message),
         CallError::Broken(_) => NodeError::NotConnected(node.to_owned()),
@@ -78,6 +82,46 @@ impl Nodes for Hub {
     ) -> Result<Box<dyn Duplex>, NodeError> {
         let connection = self.connection(node)?;
         let request = DialRequest { target: DialTarget::Pod as u8, ip: pod_ip.to_string(), port };
+        let (_, stream) = call(&connection, &request).await.map_err(|e| refused(node, e))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn session(
+        &self,
+        pod: &PodOnNode,
+        options: SessionOptions,
+    ) -> Result<Session, NodeError> {
+        let request = SessionRequest {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            pod_uid: pod.uid.clone(),
+            container: options.container,
+            command: options.command,
+            stdin: options.stdin,
+            stdout: options.stdout,
+            stderr: options.stderr,
+            tty: options.tty,
+        };
+        let connection = self.connection(&pod.node)?;
+        let (_, stream) = call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
+        Ok(sessions::open(pod.node.clone(), stream))
+    }
+
+    async fn forward(&self, pod: &PodOnNode, port: u16) -> Result<Box<dyn Duplex>, NodeError> {
+        let request = PortForwardRequest {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            pod_uid: pod.uid.clone(),
+            port,
+        };
+        let connection = self.connection(&pod.node)?;
+        let (_, stream) = call(&connection, &request).await.map_err(|e| refused(&pod.node, e))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn api(&self, node: &str) -> Result<Box<dyn Duplex>, NodeError> {
+        let connection = self.connection(node)?;
+        let request = DialRequest { target: DialTarget::Node as u8, ip: String::new(), port: 0 };
         let (_, stream) = call(&connection, &request).await.map_err(|e| refused(node, e))?;
         Ok(Box::new(stream))
     }

@@ -56,7 +56,9 @@ async fn one(session: &Arc<Session>, opened: Opened) {
         Request::RegistryRequest(request) => registry(session, request, incoming).await,
         Request::DialRequest(request) => dial(session, request, incoming).await,
         Request::RenewRequest(request) => renew(session, request, incoming).await,
-        Request::LogsRequest(_) => session.expel("it asked the control plane for logs"),
+        Request::LogsRequest(_) | Request::SessionRequest(_) | Request::PortForwardRequest(_) => {
+            session.expel("it asked the control plane for what only nodes serve");
+        }
     }
 }
 
@@ -215,7 +217,9 @@ async fn dial(session: &Arc<Session>, request: DialRequest, incoming: Incoming) 
                 Err(NodeError::Refused(code, cause)) => incoming.refuse(code, cause).await,
             }
         }
-        None => incoming.refuse(400, format!("dial target {} is not known", request.target)).await,
+        Some(DialTarget::Node) | None => {
+            incoming.refuse(400, format!("dial target {} is not for nodes", request.target)).await
+        }
     }
 }
 

@@ -183,15 +183,21 @@ pub fn binding(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     if !reference.is_object() {
         return;
     }
-    let selects = reference.at("selector").is_object();
-    match reference.text("name") {
-        "" if !selects => e.required(&at, "one of name or selector must be specified"),
-        "" => check::selector::label_selector(reference.at("selector"), &at.field("selector"), e),
-        _ if selects => {
-            e.forbidden(&at.field("name"), "name and selector are mutually exclusive");
-            e.forbidden(&at.field("selector"), "name and selector are mutually exclusive");
+    let (name, selects) = (reference.text("name"), reference.at("selector").is_object());
+    const BOTH: &str = "name and selector are mutually exclusive";
+    if !name.is_empty() {
+        e.invalid_each(&at.field("name"), name, check::text::path_segment(name));
+        if selects {
+            e.forbidden(&at.field("name"), BOTH);
         }
-        _ => {}
+    }
+    if selects {
+        check::selector::label_selector(reference.at("selector"), &at.field("selector"), e);
+        if !name.is_empty() {
+            e.forbidden(&at.field("selector"), BOTH);
+        }
+    } else if name.is_empty() {
+        e.required(&at, "one of name or selector must be specified");
     }
     check::required_one_of(
         reference.at("parameterNotFoundAction"),

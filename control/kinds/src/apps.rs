@@ -12,7 +12,7 @@ use crate::path::{Errors, Path};
 use crate::pod::spec;
 use crate::print;
 use crate::read::{Read, is_empty};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 pub const CONTROLLER_REVISION: Rules = Rules {
     create: |object, e| {
@@ -34,6 +34,8 @@ pub const POD_TEMPLATE: Rules = Rules {
     create: |object, e| spec::template(object.at("template"), &Path::Root.field("template"), e),
     update: |new, _, e| spec::template(new.at("template"), &Path::Root.field("template"), e),
     generation: true,
+    warnings: crate::warnings::pod_template,
+    warns_of_updates: Updates::OfSpec,
     cells: print::pod::template,
     ..Rules::PLAIN
 };
@@ -73,8 +75,8 @@ pub fn lenient_selector_and_template(spec: &Value, kind: &str, path: &Path<'_>, 
 }
 
 /// A workload's selector and template: the selector must be there, be good, and choose the pods of
-/// the template.
-pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+/// the template. `kind` is what Kubernetes calls it here.
+pub fn selector_and_template(spec: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
     let (selector, at) = (spec.at("selector"), path.field("selector"));
     let labels = spec.deep(&["template", "metadata", "labels"]);
     let template = path.field("template");
@@ -94,7 +96,7 @@ pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     let wrong = e.count(|e| selector::label_selector(selector, &at, e));
     if selector::is_empty(selector) {
-        e.invalid(&at, selector.clone(), "empty selector is invalid for deployment");
+        e.invalid(&at, selector.clone(), &format!("empty selector is invalid for {kind}"));
     } else if wrong > 0 {
         e.invalid(&at, selector.clone(), "invalid label selector");
     } else if !selector::matches(selector, labels) {
@@ -103,7 +105,7 @@ pub fn selector_and_template(spec: &Value, path: &Path<'_>, e: &mut Errors) {
 }
 
 /// A template whose pods run until they are deleted.
-pub fn always_restarting(template: &Value, path: &Path<'_>, e: &mut Errors) {
+pub fn always_restarting(template: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
     spec::template(template, path, e);
     let pod = template.at("spec");
     let policy = pod.text("restartPolicy");
@@ -113,12 +115,7 @@ pub fn always_restarting(template: &Value, path: &Path<'_>, e: &mut Errors) {
     if !is_empty(pod.at("activeDeadlineSeconds")) {
         e.forbidden(
             &path.field("spec").field("activeDeadlineSeconds"),
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
+            &format!("activeDeadlineSeconds in {kind} is not Supported"),
         );
     }
-}
-
-/// Warnings about a template's pods.
-pub fn template_warnings(object: &Value) -> Vec<String> {
-    spec::warnings(object.deep(&["spec", "template", "spec"]), "spec.template.spec")
 }

@@ -94,6 +94,7 @@ fn autoscaler(object: &Value, e: &mut Errors) {
     for (i, metric) in spec.list("metrics").iter().enumerate() {
         self::metric(metric, &list.index(i), e);
     }
+    behavior(spec.at("behavior"), &path.field("behavior"), e);
 }
 
 fn target_ref(target: &Value, path: &Path<'_>, e: &mut Errors) {
@@ -119,52 +120,174 @@ fn target_ref(target: &Value, path: &Path<'_>, e: &mut Errors) {
 
 const METRIC_TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
+type SourceRule = fn(&Value, &Path<'_>, &mut Errors);
+
+/// The sources of metrics: type, field, and rule, in Kubernetes' order.
+const SOURCES: [(&str, &str, SourceRule); 5] = [
+    ("Object", "object", |source, path, e| {
+        target_ref(source.at("describedObject"), &path.field("describedObject"), e);
+        described(source, path, e);
+        if !source.at("target").has("value") && !source.at("target").has("averageValue") {
+            let why = "must set either a target value or averageValue";
+            e.required(&path.field("target").field("averageValue"), why);
+        }
+    }),
+    ("External", "external", |source, path, e| {
+        described(source, path, e);
+        let at = path.field("target");
+        match ["value", "averageValue"].map(|field| source.at("target").has(field)) {
+            [false, false] => e.required(
+                &at.field("averageValue"),
+                "must set either a target value for metric or a per-pod target",
+            ),
+            [true, true] => e.forbidden(
+                &at.field("value"),
+                "may not set both a target value for metric and a per-pod target",
+            ),
+            _ => {}
+        }
+    }),
+    ("Pods", "pods", |source, path, e| {
+        described(source, path, e);
+        let average = check::resources::quantity(source.at("target").at("averageValue"));
+        if average.is_none_or(|q| q.is_zero() || q.is_negative()) {
+            let why = "must specify a positive target averageValue";
+            e.required(&path.field("target").field("averageValue"), why);
+        }
+    }),
+    ("ContainerResource", "containerResource", |source, path, e| {
+        if source.text("container").is_empty() {
+            e.required(&path.field("container"), "must specify a container");
+        }
+        resource_source(source, path, e);
+    }),
+    ("Resource", "resource", resource_source),
+];
+
+/// Exactly one source, the one that the type names.
 fn metric(metric: &Value, path: &Path<'_>, e: &mut Errors) {
-    let field = match metric.text("type") {
-        "" => {
-            e.required(&path.field("type"), "must specify a metric source type");
-            return e.not_supported(&path.field("type"), "", &METRIC_TYPES);
-        }
-        "Resource" => "resource",
-        "ContainerResource" => "containerResource",
-        "Pods" => "pods",
-        "Object" => "object",
-        "External" => "external",
-        other => {
-            return e.not_supported(&path.field("type"), other, &METRIC_TYPES);
-        }
-    };
-    let (source, at) = (metric.at(field), path.field(field));
-    if !source.is_object() {
-        return e.required(&at, "must populate information for the given metric source");
-    }
-    if matches!(field, "resource" | "containerResource") && source.text("name").is_empty() {
-        e.required(&at.field("name"), "must specify a resource name");
-    }
-    let (target, at) = (source.at("target"), at.field("target"));
-    let kind = target.text("type");
+    let kind = metric.text("type");
     if kind.is_empty() {
-        e.required(&at.field("type"), "must specify a metric target type");
+        e.required(&path.field("type"), "must specify a metric source type");
     }
-    if !matches!(kind, "AverageValue" | "Utilization" | "Value") {
-        e.invalid(&at.field("type"), kind, "must be either Utilization, Value, or AverageValue");
+    if !METRIC_TYPES.contains(&kind) {
+        e.not_supported(&path.field("type"), kind, &METRIC_TYPES);
     }
-    if matches!(field, "resource" | "containerResource")
-        && !target.has("averageUtilization")
-        && !target.has("averageValue")
-    {
-        e.required(
+    let there = || SOURCES.iter().filter(|(_, field, _)| metric.at(field).is_object());
+    if let Some((_, field, rule)) = there().next() {
+        rule(metric.at(field), &path.field(field), e);
+    }
+    let wanted = SOURCES.iter().find(|(of, ..)| *of == kind).map(|(_, field, _)| *field);
+    if let Some(field) = wanted.filter(|field| !metric.at(field).is_object()) {
+        let why = "must populate information for the given metric source";
+        e.required(&path.field(field), why);
+    }
+    if there().count() > 1 {
+        for (_, field, _) in there().filter(|(_, field, _)| Some(*field) != wanted) {
+            e.forbidden(&path.field(field), "must populate the given metric source only");
+        }
+    }
+}
+
+/// A metric by name and labels, and what it should come to.
+fn described(source: &Value, path: &Path<'_>, e: &mut Errors) {
+    let (metric, at) = (source.at("metric"), path.field("metric"));
+    match metric.text("name") {
+        "" => e.required(&at.field("name"), "must specify a metric name"),
+        name => e.invalid_each(&at.field("name"), name, text::path_segment(name)),
+    }
+    check::selector::label_selector(metric.at("selector"), &at.field("selector"), e);
+    target(source.at("target"), &path.field("target"), e);
+}
+
+fn resource_source(source: &Value, path: &Path<'_>, e: &mut Errors) {
+    if source.text("name").is_empty() {
+        e.required(&path.field("name"), "must specify a resource name");
+    }
+    let at = path.field("target");
+    target(source.at("target"), &at, e);
+    match ["averageUtilization", "averageValue"].map(|field| source.at("target").has(field)) {
+        [false, false] => e.required(
             &at.field("averageUtilization"),
             "must set either a target raw value or a target utilization",
-        );
+        ),
+        [true, true] => e.forbidden(
+            &at.field("averageValue"),
+            "may not set both a target raw value and a target utilization",
+        ),
+        _ => {}
+    }
+}
+
+fn target(target: &Value, path: &Path<'_>, e: &mut Errors) {
+    let kind = target.text("type");
+    if kind.is_empty() {
+        e.required(&path.field("type"), "must specify a metric target type");
+    }
+    if !matches!(kind, "AverageValue" | "Utilization" | "Value") {
+        let why = "must be either Utilization, Value, or AverageValue";
+        e.invalid(&path.field("type"), kind, why);
+    }
+    for field in ["value", "averageValue"] {
+        if let Some(quantity) = check::resources::quantity(target.at(field))
+            && (quantity.is_negative() || quantity.is_zero())
+        {
+            e.invalid(&path.field(field), quantity.to_string(), "must be positive");
+        }
     }
     if let Some(percent) = target.int("averageUtilization")
         && percent < 1
     {
-        e.invalid(&at.field("averageUtilization"), percent, "must be greater than 0");
+        e.invalid(&path.field("averageUtilization"), percent, "must be greater than 0");
     }
-    for field in ["value", "averageValue"] {
-        check::resources::positive(target.at(field), &at.field(field), e);
+}
+
+/// How fast it may scale, either way.
+fn behavior(behavior: &Value, path: &Path<'_>, e: &mut Errors) {
+    const WINDOW_MAX: i64 = 3600;
+    const PERIOD_MAX: i64 = 1800;
+    const ABOVE_ZERO: &str = "must be greater than zero";
+    for direction in ["scaleUp", "scaleDown"] {
+        let (rules, at) = (behavior.at(direction), path.field(direction));
+        if !rules.is_object() {
+            continue;
+        }
+        if let Some(seconds) = rules.int("stabilizationWindowSeconds") {
+            let at = at.field("stabilizationWindowSeconds");
+            if seconds < 0 {
+                e.invalid(&at, seconds, "must be greater than or equal to zero");
+            }
+            if seconds > WINDOW_MAX {
+                e.invalid(&at, seconds, &format!("must be less than or equal to {WINDOW_MAX}"));
+            }
+        }
+        let selects = ["Disabled", "Max", "Min"];
+        check::one_of(rules.at("selectPolicy"), &selects, &at.field("selectPolicy"), e);
+        let (policies, list) = (rules.list("policies"), at.field("policies"));
+        if policies.is_empty() {
+            e.required(&list, "must specify at least one Policy");
+        }
+        for (i, policy) in policies.iter().enumerate() {
+            let at = list.index(i);
+            let kind = policy.text("type");
+            check::one_of(&kind.into(), &["Percent", "Pods"], &at.field("type"), e);
+            let number = |field: &str| policy.int(field).unwrap_or_default();
+            let (value, period) = (number("value"), number("periodSeconds"));
+            if value <= 0 {
+                e.invalid(&at.field("value"), value, ABOVE_ZERO);
+            }
+            if period <= 0 {
+                e.invalid(&at.field("periodSeconds"), period, ABOVE_ZERO);
+            }
+            if period > PERIOD_MAX {
+                let why = format!("must be less than or equal to {PERIOD_MAX}");
+                e.invalid(&at.field("periodSeconds"), period, &why);
+            }
+        }
+        if check::resources::quantity(rules.at("tolerance")).is_some_and(|q| q.is_negative()) {
+            let why = "must be greater than or equal to 0";
+            e.invalid(&at.field("tolerance"), rules.at("tolerance").clone(), why);
+        }
     }
 }
 

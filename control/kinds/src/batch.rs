@@ -1,4 +1,7 @@
-//! Job and CronJob.
+//! Job; and CronJob, which makes them.
+
+pub mod cronjob;
+mod policies;
 
 use rimward_api::names;
 use serde_json::{Value, json};
@@ -7,8 +10,8 @@ use crate::check::{self, selector};
 use crate::path::{Errors, Path};
 use crate::pod::spec;
 use crate::print;
-use crate::read::{Read, fill, fill_text, is_empty, items_mut, member};
-use crate::rules::{Field, Rules};
+use crate::read::{Read, fill, fill_text, is_empty, items_mut, keep, member, same};
+use crate::rules::{Field, Rules, Updates};
 
 pub const JOB: Rules = Rules {
     default,
@@ -19,7 +22,8 @@ pub const JOB: Rules = Rules {
     generation: true,
     fields: &[("status.successful", Field::Number(&["status", "succeeded"]))],
     cells: print::workload::job,
-    warnings: crate::apps::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -169,10 +173,23 @@ fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     let modes = ["Indexed", "NonIndexed"];
     check::one_of(spec.at("completionMode"), &modes, &path.field("completionMode"), e);
+    if spec.has("maxFailedIndexes") && !spec.has("backoffLimitPerIndex") {
+        e.required(&path.field("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    }
+    managed_by(spec, &path.field("managedBy"), e);
     if spec.text("completionMode") == "Indexed" {
         indexed(spec, path, e);
+    } else {
+        for field in ["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"] {
+            if spec.has(field) {
+                e.invalid(&path.field(field), spec.at(field).clone(), NEEDS_INDEXES);
+            }
+        }
     }
-    failure_policy(spec, &path.field("podFailurePolicy"), e);
+    policies::failure(spec, &path.field("podFailurePolicy"), e);
+    if spec.text("completionMode") == "Indexed" {
+        policies::success(spec, &path.field("successPolicy"), e);
+    }
     let replacement: &[&str] =
         if spec.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
     check::one_of(
@@ -193,6 +210,18 @@ fn job_spec(spec: &Value, path: &Path<'_>, e: &mut Errors) {
         "OnFailure" | "Never" => {}
         "" | "Always" => e.required(&at, "valid values: \"OnFailure\", \"Never\""),
         other => e.not_supported(&at, other, &["OnFailure", "Never"]),
+    }
+}
+
+const NEEDS_INDEXES: &str = "requires indexed completion mode";
+
+/// Another controller than the cluster's own, by a domain and a path below it.
+fn managed_by(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    const NAME_MAX: usize = 63;
+    let Some(name) = spec.at("managedBy").as_str() else { return };
+    check::text::domain_prefixed(name, path, e);
+    if name.len() > NAME_MAX {
+        e.too_long(path, NAME_MAX);
     }
 }
 
@@ -248,249 +277,64 @@ fn indexed(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
-fn failure_policy(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let rules = spec.at("podFailurePolicy").list("rules");
-    let list = path.field("rules");
-    if rules.len() > 20 {
-        e.too_many(&list, rules.len(), 20);
-    }
-    for (i, rule) in rules.iter().enumerate() {
-        let at = list.index(i);
-        let actions = ["Count", "FailIndex", "FailJob", "Ignore"];
-        check::required_one_of(rule.at("action"), &actions, &at.field("action"), e);
-        if rule.text("action") == "FailIndex" && !spec.has("backoffLimitPerIndex") {
-            e.invalid(
-                &at.field("action"),
-                "FailIndex",
-                "requires the backoffLimitPerIndex to be set",
-            );
-        }
-        exit_codes(rule.at("onExitCodes"), spec, &at.field("onExitCodes"), e);
-        let conditions = rule.list("onPodConditions");
-        let here = at.field("onPodConditions");
-        if conditions.len() > 20 {
-            e.too_many(&here, conditions.len(), 20);
-        }
-        for (j, condition) in conditions.iter().enumerate() {
-            let kind = condition.text("type");
-            e.invalid_each(&here.index(j).field("type"), kind, names::qualified_name(kind));
-            check::required_one_of(
-                condition.at("status"),
-                &["False", "True", "Unknown"],
-                &here.index(j).field("status"),
-                e,
-            );
-        }
-        match (rule.at("onExitCodes").is_object(), !conditions.is_empty()) {
-            (true, true) => e.invalid(
-                &at,
-                Value::Null,
-                "specifying both OnExitCodes and OnPodConditions is not supported",
-            ),
-            (false, false) => e.invalid(
-                &at,
-                Value::Null,
-                "specifying one of OnExitCodes and OnPodConditions is required",
-            ),
-            _ => {}
-        }
-    }
-}
-
-fn exit_codes(codes: &Value, spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    if !codes.is_object() {
-        return;
-    }
-    check::required_one_of(codes.at("operator"), &["In", "NotIn"], &path.field("operator"), e);
-    if let Some(name) = codes.at("containerName").as_str() {
-        let pod = spec.deep(&["template", "spec"]);
-        let known = ["containers", "initContainers"]
-            .iter()
-            .any(|l| pod.list(l).iter().any(|c| c.text("name") == name));
-        if !known {
-            e.invalid(
-                &path.field("containerName"),
-                name,
-                "must be one of the container or initContainer names in the pod template",
-            );
-        }
-    }
-    let (values, list) = (codes.list("values"), path.field("values"));
-    if values.is_empty() {
-        e.invalid(&list, Value::Array(Vec::new()), "at least one value is required");
-    } else if values.len() > 255 {
-        e.too_many(&list, values.len(), 255);
-    }
-    let mut seen = check::Seen::default();
-    for (i, value) in values.iter().enumerate() {
-        if seen.again(value.as_i64()) {
-            e.duplicate(&list.index(i), value.clone());
-        }
-        if codes.text("operator") == "In" && value == 0 {
-            e.invalid(&list.index(i), 0, "must not be 0 for the In operator");
-        }
-    }
-    let number = |v: &Value| v.as_i64().unwrap_or_default();
-    if !values.is_sorted_by(|a, b| number(a) <= number(b)) {
-        e.invalid(&list, Value::Array(values.to_vec()), "must be ordered");
-    }
-}
-
 fn update(new: &Value, old: &Value, e: &mut Errors) {
     let (spec, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
     job(new, e);
+    completions(spec, before, &path, e);
     for field in [
         "selector",
-        "template",
         "completionMode",
         "podFailurePolicy",
         "backoffLimitPerIndex",
         "managedBy",
         "successPolicy",
     ] {
-        // A suspended job that never ran may still move to other nodes.
-        if field == "template" && before.flag("suspend") && !old.at("status").has("startTime") {
-            continue;
-        }
-        if !crate::read::same(spec.at(field), before.at(field)) {
+        if !same(spec.at(field), before.at(field)) {
             e.invalid(&path.field(field), spec.at(field).clone(), check::IMMUTABLE);
         }
     }
-    let indexed = before.text("completionMode") == "Indexed";
-    let completions = |s: &Value| s.at("completions").clone();
-    if completions(spec) != completions(before)
-        && !(indexed && spec.at("completions") == spec.at("parallelism") && spec.has("completions"))
-    {
-        e.invalid(&path.field("completions"), completions(spec), check::IMMUTABLE);
+    let mut template = spec.at("template").clone();
+    // A suspended job that never ran may still move to other nodes.
+    if before.flag("suspend") && !old.at("status").has("startTime") {
+        moved(&mut template, before.at("template"));
+    }
+    if !same(&template, before.at("template")) {
+        e.invalid(&path.field("template"), spec.at("template").clone(), check::IMMUTABLE);
     }
 }
 
-pub const CRON_JOB: Rules = Rules {
-    default: |object| {
-        let Some(spec) = member(object, "spec") else { return };
-        fill_text(spec, "concurrencyPolicy", "Allow");
-        fill(spec, "suspend", false);
-        fill(spec, "successfulJobsHistoryLimit", 3);
-        fill(spec, "failedJobsHistoryLimit", 1);
-        if let Some(job) = member(spec, "jobTemplate").and_then(|t| member(t, "spec")) {
-            crate::pod::defaults::template(job);
-        }
-    },
-    prepare_create: |object| object["status"] = json!({}),
-    create: |object, e| cron_job(object, e),
-    update: |new, _, e| cron_job(new, e),
-    status: true,
-    generation: true,
-    cells: print::workload::cronjob,
-    ..Rules::PLAIN
-};
-
-fn cron_job(object: &Value, e: &mut Errors) {
-    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    let schedule = spec.text("schedule");
-    if schedule.is_empty() {
-        e.required(&path.field("schedule"), "");
-    } else if !is_schedule(schedule) {
-        let fields: Vec<&str> = schedule.split_whitespace().collect();
-        let why = match fields.len() {
-            5 => "each field must be a comma list of '*', numbers, names, ranges and steps"
-                .to_owned(),
-            n => format!("expected exactly 5 fields, found {n}: [{}]", fields.join(" ")),
-        };
-        e.invalid(&path.field("schedule"), schedule, &why);
-    }
-    if let Some(zone) = spec.at("timeZone").as_str() {
-        let at = path.field("timeZone");
-        if zone.is_empty() {
-            e.invalid(&at, zone, "timeZone must be nil or non-empty string");
-        } else if zone.eq_ignore_ascii_case("local") {
-            e.invalid(&at, zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
-        } else if jiff::tz::TimeZone::get(zone).is_err() {
-            e.invalid(&at, zone, &format!("unknown time zone {zone}"));
+/// Makes alike what says where pods run.
+fn moved(template: &mut Value, old: &Value) {
+    if let Some(meta) = member(template, "metadata") {
+        for field in ["annotations", "labels"] {
+            keep(meta, old.at("metadata"), field);
         }
     }
-    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]
-    {
-        check::not_negative(spec.at(field), &path.field(field), e);
+    let Some(pod) = member(template, "spec") else { return };
+    for field in ["nodeSelector", "tolerations", "schedulingGates"] {
+        keep(pod, old.at("spec"), field);
     }
-    let policies = ["Allow", "Forbid", "Replace"];
-    check::required_one_of(
-        spec.at("concurrencyPolicy"),
-        &policies,
-        &path.field("concurrencyPolicy"),
-        e,
-    );
-    let (template, at) = (spec.at("jobTemplate"), path.field("jobTemplate"));
-    let meta = at.field("metadata");
-    check::meta::labels(template.deep(&["metadata", "labels"]), &meta.field("labels"), e);
-    check::meta::annotations(
-        template.deep(&["metadata", "annotations"]),
-        &meta.field("annotations"),
-        e,
-    );
-    let job = at.field("spec");
-    job_spec(template.at("spec"), &job, e);
-    if template.at("spec").flag("manualSelector") {
-        e.not_supported(&job.field("manualSelector"), "true", &["nil", "false"]);
+    if let Some(affinity) = member(pod, "affinity") {
+        keep(affinity, old.at("spec").at("affinity"), "nodeAffinity");
     }
-    // The controller appends eleven characters to make the names of jobs.
-    if object.at("metadata").text("name").len() > 52 {
-        let name = object.at("metadata").text("name");
-        e.invalid(
-            &Path::Root.field("metadata").field("name"),
-            name,
-            "must be no more than 52 characters",
-        );
+    for list in ["containers", "initContainers"] {
+        let were = old.at("spec").list(list);
+        for (container, was) in items_mut(pod, list).zip(were) {
+            keep(container, was, "resources");
+        }
     }
 }
 
-/// Five fields, each a comma list of `*`, numbers, names, ranges and steps; or a descriptor.
-fn is_schedule(text: &str) -> bool {
-    if let Some(name) = text.strip_prefix('@') {
-        return matches!(
-            name,
-            "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly"
-        ) || name.strip_prefix("every ").is_some_and(|d| !d.trim().is_empty());
+/// The number of completions stays; that of an indexed job may follow its parallelism.
+fn completions(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let (now, was, at) = (new.at("completions"), old.at("completions"), path.field("completions"));
+    if now == was {
+        return;
     }
-    const MONTHS: &str = "jan feb mar apr may jun jul aug sep oct nov dec";
-    const DAYS: &str = "sun mon tue wed thu fri sat";
-    let bounds = [(0, 59, ""), (0, 23, ""), (1, 31, ""), (1, 12, MONTHS), (0, 6, DAYS)];
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    fields.len() == 5
-        && fields.iter().zip(bounds).all(|(field, (low, high, names))| {
-            let value = |t: &str| {
-                let named =
-                    names.split(' ').position(|n| n.eq_ignore_ascii_case(t) && !n.is_empty());
-                let number = named.map(|i| i as u32 + low).or_else(|| t.parse().ok())?;
-                (low..=high).contains(&number).then_some(number)
-            };
-            field.split(',').all(|part| {
-                let (range, step) =
-                    part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
-                let step_good = step.is_none_or(|s| s.parse::<u32>().is_ok_and(|n| n > 0));
-                let range_good = match range.split_once('-') {
-                    _ if range == "*" || range == "?" => true,
-                    Some((from, to)) => {
-                        matches!((value(from), value(to)), (Some(a), Some(b)) if a <= b)
-                    }
-                    None => value(range).is_some(),
-                };
-                step_good && range_good
-            })
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn schedules() {
-        for good in ["*/5 * * * *", "0 0 1 jan mon-fri", "1,2-4 * ? * 0", "@daily", "@every 1h"] {
-            assert!(super::is_schedule(good), "{good}");
-        }
-        for bad in
-            ["", "* * * *", "60 * * * *", "5-1 * * * *", "*/0 * * * *", "@often", "a * * * *"]
-        {
-            assert!(!super::is_schedule(bad), "{bad}");
-        }
+    if new.text("completionMode") != "Indexed" {
+        e.invalid(&at, now.clone(), check::IMMUTABLE);
+    } else if !now.is_null() && now != new.at("parallelism") {
+        let why = format!("can only be modified in tandem with {}", path.field("parallelism"));
+        e.invalid(&at, now.clone(), &why);
     }
 }

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use crate::kind::{Column, Conversion, Kind, Scope, Subresource};
 use crate::rules::Rules;
 use crate::{
-    apps, autoscaling, batch, certificates, cluster, core, custom, extension, networking, pod,
-    rbac, service, storage,
+    apps, autoscaling, batch, certificates, cluster, core, custom, device, extension, flowcontrol,
+    networking, pod, rbac, service, storage,
 };
 
 const RESOURCES: &str = include_str!("../facts/resources.json");
@@ -137,6 +137,7 @@ impl Fact {
             schema: format!("{}.{}", schema_package(&self.group, &self.version), self.kind),
             selectable_fields: rules.fields.iter().map(|(label, _)| (*label).to_owned()).collect(),
             not_yet: not_yet(&self.group, &self.kind),
+            deprecated: deprecated(&self.group, &self.kind),
             conversion: conversion_of(&self.group, &self.version, &self.kind),
             hooks: Arc::new(rules),
             scope: if self.scope == "Namespaced" { Scope::Namespaced } else { Scope::Cluster },
@@ -180,11 +181,23 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "no volume is provisioned, bound or attached yet"
         }
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
-        ("policy", "PodDisruptionBudget") => "evictions do not heed it yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         _ => return None,
     };
     Some(format!("Rimward stores this {kind}, but {missing}"))
+}
+
+/// The warning of a kind that Kubernetes advises against, in the words of
+/// `k8s.io/apiserver/pkg/endpoints/deprecation`.
+fn deprecated(group: &str, kind: &str) -> Option<String> {
+    let text = match (group, kind) {
+        ("", "ComponentStatus") => "v1 ComponentStatus is deprecated in v1.19+",
+        ("", "Endpoints") => {
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
 }
 
 fn conversion_of(group: &str, version: &str, kind: &str) -> Option<Arc<dyn Conversion>> {
@@ -221,7 +234,7 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("apps", "DaemonSet") => apps::daemonset::DAEMONSET,
         ("apps", "ControllerRevision") => apps::CONTROLLER_REVISION,
         ("batch", "Job") => batch::JOB,
-        ("batch", "CronJob") => batch::CRON_JOB,
+        ("batch", "CronJob") => batch::cronjob::CRON_JOB,
         ("autoscaling", _) if version == "v1" => autoscaling::AUTOSCALER_V1,
         ("autoscaling", _) => autoscaling::AUTOSCALER,
         ("discovery.k8s.io", _) => networking::endpoints::ENDPOINT_SLICE,
@@ -234,23 +247,25 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("rbac.authorization.k8s.io", "ClusterRole") => rbac::CLUSTER_ROLE,
         ("rbac.authorization.k8s.io", "RoleBinding") => rbac::ROLE_BINDING,
         ("rbac.authorization.k8s.io", "ClusterRoleBinding") => rbac::CLUSTER_ROLE_BINDING,
-        ("storage.k8s.io", "StorageClass") => storage::STORAGE_CLASS,
-        ("storage.k8s.io", "CSIDriver") => storage::CSI_DRIVER,
-        ("storage.k8s.io", "CSINode") => storage::CSI_NODE,
-        ("storage.k8s.io", "CSIStorageCapacity") => storage::CSI_STORAGE_CAPACITY,
-        ("storage.k8s.io", "VolumeAttachment") => storage::VOLUME_ATTACHMENT,
-        ("storage.k8s.io", "VolumeAttributesClass") => storage::VOLUME_ATTRIBUTES_CLASS,
+        ("storage.k8s.io", "StorageClass") => storage::class::STORAGE_CLASS,
+        ("storage.k8s.io", "CSIDriver") => storage::driver::CSI_DRIVER,
+        ("storage.k8s.io", "CSINode") => storage::driver::CSI_NODE,
+        ("storage.k8s.io", "CSIStorageCapacity") => storage::driver::CSI_STORAGE_CAPACITY,
+        ("storage.k8s.io", "VolumeAttachment") => storage::driver::VOLUME_ATTACHMENT,
+        ("storage.k8s.io", "VolumeAttributesClass") => storage::class::VOLUME_ATTRIBUTES_CLASS,
         ("coordination.k8s.io", "Lease") => cluster::LEASE,
         ("scheduling.k8s.io", "PriorityClass") => cluster::PRIORITY_CLASS,
         ("node.k8s.io", "RuntimeClass") => cluster::RUNTIME_CLASS,
         ("certificates.k8s.io", _) => certificates::CERTIFICATE_SIGNING_REQUEST,
         ("policy", "PodDisruptionBudget") => cluster::POD_DISRUPTION_BUDGET,
-        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => cluster::FLOW_SCHEMA,
-        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => cluster::PRIORITY_LEVEL,
-        ("resource.k8s.io", "ResourceClaim") => cluster::RESOURCE_CLAIM,
-        ("resource.k8s.io", "ResourceClaimTemplate") => cluster::RESOURCE_CLAIM_TEMPLATE,
-        ("resource.k8s.io", "ResourceSlice") => cluster::RESOURCE_SLICE,
-        ("resource.k8s.io", "DeviceClass") => cluster::DEVICE_CLASS,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => flowcontrol::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
+            flowcontrol::PRIORITY_LEVEL
+        }
+        ("resource.k8s.io", "ResourceClaim") => device::RESOURCE_CLAIM,
+        ("resource.k8s.io", "ResourceClaimTemplate") => device::RESOURCE_CLAIM_TEMPLATE,
+        ("resource.k8s.io", "ResourceSlice") => device::RESOURCE_SLICE,
+        ("resource.k8s.io", "DeviceClass") => device::DEVICE_CLASS,
         ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
             extension::VALIDATING_WEBHOOKS
         }

@@ -3,13 +3,13 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
+use x509_parser::prelude::{FromDer as _, Pem, X509Certificate, X509CertificationRequest};
 
 use crate::check;
 use crate::kind::Write;
 use crate::path::{Errors, Path};
 use crate::print;
-use crate::read::{Read, keep, member};
+use crate::read::{Read, items_mut, keep, member, remove};
 use crate::rules::{Field, Rules};
 
 /// What a certificate may be asked for: the names of RFC 5280's usages as the API writes them.
@@ -39,18 +39,16 @@ pub const USAGES: [&str; 23] = [
     "timestamping",
 ];
 
+const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
 const SECONDS_MIN: i64 = 600;
 
 pub const CERTIFICATE_SIGNING_REQUEST: Rules = Rules {
     prepare_create: |object| object["status"] = json!({}),
     prepare_update,
-    create: request,
-    update: |new, _, e| request(new, e),
-    update_sub: |sub, new, old, e| {
-        request(new, e);
-        decided(sub, new, old, e);
-    },
+    create: |new, e| request(new, &Value::Null, e),
+    update: |new, old, e| changed("", new, old, e),
+    update_sub: changed,
     name: |_| Vec::new(),
     status: true,
     fields: &[("spec.signerName", Field::Text(&["spec", "signerName"]))],
@@ -58,45 +56,47 @@ pub const CERTIFICATE_SIGNING_REQUEST: Rules = Rules {
     ..Rules::PLAIN
 };
 
-/// Only the decision is an approval's to change, only the rest a signer's.
+/// A request stays as it was made. An approval changes the conditions and nothing else of the status; a
+/// signer leaves the decisions as they are.
 fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
     keep(new, old, "spec");
-    if write == Write::Main {
-        return keep(new, old, "status");
-    }
-    let approval = write == Write::Sub("approval");
-    let sent = new.at("status").list("conditions").to_vec();
-    let stored = old.at("status").list("conditions");
-    let mut conditions: Vec<Value> = sent
-        .iter()
-        .filter(|c| is_decision(c) == approval)
-        .chain(stored.iter().filter(|c| is_decision(c) != approval))
-        .cloned()
-        .collect();
-    // In the order in which they were sent, as far as they were.
-    let place = |c: &Value| sent.iter().position(|s| s.text("type") == c.text("type"));
-    conditions.sort_by_key(|c| place(c).unwrap_or(usize::MAX));
-    if approval {
-        keep(new, old, "status");
-    }
-    if !new.at("status").is_object() {
-        new["status"] = json!({});
-    }
-    if let Some(status) = member(new, "status") {
-        status["conditions"] = conditions.into();
-        if status.list("conditions").is_empty()
-            && let Some(status) = status.as_object_mut()
-        {
-            status.remove("conditions");
+    match write {
+        Write::Sub("approval") => {
+            let conditions = new.at("status").at("conditions").clone();
+            keep(new, old, "status");
+            if let Some(status) = member(new, "status") {
+                match conditions.is_null() {
+                    true => remove(status, "conditions"),
+                    false => status["conditions"] = conditions,
+                }
+            }
         }
+        Write::Sub("status") => {
+            if let Some(status) = member(new, "status") {
+                for kind in DECISIONS {
+                    keep_instances(status, old.at("status"), kind);
+                }
+            }
+        }
+        _ => keep(new, old, "status"),
     }
 }
 
-fn is_decision(condition: &Value) -> bool {
-    matches!(condition.text("type"), "Approved" | "Denied")
+/// What was decided stands as it was said, unless instances were added or removed: that is refused.
+fn keep_instances(new: &mut Value, old: &Value, kind: &str) {
+    let of_kind = |c: &&Value| c.text("type") == kind;
+    let before: Vec<Value> = old.list("conditions").iter().filter(of_kind).cloned().collect();
+    if new.list("conditions").iter().filter(of_kind).count() != before.len() {
+        return;
+    }
+    let places = items_mut(new, "conditions").filter(|c| c.text("type") == kind);
+    for (place, condition) in places.zip(before) {
+        *place = condition;
+    }
 }
 
-fn request(object: &Value, e: &mut Errors) {
+/// What is asked of every request; `old` is what of it is stored, whose faults are suffered.
+fn request(object: &Value, old: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     if let Err(why) = readable(spec.text("request")) {
         let bytes = STANDARD.decode(spec.text("request")).unwrap_or_default();
@@ -130,6 +130,41 @@ fn request(object: &Value, e: &mut Errors) {
         );
     }
     conditions(object, e);
+    let certificate = |csr: &Value| csr.at("status").text("certificate").to_owned();
+    let (now, before) = (certificate(object), certificate(old));
+    if now != before
+        && certificates(&before).is_ok()
+        && let Err(why) = certificates(&now)
+    {
+        let path = Path::Root.field("status");
+        e.invalid(&path.field("certificate"), "<certificate data>", &why);
+    }
+}
+
+/// Whether the bytes are certificates in PEM, or none at all.
+fn certificates(encoded: &str) -> Result<(), String> {
+    if encoded.is_empty() {
+        return Ok(());
+    }
+    let none = || "must contain at least one CERTIFICATE PEM block".to_owned();
+    let text = STANDARD.decode(encoded).map_err(|_| none())?;
+    let mut blocks = 0;
+    // What is between blocks, and what follows them, is not looked at.
+    for block in Pem::iter_from_buffer(&text).map_while(Result::ok) {
+        if block.label != "CERTIFICATE" {
+            return Err(format!(
+                "only CERTIFICATE PEM blocks are allowed, found {:?}",
+                block.label
+            ));
+        }
+        blocks += 1;
+        let (rest, _) = X509Certificate::from_der(&block.contents)
+            .map_err(|e| format!("x509: malformed certificate: {e}"))?;
+        if !rest.is_empty() {
+            return Err("x509: trailing data".to_owned());
+        }
+    }
+    if blocks == 0 { Err(none()) } else { Ok(()) }
 }
 
 /// Whether the bytes are a PKCS #10 request in PEM.
@@ -140,13 +175,16 @@ fn readable(request: &str) -> Result<(), String> {
     if block.label != "CERTIFICATE REQUEST" {
         return Err(not_pem());
     }
-    match X509CertificationRequest::from_der(&block.contents) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(format!("asn1: structure error: {e}")),
-    }
+    let (_, request) = X509CertificationRequest::from_der(&block.contents)
+        .map_err(|e| format!("asn1: structure error: {e}"))?;
+    // Whoever asks holds the key that is asked for.
+    request
+        .verify_signature()
+        .map_err(|_| "x509: the request is not signed by the key that it is for".to_owned())
 }
 
-fn signer_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+/// `ValidateSignerName`: a domain and a path below it.
+pub fn signer_name(name: &str, path: &Path<'_>, e: &mut Errors) {
     match name.split_once('/') {
         _ if name.is_empty() => e.required(path, ""),
         _ if name == LEGACY_SIGNER => {
@@ -183,7 +221,7 @@ fn conditions(object: &Value, e: &mut Errors) {
                 e.not_supported(&at.field("status"), other, &["False", "True", "Unknown"]);
             }
         }
-        if is_decision(condition) && !decisions.contains(&kind) {
+        if DECISIONS.contains(&kind) && !decisions.contains(&kind) {
             decisions.push(kind);
             if decisions.len() > 1 {
                 e.invalid(
@@ -199,28 +237,38 @@ fn conditions(object: &Value, e: &mut Errors) {
     }
 }
 
-/// What was decided and what was signed stays.
-fn decided(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
+/// What was decided and what was signed stays; only an approval decides, only a signer signs.
+fn changed(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
+    request(new, old, e);
     let path = Path::Root.field("status");
     let (after, before) = (new.at("status"), old.at("status"));
-    let certificate = before.text("certificate");
-    if !certificate.is_empty() && after.text("certificate") != certificate {
-        e.forbidden(
-            &path.field("certificate"),
-            "updates may not modify existing certificate content",
-        );
-    }
-    let has = |status: &Value, kind: &str| {
-        status.list("conditions").iter().any(|c| c.text("type") == kind)
+    let of = |status: &Value, kind: &str| -> Vec<Value> {
+        let conditions = status.list("conditions").iter();
+        conditions.filter(|c| c.text("type") == kind).cloned().collect()
     };
     for kind in ["Approved", "Denied", "Failed"] {
-        if has(before, kind) && !has(after, kind) {
+        if of(after, kind).len() < of(before, kind).len() {
             let why = format!("updates may not remove a condition of type {kind:?}");
             e.forbidden(&path.field("conditions"), &why);
         }
-        if sub == "status" && kind != "Failed" && has(after, kind) && !has(before, kind) {
+    }
+    for kind in DECISIONS.iter().filter(|_| sub != "approval") {
+        let (now, then) = (of(after, kind), of(before, kind));
+        if now.len() > then.len() {
             let why = format!("updates may not add a condition of type {kind:?}");
             e.forbidden(&path.field("conditions"), &why);
+        } else if now.len() == then.len() && now != then {
+            let why = format!("updates may not modify a condition of type {kind:?}");
+            e.forbidden(&path.field("conditions"), &why);
         }
+    }
+    let certificate = before.text("certificate");
+    if after.text("certificate") != certificate {
+        let why = match (sub, certificate) {
+            ("status", "") => return,
+            ("status", _) => "updates may not modify existing certificate content",
+            _ => "updates may not set certificate content",
+        };
+        e.forbidden(&path.field("certificate"), why);
     }
 }

@@ -330,6 +330,11 @@ pub const API_SERVICE: Rules = Rules {
     },
     create: |object, e| api_service(object, e),
     update: |new, _, e| api_service(new, e),
+    update_sub: |sub, new, _, e| {
+        if sub == "status" {
+            api_service_conditions(new.at("status"), e);
+        }
+    },
     status: true,
     unconditional: false,
     cells: print::extension::api_service,
@@ -338,35 +343,67 @@ pub const API_SERVICE: Rules = Rules {
 
 fn api_service(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
+    let (group, version) = (spec.text("group"), spec.text("version"));
     let name = object.at("metadata").text("name");
-    let required = format!("{}.{}", spec.text("version"), spec.text("group"));
-    if !name.is_empty() && name != required {
+    let required = format!("{version}.{group}");
+    if !name.is_empty() && name != required && check::text::path_segment(name).is_empty() {
         e.invalid(
             &Path::Root.field("metadata").field("name"),
             name,
             &format!("must be `spec.version+\".\"+spec.group`: {required:?}"),
         );
     }
-    let (group, version) = (spec.text("group"), spec.text("version"));
-    if !group.is_empty() {
-        e.invalid_each(&path.field("group"), group, names::dns1123_subdomain(group));
+    match (group, version) {
+        ("", "v1") => {}
+        ("", _) => e.required(
+            &path.field("group"),
+            "only v1 may have an empty group and it better be legacy kube",
+        ),
+        _ => e.invalid_each(&path.field("group"), group, names::dns1123_subdomain(group)),
     }
     e.invalid_each(&path.field("version"), version, names::dns1035_label(version));
-    if spec.has("service") {
-        let at = path.field("service");
-        for field in ["namespace", "name"] {
-            if spec.at("service").text(field).is_empty() {
-                e.required(&at.field(field), "");
-            }
-        }
-    }
-    for field in ["groupPriorityMinimum", "versionPriority"] {
-        let (value, max) = (
-            spec.int(field).unwrap_or_default(),
-            if field == "versionPriority" { 1000 } else { 20_000 },
-        );
+    for (field, max) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
+        let value = spec.int(field).unwrap_or_default();
         if value <= 0 || value > max {
             e.invalid(&path.field(field), value, &format!("must be positive and less than {max}"));
         }
+    }
+    let (bundle, insecure) = (spec.text("caBundle"), spec.flag("insecureSkipTLSVerify"));
+    let skips = path.field("insecureSkipTLSVerify");
+    let service = spec.at("service");
+    if !service.is_object() {
+        if !bundle.is_empty() {
+            let why = "local APIServices may not have a caBundle";
+            let bytes = check::text::base64_len(bundle);
+            e.invalid(&path.field("caBundle"), format!("{bytes} bytes"), why);
+        }
+        if insecure {
+            e.invalid(&skips, true, "local APIServices may not have insecureSkipTLSVerify");
+        }
+        return;
+    }
+    let at = path.field("service");
+    for field in ["namespace", "name"] {
+        if service.text(field).is_empty() {
+            e.required(&at.field(field), "");
+        }
+    }
+    let port = service.int("port").unwrap_or_default();
+    if !check::text::is_port(port) {
+        let why = format!("port is not valid: {}", check::text::PORT_RANGE);
+        e.invalid(&at.field("port"), port, &why);
+    }
+    if insecure && !bundle.is_empty() {
+        e.invalid(&skips, true, "may not be true if caBundle is present");
+    }
+}
+
+fn api_service_conditions(status: &Value, e: &mut Errors) {
+    let path = Path::Root.field("status");
+    let list = path.field("conditions");
+    for (i, condition) in status.list("conditions").iter().enumerate() {
+        let is = condition.text("status");
+        let at = list.index(i);
+        check::one_of(&is.into(), &["True", "False", "Unknown"], &at.field("status"), e);
     }
 }

@@ -58,12 +58,20 @@ pub struct Kind {
     /// Set while the behaviour behind the kind does not exist yet: the text of the Warning header
     /// that a write to it answers with.
     pub not_yet: Option<String>,
+    /// Set when the version is deprecated: the text of the Warning header that every request for it is
+    /// answered with.
+    pub deprecated: Option<String>,
     /// Set when records are stored in another kind's form (`storage` names whose): how to get there
     /// and back. The order of a write is then: decode and `default` in the served form, `to_stored`,
-    /// and from there on all hooks of the *stored* form; of a read: `from_stored` on what is kept.
+    /// and from there on all hooks of the *stored* form, but for `validate_*`: these are the served
+    /// kind's own, about the stored form; of a read: `from_stored` on what is kept.
     pub conversion: Option<Arc<dyn Conversion>>,
     pub hooks: Arc<dyn Hooks>,
 }
+
+/// What the storage prefixes of custom kinds begin with: apart from built-in kinds, since a definition
+/// may bear the name of one, and goes with its objects.
+pub const CUSTOM_STORAGE: &str = "/custom/";
 
 /// A second served form of records that another kind stores: `events.k8s.io/v1` Event,
 /// `autoscaling/v1` HorizontalPodAutoscaler. `apiVersion` and `kind` are left to the engine.
@@ -71,6 +79,11 @@ pub struct Kind {
 pub trait Conversion: Send + Sync + 'static {
     fn to_stored(&self, served: Value) -> Value;
     fn from_stored(&self, stored: Value) -> Value;
+
+    /// What a selectable field of the served form is called among those of the stored.
+    fn stored_field(&self, field: &str) -> String {
+        field.to_owned()
+    }
 }
 
 impl Kind {
@@ -88,6 +101,11 @@ impl Kind {
 
     pub fn namespaced(&self) -> bool {
         self.scope == Scope::Namespaced
+    }
+
+    /// Whether a CustomResourceDefinition brought it.
+    pub fn is_custom(&self) -> bool {
+        self.storage.starts_with(CUSTOM_STORAGE)
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {

@@ -20,13 +20,16 @@ mod certificates;
 mod cluster;
 mod core;
 pub mod custom;
+mod device;
 mod extension;
+mod flowcontrol;
 mod networking;
 pub mod pod;
 pub mod quota;
 mod rbac;
 pub mod service;
 mod storage;
+mod warnings;
 
 pub mod check;
 pub mod path;

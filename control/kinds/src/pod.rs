@@ -1,20 +1,24 @@
 //! Pod, and the pod templates inside other kinds.
 
 pub(crate) mod affinity;
+pub(crate) mod claim;
 pub(crate) mod container;
 pub(crate) mod defaults;
 pub(crate) mod env;
 pub(crate) mod probe;
+mod projected;
 pub mod resources;
 pub(crate) mod security;
 pub(crate) mod spec;
 pub(crate) mod update;
 pub(crate) mod volume;
+pub(crate) mod volume_source;
+pub(crate) mod warnings;
 
 pub use resources::{pod_limits, pod_requests, qos_class};
 
 use crate::print;
-use crate::rules::{Field, Rules};
+use crate::rules::{Field, Rules, Updates};
 
 pub(crate) const POD: Rules = Rules {
     default: defaults::pod,
@@ -36,7 +40,8 @@ pub(crate) const POD: Rules = Rules {
         ("status.nominatedNodeName", Field::Text(&["status", "nominatedNodeName"])),
     ],
     cells: print::pod::pod,
-    warnings: |pod| spec::warnings(pod.get("spec").unwrap_or(&serde_json::Value::Null), "spec"),
+    warnings: crate::warnings::pod,
+    warns_of_updates: Updates::None,
     grace_period: update::grace_period,
     ..Rules::PLAIN
 };

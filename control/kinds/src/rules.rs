@@ -49,7 +49,18 @@ pub struct Rules {
     pub fields: &'static [Selectable],
     pub cells: fn(&Value, Timestamp) -> Vec<Value>,
     pub warnings: fn(&Value) -> Vec<String>,
+    /// Of which updates it warns too.
+    pub warns_of_updates: Updates,
     pub grace_period: fn(&Value) -> Option<i64>,
+}
+
+/// The updates that warnings are for. What controllers write all day has nobody to read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Updates {
+    All,
+    /// Those that make a new generation.
+    OfSpec,
+    None,
 }
 
 impl Rules {
@@ -68,6 +79,7 @@ impl Rules {
         fields: &[],
         cells: |object, _| vec![object.at("metadata").at("name").clone()],
         warnings: |_| Vec::new(),
+        warns_of_updates: Updates::All,
         grace_period: |_| None,
     };
 }
@@ -154,6 +166,22 @@ impl Hooks for Rules {
         (self.warnings)(object)
     }
 
+    fn update_warnings(&self, new: &Value, old: &Value) -> Vec<String> {
+        let generation = |object: &Value| object.at("metadata").int("generation");
+        let wanted = match self.warns_of_updates {
+            Updates::All => true,
+            Updates::OfSpec => generation(new) != generation(old),
+            Updates::None => false,
+        };
+        if !wanted {
+            return Vec::new();
+        }
+        // A name is what it is.
+        let mut found = self.warnings(new);
+        found.retain(|text| !text.starts_with("metadata.name:"));
+        found
+    }
+
     fn grace_period(&self, object: &Value) -> Option<i64> {
         (self.grace_period)(object)
     }
@@ -170,10 +198,12 @@ fn keep_all_but_status(new: &mut Value, old: &Value) {
     }
 }
 
-/// A generateName may end in a dash, since something follows it.
-fn as_if_completed(prefix: &str) -> Cow<'_, str> {
-    match prefix.strip_suffix('-') {
-        Some(rest) if !rest.is_empty() && !rest.ends_with('-') => format!("{rest}a").into(),
+/// A generateName may end in a dash, since something follows it. As Kubernetes' `maskTrailingDash` does,
+/// the character before the dash is not looked at.
+pub(crate) fn as_if_completed(prefix: &str) -> Cow<'_, str> {
+    let masked = prefix.ends_with('-').then(|| prefix.get(..prefix.len().saturating_sub(2)));
+    match masked.flatten() {
+        Some(rest) if prefix.len() > 1 => format!("{rest}a").into(),
         _ => prefix.into(),
     }
 }

@@ -1,14 +1,14 @@
 //! Service. Cluster IPs and node ports are allocated by the API server between `prepare_*` and
 //! validation, as Kubernetes does it.
 
+mod validation;
+
 use std::collections::{HashMap, HashSet};
 
 use rimward_api::names;
 use serde_json::{Value, json};
 
-use crate::check::{self, meta, net, text};
 use crate::kind::Write;
-use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, items_mut, member, remove};
 use crate::rules::{Field, Rules};
@@ -17,8 +17,8 @@ pub(crate) const SERVICE: Rules = Rules {
     default,
     prepare_create,
     prepare_update,
-    create,
-    update,
+    create: validation::create,
+    update: validation::update,
     name: names::dns1035_label,
     status: true,
     fields: &[
@@ -26,6 +26,7 @@ pub(crate) const SERVICE: Rules = Rules {
         ("spec.type", Field::Text(&["spec", "type"])),
     ],
     cells: print::network::service,
+    warnings: crate::warnings::service,
     ..Rules::PLAIN
 };
 
@@ -86,9 +87,10 @@ pub fn is_headless(spec: &Value) -> bool {
         || spec.list("clusterIPs").first().is_some_and(|ip| ip == "None")
 }
 
-/// Whether the API server allocates a cluster IP for it.
+/// Whether the API server allocates a cluster IP for it. Allocation comes before validation: what is of
+/// no known type gets one too, and is refused then.
 pub fn needs_cluster_ip(spec: &Value) -> bool {
-    matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer")
+    spec.text("type") != "ExternalName"
 }
 
 /// Whether the API server allocates node ports for it.
@@ -108,15 +110,12 @@ fn prepare_create(object: &mut Value) {
     }
 }
 
-/// `clusterIP` is the first of `clusterIPs`, whichever was given.
+/// Who knows only `clusterIP` means the first of `clusterIPs`. The other way round is the client's to
+/// say.
 fn cluster_ips(spec: &mut Value) {
-    if spec.text("type") == "ExternalName" {
-        return;
-    }
-    match (spec.text("clusterIP").to_owned(), spec.list("clusterIPs").first().cloned()) {
-        (ip, None) if !ip.is_empty() => spec["clusterIPs"] = json!([ip]),
-        (ip, Some(first)) if ip.is_empty() => spec["clusterIP"] = first,
-        _ => {}
+    let ip = spec.text("clusterIP").to_owned();
+    if !ip.is_empty() && spec.list("clusterIPs").is_empty() {
+        spec["clusterIPs"] = json!([ip]);
     }
 }
 
@@ -141,11 +140,61 @@ fn prepare_update(write: Write<'_>, new: &mut Value, old: &Value) {
     }
     let before = old.at("spec");
     let Some(spec) = member(new, "spec") else { return };
-    link_addresses(spec, before);
-    drop_what_the_type_lost(spec, before);
     keep_allocated(spec, before);
-    cluster_ips(spec);
+    link_addresses(spec, before);
     families(spec);
+    drop_what_the_type_lost(spec, before);
+}
+
+/// A client that does not repeat what was allocated does not give it up: `patchAllocatedValues`.
+fn keep_allocated(new: &mut Value, old: &Value) {
+    if needs_cluster_ip(old) && needs_cluster_ip(new) {
+        if new.text("clusterIP").is_empty() {
+            crate::read::keep(new, old, "clusterIP");
+        }
+        if new.list("clusterIPs").is_empty() && new.at("clusterIP") == old.at("clusterIP") {
+            crate::read::keep(new, old, "clusterIPs");
+        }
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            if crate::read::is_empty(new.at(field)) && new.at(field) != "" {
+                crate::read::keep(new, old, field);
+            }
+        }
+    }
+    if may_have_node_ports(old) && may_have_node_ports(new) {
+        keep_node_ports(new, old);
+    }
+    if needs_health_check(old)
+        && needs_health_check(new)
+        && new.int("healthCheckNodePort").unwrap_or_default() == 0
+    {
+        crate::read::keep(new, old, "healthCheckNodePort");
+    }
+}
+
+/// Ports are known by their names; a number that another port took over is not given back.
+fn keep_node_ports(new: &mut Value, old: &Value) {
+    let of = |spec: &Value| -> HashSet<i64> {
+        spec.list("ports").iter().filter_map(|p| p.int("nodePort")).collect()
+    };
+    let mut taken: HashSet<i64> = of(new).intersection(&of(old)).copied().collect();
+    let allocated: HashMap<&str, i64> = old
+        .list("ports")
+        .iter()
+        .filter_map(|p| Some((p.text("name"), p.int("nodePort")?)))
+        .collect();
+    for port in items_mut(new, "ports") {
+        if port.int("nodePort").unwrap_or_default() == 0
+            && let Some(number) = allocated.get(port.text("name"))
+            && taken.insert(*number)
+        {
+            port["nodePort"] = (*number).into();
+        }
+    }
+}
+
+fn may_have_node_ports(spec: &Value) -> bool {
+    matches!(spec.text("type"), "NodePort" | "LoadBalancer")
 }
 
 /// A client that knows only `clusterIP`, and changes or clears it, means `clusterIPs` too.
@@ -154,7 +203,7 @@ fn link_addresses(new: &mut Value, old: &Value) {
     if is == was || new.at("clusterIPs") != old.at("clusterIPs") {
         return;
     }
-    match is.is_empty() && !was.is_empty() {
+    match is.is_empty() {
         true => remove(new, "clusterIPs"),
         false => new["clusterIPs"] = Value::from(vec![is]),
     }
@@ -163,23 +212,22 @@ fn link_addresses(new: &mut Value, old: &Value) {
 /// A client that changes the type, and leaves fields of the old type as they were, means them gone.
 fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
     let unchanged = |new: &Value, field: &str| new.at(field) == old.at(field);
-    if needs_cluster_ip(old) && !needs_cluster_ip(new) && new.text("type") == "ExternalName" {
-        for field in
-            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
-        {
+    if needs_cluster_ip(old) && !needs_cluster_ip(new) {
+        if unchanged(new, "clusterIP") && unchanged(new, "clusterIPs") {
+            remove(new, "clusterIP");
+            remove(new, "clusterIPs");
+        }
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
             if unchanged(new, field) {
                 remove(new, field);
             }
         }
     }
-    if needs_node_port(old) && !needs_node_port(new) {
-        let same = new.list("ports").len() == old.list("ports").len()
-            && new
-                .list("ports")
-                .iter()
-                .zip(old.list("ports"))
-                .all(|(a, b)| a.at("nodePort") == b.at("nodePort"));
-        if same {
+    if may_have_node_ports(old) && !may_have_node_ports(new) {
+        let of = |spec: &Value| -> HashSet<i64> {
+            spec.list("ports").iter().filter_map(|p| p.int("nodePort")).collect()
+        };
+        if of(old).is_superset(&of(new)) {
             items_mut(new, "ports").for_each(|p| remove(p, "nodePort"));
         }
     }
@@ -199,336 +247,5 @@ fn drop_what_the_type_lost(new: &mut Value, old: &Value) {
         && unchanged(new, "externalTrafficPolicy")
     {
         remove(new, "externalTrafficPolicy");
-    }
-}
-
-/// A client that does not repeat what was allocated does not give it up.
-fn keep_allocated(new: &mut Value, old: &Value) {
-    if needs_cluster_ip(old) && needs_cluster_ip(new) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if crate::read::is_empty(new.at(field))
-                && old.has(field)
-                && new.at(field).as_str() != Some("")
-            {
-                new[field] = old.at(field).clone();
-            }
-        }
-        if new.text("clusterIP").is_empty() && old.has("clusterIP") {
-            new["clusterIP"] = old.at("clusterIP").clone();
-        }
-    }
-    if needs_node_port(old) && needs_node_port(new) {
-        let taken: HashSet<i64> =
-            new.list("ports").iter().filter_map(|p| p.int("nodePort")).collect();
-        let key = |p: &Value| (p.text("protocol").to_owned(), p.int("port"));
-        let allocated: HashMap<_, i64> =
-            old.list("ports").iter().filter_map(|p| Some((key(p), p.int("nodePort")?))).collect();
-        for port in items_mut(new, "ports") {
-            if port.int("nodePort").unwrap_or_default() != 0 {
-                continue;
-            }
-            if let Some(number) = allocated.get(&key(port))
-                && !taken.contains(number)
-            {
-                port["nodePort"] = (*number).into();
-            }
-        }
-    }
-    if needs_health_check(old)
-        && needs_health_check(new)
-        && new.int("healthCheckNodePort").unwrap_or_default() == 0
-    {
-        crate::read::keep(new, old, "healthCheckNodePort");
-    }
-}
-
-fn create(object: &Value, e: &mut Errors) {
-    let spec = object.at("spec");
-    let list = Path::Root.field("spec");
-    let list = list.field("clusterIPs");
-    // An address that cannot be allocated is refused before anything else is looked at.
-    if needs_cluster_ip(spec) {
-        let unusable = e.count(|e| {
-            for (i, ip) in spec.list("clusterIPs").iter().filter_map(Value::as_str).enumerate() {
-                if ip != "None" {
-                    net::ip(ip, &list.index(i), e);
-                }
-            }
-        });
-        if unusable > 0 {
-            return;
-        }
-    }
-    service(object, e);
-}
-
-fn service(object: &Value, e: &mut Errors) {
-    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    let kind = spec.text("type");
-    if spec.list("ports").is_empty() && !is_headless(spec) && kind != "ExternalName" {
-        e.required(&path.field("ports"), "");
-    }
-    match kind {
-        "LoadBalancer" | "NodePort" if is_headless(spec) => {
-            let why = format!("may not be set to 'None' for {kind} services");
-            e.invalid(&path.field("clusterIPs").index(0), "None", &why);
-        }
-        "ExternalName" => external_name(spec, &path, e),
-        _ => {}
-    }
-    ports(spec, &path.field("ports"), e);
-    meta::labels(spec.at("selector"), &path.field("selector"), e);
-    session_affinity(spec, &path, e);
-    addresses(spec, &path, e);
-    check::required_one_of(
-        spec.at("type"),
-        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-        &path.field("type"),
-        e,
-    );
-    node_ports(spec, &path.field("ports"), e);
-    load_balancer(spec, &path, e);
-    traffic(spec, &path, e);
-}
-
-fn external_name(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    if !spec.list("clusterIPs").is_empty() || !spec.text("clusterIP").is_empty() {
-        e.forbidden(&path.field("clusterIPs"), "may not be set for ExternalName services");
-    }
-    if !spec.list("ipFamilies").is_empty() {
-        e.forbidden(&path.field("ipFamilies"), "may not be set for ExternalName services");
-    }
-    if spec.has("ipFamilyPolicy") {
-        e.forbidden(&path.field("ipFamilyPolicy"), "may not be set for ExternalName services");
-    }
-    let name = spec.text("externalName");
-    let at = path.field("externalName");
-    match name.strip_suffix('.').unwrap_or(name) {
-        "" => e.required(&at, ""),
-        bare => e.invalid_each(&at, bare, names::dns1123_subdomain(bare)),
-    }
-}
-
-fn ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let ports = spec.list("ports");
-    let mut seen = check::Seen::default();
-    for (i, port) in ports.iter().enumerate() {
-        let at = path.index(i);
-        let name = port.text("name");
-        if name.is_empty() {
-            if ports.len() > 1 {
-                e.required(&at.field("name"), "");
-            }
-        } else {
-            e.invalid_each(&at.field("name"), name, names::dns1123_label(name));
-            if seen.again(name) {
-                e.duplicate(&at.field("name"), name);
-            }
-        }
-        net::port_number(port.at("port"), &at.field("port"), e);
-        check::required_one_of(
-            port.at("protocol"),
-            &["SCTP", "TCP", "UDP"],
-            &at.field("protocol"),
-            e,
-        );
-        net::port_or_name(port.at("targetPort"), &at.field("targetPort"), e);
-        if let Some(protocol) = port.at("appProtocol").as_str() {
-            e.invalid_each(&at.field("appProtocol"), protocol, names::qualified_name(protocol));
-        }
-    }
-}
-
-fn session_affinity(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let config = path.field("sessionAffinityConfig");
-    check::required_one_of(
-        spec.at("sessionAffinity"),
-        &["ClientIP", "None"],
-        &path.field("sessionAffinity"),
-        e,
-    );
-    match spec.text("sessionAffinity") {
-        "ClientIP" => {
-            let client = config.field("clientIP");
-            match spec.deep(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).as_i64() {
-                None => e.required(
-                    &client.field("timeoutSeconds"),
-                    "when session affinity type is ClientIP",
-                ),
-                Some(seconds) if !(1..=86_400).contains(&seconds) => {
-                    e.invalid(
-                        &client.field("timeoutSeconds"),
-                        seconds,
-                        "must be greater than 0 and less than 86400",
-                    );
-                }
-                Some(_) => {}
-            }
-        }
-        "None" if spec.has("sessionAffinityConfig") => {
-            e.forbidden(&config, "must not be set when session affinity is None");
-        }
-        _ => {}
-    }
-}
-
-fn addresses(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let list = path.field("externalIPs");
-    for (i, ip) in spec.list("externalIPs").iter().filter_map(Value::as_str).enumerate() {
-        net::not_special(ip, &list.index(i), e);
-    }
-    if spec.text("type") == "ExternalName" {
-        return;
-    }
-    let (ips, list) = (spec.list("clusterIPs"), path.field("clusterIPs"));
-    for (i, ip) in ips.iter().filter_map(Value::as_str).enumerate() {
-        if ip == "None" && i == 0 {
-            if ips.len() > 1 {
-                e.invalid(
-                    &list,
-                    Value::Array(ips.to_vec()),
-                    "'None' must be the first and only value",
-                );
-            }
-        } else {
-            net::ip(ip, &list.index(i), e);
-        }
-    }
-    if let (Some(first), ip) = (ips.first(), spec.text("clusterIP"))
-        && !ip.is_empty()
-        && first != ip
-    {
-        e.invalid(&list, Value::Array(ips.to_vec()), "first value must match `clusterIP`");
-    }
-    let (families, list) = (spec.list("ipFamilies"), path.field("ipFamilies"));
-    let mut seen = check::Seen::default();
-    for (i, family) in families.iter().enumerate() {
-        check::one_of(family, &["IPv4", "IPv6"], &list.index(i), e);
-        if seen.again(family.as_str()) {
-            e.duplicate(&list.index(i), family.clone());
-        }
-    }
-    let policies = ["SingleStack", "PreferDualStack", "RequireDualStack"];
-    check::one_of(spec.at("ipFamilyPolicy"), &policies, &path.field("ipFamilyPolicy"), e);
-}
-
-fn node_ports(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let (mut node_ports, mut numbers) = (check::Seen::default(), check::Seen::default());
-    for (i, port) in spec.list("ports").iter().enumerate() {
-        let at = path.index(i);
-        let node_port = port.int("nodePort").unwrap_or_default();
-        let protocol = port.text("protocol");
-        if node_port != 0 {
-            if spec.text("type") == "ClusterIP" {
-                e.forbidden(&at.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
-            }
-            if node_ports.again((protocol, node_port)) {
-                e.duplicate(&at.field("nodePort"), node_port);
-            }
-        }
-        if numbers.again((protocol, port.int("port"))) {
-            let shown = json!({ "protocol": port.at("protocol"), "port": port.at("port"), "targetPort": 0 });
-            e.duplicate(&at, shown);
-        }
-    }
-}
-
-fn load_balancer(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let is = spec.text("type") == "LoadBalancer";
-    const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
-    let ranges = spec.list("loadBalancerSourceRanges");
-    let list = path.field("loadBalancerSourceRanges");
-    if !ranges.is_empty() && !is {
-        e.forbidden(&list, ONLY);
-    }
-    for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
-        net::cidr(range.trim(), &list.index(i), e);
-    }
-    match (is, spec.has("allocateLoadBalancerNodePorts")) {
-        (true, false) => e.required(&path.field("allocateLoadBalancerNodePorts"), ""),
-        (false, true) => e.forbidden(&path.field("allocateLoadBalancerNodePorts"), ONLY),
-        _ => {}
-    }
-    if let Some(class) = spec.at("loadBalancerClass").as_str() {
-        if is {
-            e.invalid_each(&path.field("loadBalancerClass"), class, names::qualified_name(class));
-        } else {
-            e.forbidden(&path.field("loadBalancerClass"), ONLY);
-        }
-    }
-}
-
-fn traffic(spec: &Value, path: &Path<'_>, e: &mut Errors) {
-    let external = path.field("externalTrafficPolicy");
-    if externally_accessible(spec) {
-        check::required_one_of(
-            spec.at("externalTrafficPolicy"),
-            &["Cluster", "Local"],
-            &external,
-            e,
-        );
-    } else if !spec.text("externalTrafficPolicy").is_empty() {
-        e.invalid(
-            &external,
-            spec.text("externalTrafficPolicy"),
-            "may only be set for externally-accessible services",
-        );
-    }
-    let check_port = path.field("healthCheckNodePort");
-    let number = spec.int("healthCheckNodePort").unwrap_or_default();
-    if needs_health_check(spec) {
-        if number != 0 && !text::is_port(number) {
-            e.invalid(&check_port, number, text::PORT_RANGE);
-        }
-    } else if number != 0 {
-        e.invalid(
-            &check_port,
-            number,
-            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
-        );
-    }
-    if matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
-        match spec.at("internalTrafficPolicy") {
-            Value::Null => e.required(&path.field("internalTrafficPolicy"), ""),
-            policy => check::one_of(
-                policy,
-                &["Cluster", "Local"],
-                &path.field("internalTrafficPolicy"),
-                e,
-            ),
-        }
-    }
-    let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
-    check::one_of(
-        spec.at("trafficDistribution"),
-        &distributions,
-        &path.field("trafficDistribution"),
-        e,
-    );
-}
-
-fn update(new: &Value, old: &Value, e: &mut Errors) {
-    service(new, e);
-    let (after, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
-    if !needs_cluster_ip(after) || !needs_cluster_ip(before) {
-        return;
-    }
-    for field in ["clusterIPs", "ipFamilies"] {
-        if let (Some(new), Some(old)) = (after.list(field).first(), before.list(field).first())
-            && new != old
-            && (field == "clusterIPs" || ["IPv4", "IPv6"].iter().any(|f| new == f))
-        {
-            e.invalid(
-                &path.field(field).index(0),
-                after.at(field).clone(),
-                "may not change once set",
-            );
-        }
-    }
-    if before.text("type") == "LoadBalancer" && after.text("type") == "LoadBalancer" {
-        let at = path.field("loadBalancerClass");
-        if before.at("loadBalancerClass") != after.at("loadBalancerClass") {
-            e.invalid(&at, after.at("loadBalancerClass").clone(), "may not change once set");
-        }
     }
 }

@@ -1,13 +1,16 @@
-//! Volumes, claims, classes and drivers.
+//! Volumes and claims to them.
+
+pub mod class;
+pub mod driver;
 
 use rimward_api::names;
 use serde_json::{Value, json};
 
-use crate::check::{self, selector};
+use crate::check::{self, resources, selector};
 use crate::path::{Errors, Path};
-use crate::pod::{defaults, volume};
+use crate::pod::{claim, defaults, volume_source};
 use crate::print;
-use crate::read::{Read, fill, fill_text, member};
+use crate::read::{Read, fill, fill_text, keep, member, members, same};
 use crate::rules::Rules;
 
 pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
@@ -20,41 +23,81 @@ pub const PERSISTENT_VOLUME_CLAIM: Rules = Rules {
         }
     },
     prepare_create: |object| object["status"] = json!({ "phase": "Pending" }),
-    create: |object, e| volume::claim_spec(object.at("spec"), &Path::Root.field("spec"), e),
+    create: |object, e| claim::spec(object.at("spec"), &Path::Root.field("spec"), e),
     update: update_claim,
+    update_sub: |sub, new, _, e| {
+        if sub == "status" {
+            claim_status(new.at("status"), e);
+        }
+    },
     status: true,
     cells: print::storage::claim,
+    warnings: crate::warnings::persistent_volume_claim,
     ..Rules::PLAIN
 };
 
+/// The old way to name a class.
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+
 fn update_claim(new: &Value, old: &Value, e: &mut Errors) {
-    let path = Path::Root.field("spec");
-    volume::claim_spec(new.at("spec"), &path, e);
-    let mut after = new.at("spec").clone();
-    let bound = old.at("status").text("phase") == "Bound";
+    let (spec, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
+    claim::spec(spec, &path, e);
+    let mut after = spec.clone();
     // A bound claim may grow, and a volume's attributes may change; an unbound one may be bound.
-    if bound
-        && let (Some(resources), wanted) =
-            (member(&mut after, "resources"), old.deep(&["spec", "resources"]))
+    if old.at("status").text("phase") == "Bound"
+        && let Some(resources) = member(&mut after, "resources")
     {
-        crate::read::keep(resources, wanted, "requests");
+        keep(resources, before.at("resources"), "requests");
     }
-    if old.at("spec").text("volumeName").is_empty() {
-        crate::read::keep(&mut after, old.at("spec"), "volumeName");
+    if before.text("volumeName").is_empty() {
+        keep(&mut after, before, "volumeName");
     }
-    crate::read::keep(&mut after, old.at("spec"), "volumeAttributesClassName");
-    let size = |v: &Value| {
-        check::resources::quantity(v.deep(&["spec", "resources", "requests", "storage"]))
+    // A class may be given to a claim that has none, or has it by annotation.
+    let class = old.deep(&["metadata", "annotations", CLASS_ANNOTATION]).as_str();
+    if let Some(given) = spec.at("storageClassName").as_str()
+        && !before.has("storageClassName")
+        && class.is_none_or(|class| class == given)
+    {
+        keep(&mut after, before, "storageClassName");
+    }
+    keep(&mut after, before, "volumeAttributesClassName");
+    if !same(&after, before) {
+        e.forbidden(&path, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+    }
+    let size = |holder: &Value, place: &[&str]| {
+        resources::quantity(holder.deep(place)).unwrap_or(rimward_api::Quantity::ZERO)
     };
-    if size(new).unwrap_or(rimward_api::Quantity::ZERO)
-        < size(old).unwrap_or(rimward_api::Quantity::ZERO)
+    let asked = size(spec, &["resources", "requests", "storage"]);
+    if asked < size(before, &["resources", "requests", "storage"])
+        && asked <= size(old, &["status", "capacity", "storage"])
     {
         let at = path.field("resources");
         let at = at.field("requests");
         e.forbidden(&at.field("storage"), "field can not be less than status.capacity");
     }
-    if !crate::read::same(&after, old.at("spec")) {
-        e.forbidden(&path, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+    // Kubernetes leaves `spec` out of this path.
+    let mode = Path::Root.field("volumeMode");
+    check::immutable(spec.at("volumeMode"), before.at("volumeMode"), &mode, e);
+    let at = path.field("volumeAttributesClassName");
+    match (spec.at("volumeAttributesClassName"), before.at("volumeAttributesClassName")) {
+        (_, Value::Null) => {}
+        (Value::Null, _) => e.forbidden(&at, "update from non-nil value to nil is forbidden"),
+        (now, was) if now == "" && was != "" => {
+            e.forbidden(&at, "update from non-nil value to an empty string is forbidden");
+        }
+        _ => {}
+    }
+}
+
+fn claim_status(status: &Value, e: &mut Errors) {
+    let path = Path::Root.field("status");
+    for field in ["capacity", "allocatedResources"] {
+        let at = path.field(field);
+        for (name, value) in members(status.at(field)) {
+            if resources::quantity(value).is_some_and(|q| q.is_negative()) {
+                e.invalid(&at.key(name), value.clone(), "must be a valid resource quantity");
+            }
+        }
     }
 }
 
@@ -77,37 +120,18 @@ pub const PERSISTENT_VOLUME: Rules = Rules {
     update: update_volume,
     status: true,
     cells: print::storage::volume,
+    warnings: crate::warnings::persistent_volume,
     ..Rules::PLAIN
 };
 
-const SOURCES: [&str; 22] = [
-    "hostPath",
-    "gcePersistentDisk",
-    "awsElasticBlockStore",
-    "nfs",
-    "iscsi",
-    "glusterfs",
-    "flocker",
-    "rbd",
-    "cinder",
-    "cephfs",
-    "quobyte",
-    "fc",
-    "flexVolume",
-    "azureFile",
-    "vsphereVolume",
-    "photonPersistentDisk",
-    "portworxVolume",
-    "azureDisk",
-    "storageos",
-    "scaleIO",
-    "local",
-    "csi",
-];
-
 fn persistent_volume(object: &Value, e: &mut Errors) {
-    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    volume::access_modes(spec, &path, e);
+    let path = Path::Root.field("spec");
+    persistent_spec(object.at("spec"), object.at("metadata").text("name"), &path, e);
+}
+
+/// `ValidatePersistentVolumeSpec`, of an object.
+fn persistent_spec(spec: &Value, name: &str, path: &Path<'_>, e: &mut Errors) {
+    claim::access_modes(spec, "", path, e);
     let (capacity, at) = (spec.at("capacity"), path.field("capacity"));
     if crate::read::is_empty(capacity) {
         e.required(&at, "");
@@ -115,179 +139,96 @@ fn persistent_volume(object: &Value, e: &mut Errors) {
     if capacity.get("storage").is_none() || capacity.as_object().is_some_and(|c| c.len() > 1) {
         e.not_supported(&at, &capacity.to_string(), &["storage"]);
     }
-    volume::capacity(capacity, &at, e);
-    let policies = ["Delete", "Recycle", "Retain"];
-    check::one_of(
-        spec.at("persistentVolumeReclaimPolicy"),
-        &policies,
-        &path.field("persistentVolumeReclaimPolicy"),
-        e,
-    );
-    if spec.has("nodeAffinity") {
-        let at = path.field("nodeAffinity");
-        match spec.at("nodeAffinity").at("required") {
-            Value::Null => {
-                e.required(&at.field("required"), "must specify required node constraints")
-            }
-            required => selector::node_selector(required, &at.field("required"), e),
+    for (name, value) in members(capacity) {
+        if resources::quantity(value).is_some_and(|q| q.is_negative()) {
+            e.invalid(&at.key(name), value.clone(), "must be a valid resource quantity");
         }
+        resources::positive(value, &at.key(name), e);
     }
-    let mut sources = SOURCES.iter().filter(|s| spec.at(s).is_object());
-    match sources.next() {
-        None => e.required(&path, "must specify a volume type"),
-        Some(&"hostPath") => {
-            volume::host_path(spec.at("hostPath"), &path.field("hostPath"), e);
-            if spec.at("hostPath").text("path") == "/"
-                && spec.text("persistentVolumeReclaimPolicy") == "Recycle"
-            {
-                e.forbidden(
-                    &path.field("persistentVolumeReclaimPolicy"),
-                    "may not be 'recycle' for a hostPath mount of '/'",
-                );
-            }
-        }
-        Some(&"nfs") => volume::nfs(spec.at("nfs"), &path.field("nfs"), e),
-        Some(_) => {}
+    let policy = spec.text("persistentVolumeReclaimPolicy");
+    if !policy.is_empty() {
+        check::one_of(
+            &policy.into(),
+            &["Delete", "Recycle", "Retain"],
+            &path.field("persistentVolumeReclaimPolicy"),
+            e,
+        );
     }
-    for more in sources {
-        e.forbidden(&path.field(more), "may not specify more than 1 volume type");
-    }
+    node_affinity(spec, path, e);
+    shared_by_inline(spec, name, path, e);
     let class = spec.text("storageClassName");
     if !class.is_empty() {
         e.invalid_each(&path.field("storageClassName"), class, names::dns1123_subdomain(class));
     }
     check::one_of(spec.at("volumeMode"), &["Block", "Filesystem"], &path.field("volumeMode"), e);
+    if let Some(class) = spec.at("volumeAttributesClassName").as_str() {
+        let at = path.field("volumeAttributesClassName");
+        match class {
+            "" => e.required(&at, "an empty string is disallowed"),
+            _ => e.invalid_each(&at, class, names::dns1123_subdomain(class)),
+        }
+        if !spec.at("csi").is_object() {
+            let why = "has to be specified when using volumeAttributesClassName";
+            e.required(&path.field("csi"), why);
+        }
+    }
+}
+
+fn node_affinity(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+    let (affinity, at) = (spec.at("nodeAffinity"), path.field("nodeAffinity"));
+    if affinity.is_object() {
+        match affinity.at("required") {
+            Value::Null => {
+                e.required(&at.field("required"), "must specify required node constraints");
+            }
+            required => selector::node_selector(required, &at.field("required"), e),
+        }
+    } else if spec.at("local").is_object() {
+        e.required(&at, "Local volume requires node affinity");
+    }
+}
+
+/// What is asked of a volume's source, wherever the volume is.
+fn shared_by_inline(spec: &Value, name: &str, path: &Path<'_>, e: &mut Errors) {
+    volume_source::persistent(spec, name, path, e);
+    let place = spec.at("hostPath").text("path");
+    let root = !place.is_empty() && place.split('/').all(|part| matches!(part, "" | "."));
+    if root && spec.text("persistentVolumeReclaimPolicy") == "Recycle" {
+        e.forbidden(
+            &path.field("persistentVolumeReclaimPolicy"),
+            "may not be 'recycle' for a hostPath mount of '/'",
+        );
+    }
 }
 
 fn update_volume(new: &Value, old: &Value, e: &mut Errors) {
     persistent_volume(new, e);
-    let path = Path::Root.field("spec");
-    let source = |v: &Value| {
-        SOURCES.iter().filter_map(|s| Some((*s, v.at("spec").get(s)?.clone()))).collect::<Vec<_>>()
-    };
-    if source(new) != source(old) {
+    let (mut spec, before, path) =
+        (new.at("spec").clone(), old.at("spec"), Path::Root.field("spec"));
+    // The secret for growing a volume may be added later.
+    let secret = "controllerExpandSecretRef";
+    if before.at("csi").is_object()
+        && !before.at("csi").has(secret)
+        && let Some(csi) = spec.get_mut("csi")
+    {
+        crate::read::remove(csi, secret);
+    }
+    if volume_source::persistent_fields().any(|field| !same(spec.at(field), before.at(field))) {
         e.forbidden(
             &path.field("persistentvolumesource"),
             "spec.persistentvolumesource is immutable after creation",
         );
     }
-    check::immutable(
-        new.at("spec").at("volumeMode"),
-        old.at("spec").at("volumeMode"),
-        &Path::Root.field("volumeMode"),
-        e,
-    );
-}
-
-pub const STORAGE_CLASS: Rules = Rules {
-    default: |object| {
-        fill(object, "reclaimPolicy", "Delete");
-        fill(object, "volumeBindingMode", "Immediate");
-    },
-    create: |object, e| storage_class(object, e),
-    update: |new, old, e| {
-        storage_class(new, e);
-        for (field, why) in [("parameters", "updates to parameters are forbidden.")] {
-            if !crate::read::same(new.at(field), old.at(field)) {
-                e.forbidden(&Path::Root.field(field), why);
-            }
-        }
-        for field in ["provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            check::immutable(new.at(field), old.at(field), &Path::Root.field(field), e);
-        }
-    },
-    cells: print::storage::storage_class,
-    ..Rules::PLAIN
-};
-
-fn storage_class(object: &Value, e: &mut Errors) {
-    let (provisioner, at) = (object.text("provisioner"), Path::Root.field("provisioner"));
-    if provisioner.is_empty() {
-        e.required(&at, "");
-    } else {
-        e.invalid_each(&at, provisioner, names::qualified_name(&provisioner.to_lowercase()));
+    // Kubernetes leaves `spec` out of these two paths.
+    let mode = Path::Root.field("volumeMode");
+    check::immutable(spec.at("volumeMode"), before.at("volumeMode"), &mode, e);
+    let affinity = |spec: &Value| spec.at("nodeAffinity").clone();
+    if before.has("nodeAffinity") && !same(&affinity(&spec), before.at("nodeAffinity")) {
+        let why = "field is immutable, except for updating from beta label to GA";
+        e.invalid(&Path::Root.field("nodeAffinity"), affinity(&spec), why);
     }
-    if !object.text("reclaimPolicy").is_empty() {
-        check::one_of(
-            object.at("reclaimPolicy"),
-            &["Delete", "Retain"],
-            &Path::Root.field("reclaimPolicy"),
-            e,
-        );
-    }
-    let modes = ["Immediate", "WaitForFirstConsumer"];
-    check::one_of(
-        object.at("volumeBindingMode"),
-        &modes,
-        &Path::Root.field("volumeBindingMode"),
-        e,
-    );
-}
-
-pub const CSI_DRIVER: Rules = Rules {
-    default: |object| {
-        let Some(spec) = member(object, "spec") else { return };
-        fill(spec, "attachRequired", true);
-        for field in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
-            fill(spec, field, false);
-        }
-        fill(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
-        if spec.list("volumeLifecycleModes").is_empty() {
-            spec["volumeLifecycleModes"] = json!(["Persistent"]);
-        }
-    },
-    create: |object, e| csi_driver(object, e),
-    update: |new, old, e| {
-        csi_driver(new, e);
-        let path = Path::Root.field("spec");
-        for field in ["attachRequired", "volumeLifecycleModes"] {
-            check::immutable(
-                new.at("spec").at(field),
-                old.at("spec").at(field),
-                &path.field(field),
-                e,
-            );
-        }
-    },
-    unconditional: false,
-    cells: print::storage::csi_driver,
-    ..Rules::PLAIN
-};
-
-fn csi_driver(object: &Value, e: &mut Errors) {
-    let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
-    let policies = ["ReadWriteOnceWithFSType", "File", "None"];
-    check::one_of(spec.at("fsGroupPolicy"), &policies, &path.field("fsGroupPolicy"), e);
-    for mode in spec.list("volumeLifecycleModes") {
-        check::one_of(mode, &["Persistent", "Ephemeral"], &path.field("volumeLifecycleModes"), e);
+    if before.has("volumeAttributesClassName") && !spec.has("volumeAttributesClassName") {
+        let why = "update from non-nil value to nil is forbidden";
+        e.forbidden(&path.field("volumeAttributesClassName"), why);
     }
 }
-
-pub const CSI_NODE: Rules =
-    Rules { unconditional: false, cells: print::storage::csi_node, ..Rules::PLAIN };
-pub const CSI_STORAGE_CAPACITY: Rules =
-    Rules { unconditional: false, cells: print::name_created, ..Rules::PLAIN };
-pub const VOLUME_ATTACHMENT: Rules = Rules {
-    prepare_create: |object| object["status"] = json!({ "attached": false }),
-    update: |new, old, e| {
-        check::immutable(new.at("spec"), old.at("spec"), &Path::Root.field("spec"), e)
-    },
-    status: true,
-    unconditional: false,
-    cells: print::storage::volume_attachment,
-    ..Rules::PLAIN
-};
-pub const VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
-    update: |new, old, e| {
-        for field in ["driverName", "parameters"] {
-            if !crate::read::same(new.at(field), old.at(field)) {
-                e.forbidden(
-                    &Path::Root.field(field),
-                    &format!("updates to {field} are forbidden."),
-                );
-            }
-        }
-    },
-    cells: print::storage::volume_attributes_class,
-    ..Rules::PLAIN
-};

@@ -226,6 +226,12 @@ fn long_lists_take_linear_time() {
         assert!((1..=1000).contains(&pod.hooks.validate_create(&object).len()), "{list}");
         pod.hooks.warnings(&object);
     }
+    let rule = json!({ "onExitCodes": { "containerName": "a", "values": [1] } });
+    let job = json!({ "spec": {
+        "podFailurePolicy": { "rules": many(rule) },
+        "template": { "spec": { "containers": numbered("name") } },
+    } });
+    assert!(!kind("batch", "Job").hooks.validate_create(&job).is_empty());
     let service = json!({ "spec": { "type": "NodePort", "ports": many(json!({ "port": 1, "nodePort": 1 })) } });
     assert!(!kind("", "Service").hooks.validate_update(Write::Main, &service, &service).is_empty());
 }

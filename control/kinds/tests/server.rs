@@ -134,6 +134,7 @@ impl Server {
         let mut object = self.stored(kind, object);
         kind.hooks.prepare_create(&mut object);
         allocate(kind, &mut object);
+        admit_pod_create(kind, &mut object);
         let mut errors = meta::validate_create(kind, &object);
         errors.extend(kind.hooks.validate_create(&object));
         if errors.is_empty() { Ok(object) } else { Err(refused(&errors)) }
@@ -193,6 +194,20 @@ fn allocate(kind: &Kind, object: &mut Value) {
                 port["nodePort"] = 32769.into();
             }
         }
+    }
+    if spec["type"] == "LoadBalancer"
+        && spec["externalTrafficPolicy"] == "Local"
+        && spec.get("healthCheckNodePort").is_none_or(|port| port == 0)
+    {
+        spec["healthCheckNodePort"] = 32770.into();
+    }
+}
+
+/// The admission plugin ServiceAccount gives a pod its account.
+fn admit_pod_create(kind: &Kind, object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
+    if kind.kind == "Pod" && spec.get("serviceAccountName").is_none_or(|name| name == "") {
+        spec["serviceAccountName"] = "default".into();
     }
 }
 

@@ -1,4 +1,5 @@
-//! The hand that signs what CertificateSigningRequests ask for, with the cluster's CA.
+//! The hands that sign for controllers: what CertificateSigningRequests ask for, with the cluster's CA, and
+//! tokens for Secrets to hold, with the API server's key.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,9 @@ use rcgen::{
     CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SerialNumber,
 };
-use rimward_control_controllers::csr_signing;
+use rimward_api::ObjectKey;
+use rimward_control_apiserver::ApiServer;
+use rimward_control_controllers::{csr_signing, service_account_token};
 use rustls_pki_types::CertificateSigningRequestDer;
 
 /// Clocks of clients lag; certificates start this much before they are made.
@@ -74,4 +77,26 @@ fn purpose(usage: &str) -> Option<ExtendedKeyUsagePurpose> {
         "server auth" => ExtendedKeyUsagePurpose::ServerAuth,
         _ => return None,
     })
+}
+
+pub struct TokenSigner {
+    api: ApiServer,
+}
+
+impl TokenSigner {
+    pub fn new(api: ApiServer) -> Self {
+        Self { api }
+    }
+}
+
+impl fmt::Debug for TokenSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenSigner").finish_non_exhaustive()
+    }
+}
+
+impl service_account_token::Signer for TokenSigner {
+    fn sign(&self, account: &ObjectKey, uid: &str, secret: &str) -> Result<String, String> {
+        self.api.legacy_token(account, uid, secret)
+    }
 }

@@ -48,8 +48,8 @@ pub struct Config {
     pub node_grace: std::time::Duration,
     /// What is told of requests; None tells nothing.
     pub audit: Option<AuditConfig>,
-    /// Issuers beside the cluster itself whose tokens are accepted.
-    pub issuers: Vec<oidc::Authenticator>,
+    /// Who is let in beside those whom the cluster knows itself.
+    pub authentication: oidc::Authentication,
 }
 
 /// The audit log.
@@ -120,7 +120,7 @@ impl Plane {
         let advertise = SocketAddr::new(endpoint_address(reach), api_addr.port());
         let mut api_config =
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
-        api_config.issuers.clone_from(&config.issuers);
+        api_config.authentication.clone_from(&config.authentication);
         api_config.audit = config.audit.as_ref().map(auditor).transpose()?;
         api_config.front_proxy = Some(front_proxy(&pki)?);
         let api = ApiServer::start(api_config).await?;
@@ -198,7 +198,8 @@ fn start_deciders(
         rimward_control_scheduler::Config::default(),
         shutdown.clone(),
     );
-    tasks.spawn(scheduler.join());
+    let scheduling = tasks.spawn(scheduler.join());
+    api.add_component("scheduler", scheduling.abort_handle());
     let acting = api.clone();
     let controllers = rimward_control_controllers::start(
         move |name| acting.client(UserInfo::service_account("kube-system", name), name),
@@ -207,11 +208,13 @@ fn start_deciders(
             root_ca_pem: pki.ca_pem.clone(),
             node_monitor_grace: config.node_grace,
             authority: Some(Arc::new(authority::Authority::new(pki.issuer()?))),
+            token_signer: Some(Arc::new(authority::TokenSigner::new(api.clone()))),
             ..Default::default()
         },
         shutdown.clone(),
     );
-    tasks.spawn(controllers.join());
+    let controlling = tasks.spawn(controllers.join());
+    api.add_component("controller-manager", controlling.abort_handle());
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod custom;
 mod enums;
 mod paths;
 mod protobuf;
+mod roots;
 mod schema;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use crate::model::{DefId, Model};
 
 pub use custom::{CustomInfo, add_custom};
 pub use protobuf::v2_protobuf;
+pub use roots::{v3_root, v3_roots};
 
 /// A resource as the documents show it.
 #[derive(Clone, Debug)]
@@ -32,14 +34,20 @@ pub struct ResourceInfo {
     pub verbs: Vec<String>,
     pub definition: DefId,
     pub subresources: Vec<SubresourceInfo>,
+    /// Defined by a CustomResourceDefinition.
+    pub custom: bool,
+    /// A deletion answers the object, not a Status.
+    pub returns_deleted: bool,
 }
 
 #[derive(Clone, Debug)]
 pub struct SubresourceInfo {
     pub name: String,
     pub verbs: Vec<String>,
-    /// (group, version, kind) and definition of its bodies: the parent's, or Scale, Eviction …
+    /// (group, version, kind) of its bodies: the parent's, or Scale, Eviction …; of a connection, its
+    /// options.
     pub speaks: (String, String, String),
+    /// None for what is connected to.
     pub definition: Option<DefId>,
 }
 
@@ -68,13 +76,21 @@ const VERSION: &str = "v1.36.2";
 pub fn v3_document(model: &Model, group: &str, version: &str, resources: &[ResourceInfo]) -> Value {
     let mut used = BTreeSet::new();
     let mut all = Map::new();
-    for resource in resources.iter().filter(|r| r.group == group && r.version == version) {
+    let mut own = resources.iter().filter(|r| r.group == group && r.version == version).peekable();
+    if own.peek().is_some() {
+        roots::add_version(model, (group, version), Dialect::V3, &mut all, &mut used);
+    }
+    for resource in own {
         paths::add(model, resource, Dialect::V3, &mut all, &mut used);
     }
+    v3(model, all, used)
+}
+
+fn v3(model: &Model, paths: Map<String, Value>, used: BTreeSet<DefId>) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": { "title": TITLE, "version": VERSION },
-        "paths": all,
+        "paths": paths,
         "components": {
             "schemas": schema::definitions(model, &descriptions(), Dialect::V3, used),
             "securitySchemes": { "BearerToken": bearer_token() },
@@ -89,11 +105,14 @@ pub fn v2_document(model: &Model, resources: &[ResourceInfo]) -> Value {
     for resource in resources {
         paths::add(model, resource, Dialect::V2, &mut all, &mut used);
     }
+    roots::add_all(model, resources, &mut all, &mut used);
+    let mut definitions = schema::definitions(model, &descriptions(), Dialect::V2, used);
+    definitions.extend([roots::version_info()]);
     json!({
         "swagger": "2.0",
         "info": { "title": TITLE, "version": VERSION },
         "paths": all,
-        "definitions": schema::definitions(model, &descriptions(), Dialect::V2, used),
+        "definitions": definitions,
         "securityDefinitions": { "BearerToken": bearer_token() },
         "security": [{ "BearerToken": [] }],
     })

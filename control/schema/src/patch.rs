@@ -76,14 +76,16 @@ fn decode_outcome(
     validation: FieldValidation,
     shown: impl FnOnce() -> String,
 ) -> Result<Decoded, Status> {
-    decode::value(model, expected, patched, validation).map_err(|status| {
-        let why =
-            status.message.split_once(&format!(" cannot be handled as a {}: ", expected.kind));
-        match why {
-            Some((_, why)) => wrong_outcome(&shown(), why),
-            None => status,
-        }
-    })
+    decode::value(model, expected, patched, validation)
+        .map_err(|status| of_outcome(status, expected.kind, shown))
+}
+
+/// The refusal of a patched object, of a body that was refused; `shown` is what the message shows.
+pub fn of_outcome(status: Status, kind: &str, shown: impl FnOnce() -> String) -> Status {
+    match status.message.split_once(&format!(" cannot be handled as a {kind}: ")) {
+        Some((_, why)) => wrong_outcome(&shown(), why),
+        None => status,
+    }
 }
 
 fn wrong_outcome(shown: &str, why: &str) -> Status {

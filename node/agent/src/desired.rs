@@ -1,11 +1,12 @@
 //! The desired state of this node: in the ledger first, then in memory, then acted upon.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Object};
@@ -28,25 +29,34 @@ pub struct Desired {
     /// Of this node's pods and of Ingresses.
     pub secrets: Cache<Secret>,
     pub config_maps: Cache<ConfigMap>,
-    /// This node's pods.
-    pub pods: Cache<Pod>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     ledger: Arc<Ledger>,
-    handler: Mutex<Handler>,
+    pods: Mutex<Pods>,
     /// Counts changes of ConfigMaps and Secrets.
     configuration: watch::Sender<u64>,
     synced: watch::Sender<bool>,
 }
 
-/// Who runs the pods, and which of them it was given: an object and its UID by name.
+/// This node's pods. Their objects are the handler's to keep: a second copy here would be half of what an idle
+/// pod costs.
 #[derive(Default)]
-struct Handler {
-    pods: Option<Arc<dyn PodHandler>>,
-    given: HashMap<ObjectKey, String>,
+struct Pods {
+    handler: Option<Arc<dyn PodHandler>>,
+    held: BTreeMap<ObjectKey, HeldPod>,
 }
+
+struct HeldPod {
+    version: Version,
+    host_network: bool,
+    /// Until there is a handler to give it to.
+    object: Option<Arc<Pod>>,
+}
+
+/// UID and resourceVersion.
+type Version = (String, String);
 
 /// What a frame asks for, read but not yet applied.
 #[derive(Default)]
@@ -145,10 +155,9 @@ impl Desired {
             namespaces: Cache::new(),
             secrets: Cache::new(),
             config_maps: Cache::new(),
-            pods: Cache::new(),
             shared: Arc::new(Shared {
                 ledger: ledger.clone(),
-                handler: Mutex::default(),
+                pods: Mutex::default(),
                 configuration: watch::Sender::new(0),
                 synced: watch::Sender::new(false),
             }),
@@ -185,44 +194,31 @@ impl Desired {
         self.shared.synced.subscribe()
     }
 
-    /// Gives a handler every pod, and every change from now on.
-    pub fn attach(&self, pods: Arc<dyn PodHandler>) {
-        let mut handler = self.shared.handler.lock();
-        for (key, pod) in self.pods.list() {
-            handler.given.insert(key, pod.metadata.uid.clone().unwrap_or_default());
-            pods.set(pod);
-        }
+    /// Gives a handler every pod, and every change from now on. To be called once.
+    pub fn attach(&self, handler: Arc<dyn PodHandler>) {
+        let mut pods = self.shared.pods.lock();
+        pods.held.values_mut().filter_map(|pod| pod.object.take()).for_each(|pod| handler.set(pod));
         if self.is_synced() {
-            pods.synced();
+            handler.synced();
         }
-        handler.pods = Some(pods);
+        pods.handler = Some(handler);
+    }
+
+    /// Whether one of this node's pods is on its own network.
+    pub(crate) fn has_pod_on_host(&self) -> bool {
+        self.shared.pods.lock().held.values().any(|pod| pod.host_network)
     }
 
     /// What is held, for the control plane to compare.
     pub fn digests(&self) -> Vec<(String, u64, u64)> {
-        fn of<K: Object>(kind: ObjectKind, cache: &Cache<K>) -> (String, u64, u64) {
+        let of = |kind: ObjectKind| {
             let mut digest = Digest::default();
-            for (key, object) in cache.list() {
-                let meta = object.metadata();
-                let (uid, version) = (meta.uid.as_deref(), meta.resource_version.as_deref());
-                digest.add(
-                    &key.namespace,
-                    &key.name,
-                    uid.unwrap_or_default(),
-                    version.unwrap_or_default(),
-                );
+            for (key, (uid, version)) in self.inventory(kind) {
+                digest.add(&key.namespace, &key.name, &uid, &version);
             }
             (kind.name().to_owned(), digest.count, digest.sum)
-        }
-        vec![
-            of(ObjectKind::Namespace, &self.namespaces),
-            of(ObjectKind::ConfigMap, &self.config_maps),
-            of(ObjectKind::Secret, &self.secrets),
-            of(ObjectKind::Service, &self.services),
-            of(ObjectKind::EndpointSlice, &self.endpoint_slices),
-            of(ObjectKind::Ingress, &self.ingresses),
-            of(ObjectKind::Pod, &self.pods),
-        ]
+        };
+        ObjectKind::ALL.into_iter().map(of).collect()
     }
 
     /// Compares an inventory with what is held: what must go is added to the batch, what is missing is
@@ -247,13 +243,9 @@ impl Desired {
         wants
     }
 
-    fn inventory(&self, kind: ObjectKind) -> BTreeMap<ObjectKey, (String, String)> {
-        fn of<K: Object>(cache: &Cache<K>) -> BTreeMap<ObjectKey, (String, String)> {
-            let entry = |(key, object): (ObjectKey, Arc<K>)| {
-                let meta = object.metadata();
-                let uid = meta.uid.clone().unwrap_or_default();
-                (key, (uid, meta.resource_version.clone().unwrap_or_default()))
-            };
+    fn inventory(&self, kind: ObjectKind) -> BTreeMap<ObjectKey, Version> {
+        fn of<K: Object>(cache: &Cache<K>) -> BTreeMap<ObjectKey, Version> {
+            let entry = |(key, object): (ObjectKey, Arc<K>)| (key, version(object.metadata()));
             cache.list().into_iter().map(entry).collect()
         }
         match kind {
@@ -263,7 +255,10 @@ impl Desired {
             ObjectKind::Service => of(&self.services),
             ObjectKind::EndpointSlice => of(&self.endpoint_slices),
             ObjectKind::Ingress => of(&self.ingresses),
-            ObjectKind::Pod => of(&self.pods),
+            ObjectKind::Pod => {
+                let pods = self.shared.pods.lock();
+                pods.held.iter().map(|(key, pod)| (key.clone(), pod.version.clone())).collect()
+            }
         }
     }
 
@@ -287,11 +282,8 @@ impl Desired {
             configured |= matches!(kind, ObjectKind::ConfigMap | ObjectKind::Secret);
             progress.missing.remove(&(kind, key.clone()));
             match read {
-                Some(read) => self.remember(key.clone(), read.object),
+                Some(read) => self.remember(key, read.object),
                 None => self.forget(kind, &key),
-            }
-            if kind == ObjectKind::Pod {
-                self.act(&key);
             }
         }
         if configured {
@@ -310,9 +302,9 @@ impl Desired {
         }
         self.shared.ledger.set_complete()?;
         self.mark_synced();
-        let handler = self.shared.handler.lock();
-        if let Some(pods) = &handler.pods {
-            pods.synced();
+        let pods = self.shared.pods.lock();
+        if let Some(handler) = &pods.handler {
+            handler.synced();
         }
         Ok(())
     }
@@ -324,26 +316,7 @@ impl Desired {
         self.namespaces.mark_synced();
         self.secrets.mark_synced();
         self.config_maps.mark_synced();
-        self.pods.mark_synced();
         self.shared.synced.send_replace(true);
-    }
-
-    /// Gives the handler the pod as it is now: set, removed, or one removed and another set when the
-    /// name has a new UID.
-    fn act(&self, key: &ObjectKey) {
-        let mut handler = self.shared.handler.lock();
-        let Some(pods) = handler.pods.clone() else { return };
-        let pod = self.pods.get_key(key);
-        let uid = pod.as_ref().and_then(|pod| pod.metadata.uid.clone());
-        let given = handler.given.get(key).cloned();
-        if let Some(old) = given.filter(|old| Some(old) != uid.as_ref()) {
-            pods.remove(&old);
-            handler.given.remove(key);
-        }
-        if let Some(pod) = pod {
-            handler.given.insert(key.clone(), uid.unwrap_or_default());
-            pods.set(pod);
-        }
     }
 
     fn remember(&self, key: ObjectKey, object: Typed) {
@@ -354,7 +327,7 @@ impl Desired {
             Typed::Service(o) => drop(self.services.apply(key, Arc::from(o))),
             Typed::EndpointSlice(o) => drop(self.endpoint_slices.apply(key, Arc::new(o))),
             Typed::Ingress(o) => drop(self.ingresses.apply(key, Arc::new(o))),
-            Typed::Pod(o) => drop(self.pods.apply(key, Arc::from(o))),
+            Typed::Pod(o) => self.shared.pods.lock().set(key, Arc::from(o)),
         }
     }
 
@@ -366,7 +339,36 @@ impl Desired {
             ObjectKind::Service => drop(self.services.remove(key)),
             ObjectKind::EndpointSlice => drop(self.endpoint_slices.remove(key)),
             ObjectKind::Ingress => drop(self.ingresses.remove(key)),
-            ObjectKind::Pod => drop(self.pods.remove(key)),
+            ObjectKind::Pod => self.shared.pods.lock().remove(key),
         }
     }
+}
+
+impl Pods {
+    fn set(&mut self, key: ObjectKey, object: Arc<Pod>) {
+        let version = version(&object.metadata);
+        // The name has a new UID: that is another pod.
+        if self.held.get(&key).is_some_and(|old| old.version.0 != version.0) {
+            self.remove(&key);
+        }
+        let host_network = object.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+        let object = match &self.handler {
+            Some(handler) => {
+                handler.set(object);
+                None
+            }
+            None => Some(object),
+        };
+        self.held.insert(key, HeldPod { version, host_network, object });
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        if let (Some(old), Some(handler)) = (self.held.remove(key), &self.handler) {
+            handler.remove(&old.version.0);
+        }
+    }
+}
+
+fn version(meta: &ObjectMeta) -> Version {
+    (meta.uid.clone().unwrap_or_default(), meta.resource_version.clone().unwrap_or_default())
 }

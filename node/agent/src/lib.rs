@@ -8,20 +8,23 @@
 //! anything secret in the clear on disk.
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
-//! pod needs from both, `serving` what the control plane asks for, [`machine`] what this node is,
-//! [`build`] the assembly.
+//! pod needs from both, `serving` what the control plane asks for (`sessions` the streams of it, `api`
+//! the node's own), [`machine`] what this node is, [`node`] the assembly.
 
-pub mod build;
 pub mod desired;
+pub mod disk;
 pub mod ledger;
 pub mod machine;
 pub mod node;
 
+mod api;
+mod doors;
 mod link;
 mod objects;
 mod reach;
 mod reports;
 mod serving;
+mod sessions;
 
 #[cfg(test)]
 mod tests;
@@ -35,8 +38,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
-use rimward_node_pod::outside::Network;
-use rimward_node_pod::{LogError, LogRequest};
+use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
 use rimward_tunnel::packets::PacketLink;
@@ -45,6 +48,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use desired::Desired;
+pub use disk::EvictionHard;
 pub use ledger::LedgerError;
 pub use rimward_tunnel::dial::Error as TunnelError;
 
@@ -64,6 +68,8 @@ pub struct Config {
     /// None: the address from which this machine reaches others.
     pub node_ip: Option<IpAddr>,
     pub pods_max: u32,
+    /// When the node says that its disk is full.
+    pub eviction_hard: EvictionHard,
     /// Of this program: `0.1.0`.
     pub version: String,
 }
@@ -103,6 +109,16 @@ pub trait PodHandler: Send + Sync + 'static {
         uid: &str,
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError>;
+    /// A container that runs, for exec and attach.
+    fn running(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+    ) -> Result<RunningContainer, NoSession>;
+    /// A pod's place in the network, for port-forward.
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession>;
 }
 
 #[async_trait]
@@ -128,6 +144,20 @@ impl PodHandler for rimward_node_pod::Pods {
     ) -> Result<BoxStream<'static, Result<Bytes, LogError>>, LogError> {
         Self::logs(self, namespace, name, uid, request).await
     }
+
+    fn running(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+    ) -> Result<RunningContainer, NoSession> {
+        Self::running(self, namespace, name, uid, container)
+    }
+
+    fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession> {
+        Self::attachment(self, namespace, name, uid)
+    }
 }
 
 /// A running agent. Clones are handles.
@@ -149,7 +179,7 @@ pub(crate) struct Core {
     /// The parts that `attach` brought, once they are there.
     parts: watch::Sender<Option<Parts>>,
     images: watch::Sender<Vec<ContainerImage>>,
-    disk: machine::Disk,
+    disk: disk::Disk,
     /// Held while a change is applied.
     applying: Arc<tokio::sync::Mutex<()>>,
     /// How the link ended for good.
@@ -179,7 +209,7 @@ impl Agent {
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
         let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
-        let disk = machine::Disk::of(&config.data_dir);
+        let disk = disk::Disk::of(&config.data_dir, config.eviction_hard);
         let core = Arc::new(Core {
             welcome: watch::Sender::new(ledger.welcome()?),
             config,

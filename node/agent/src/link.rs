@@ -24,6 +24,8 @@ const GOOD: Duration = Duration::from_secs(10);
 const BATCH: usize = 256;
 /// How often to look whether the disk is full.
 const DISK_EVERY: Duration = Duration::from_secs(10);
+/// How long an agent that starts again may take to bring up what runs pods before it says so.
+const STARTING_MAX: Duration = Duration::from_secs(10);
 /// How long to wait after a renewal that failed.
 const RENEW_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -82,6 +84,7 @@ async fn once(core: &Arc<Core>, identity: &mut Option<Identity>) -> Result<Strin
         Some(identity) => identity,
         None => joined(core).await?,
     };
+    started(core).await;
     let hello = {
         // What the connection before was still applying is part of what is held.
         let _quiet = core.applying.lock().await;
@@ -118,6 +121,17 @@ async fn once(core: &Arc<Core>, identity: &mut Option<Identity>) -> Result<Strin
     match core.dialer.explain(&reason, false) {
         cause if cause.permanent() => Err(cause.into()),
         cause => Ok(cause.to_string()),
+    }
+}
+
+/// An agent that starts again knows from its ledger what it needs to run pods, and has its say when it does: a
+/// node that called itself not ready for the moment of a restart would be tainted, and lose pods that do not
+/// tolerate that.
+async fn started(core: &Core) {
+    if core.welcome.borrow().is_some() && core.desired.is_synced() {
+        let mut parts = core.parts.subscribe();
+        let _it_says_that_it_is_starting =
+            tokio::time::timeout(STARTING_MAX, parts.wait_for(Option::is_some)).await;
     }
 }
 
@@ -294,7 +308,6 @@ async fn tell(
                 reports.events.into_iter().for_each(|event| writer.push(&EventReport { event }));
             }
             _ = disk_looks.tick() => if core.disk.look() {
-                tracing::warn!(path = %core.config.data_dir.display(), full = core.disk.under_pressure(), "the disk's state changed");
                 tell_node(core, &mut writer, &mut described);
             },
             Ok(()) = images.changed() => tell_node(core, &mut writer, &mut described),

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::{
     ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
@@ -12,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Config;
+use crate::disk::Disk;
 
 /// What pods may not have: room for the node itself, as the kubelet's eviction thresholds leave it.
 const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
@@ -57,60 +57,6 @@ impl Capacity {
             ("pods".into(), Quantity(pods.to_string())),
         ])
     }
-}
-
-/// Whether the file system of the node's data is too full, judged by what is free of bytes and inodes.
-#[derive(Debug)]
-pub struct Disk {
-    data_dir: PathBuf,
-    under_pressure: AtomicBool,
-}
-
-/// Below this share pods go elsewhere. Kubernetes' own default is 10 %, which on a large disk is a lot of room.
-const DISK_FREE_PERCENT_MIN: u64 = 5;
-/// Above this share the pressure is over. More than the other one: a node at the edge must not flap.
-const DISK_FREE_PERCENT_ENOUGH: u64 = 7;
-
-impl Disk {
-    pub fn of(data_dir: &Path) -> Self {
-        let disk = Self { data_dir: data_dir.to_owned(), under_pressure: AtomicBool::new(false) };
-        disk.look();
-        disk
-    }
-
-    /// Looks again; answers whether anything changed.
-    pub fn look(&self) -> bool {
-        let Ok(now) = rustix::fs::statvfs(&self.data_dir) else { return false };
-        let before = self.under_pressure();
-        let bytes = under_pressure(before, now.f_bavail, now.f_blocks);
-        // File systems without a fixed number of inodes say that they have none.
-        let inodes = now.f_files > 0 && under_pressure(before, now.f_favail, now.f_files);
-        self.under_pressure.store(bytes || inodes, Ordering::Relaxed);
-        before != (bytes || inodes)
-    }
-
-    pub fn under_pressure(&self) -> bool {
-        self.under_pressure.load(Ordering::Relaxed)
-    }
-
-    fn condition(&self) -> (&'static str, &'static str, String) {
-        match self.under_pressure() {
-            true => (
-                "True",
-                "KubeletHasDiskPressure",
-                format!(
-                    "the file system of {} has less than {DISK_FREE_PERCENT_MIN} % of its bytes or inodes free; make room there",
-                    self.data_dir.display()
-                ),
-            ),
-            false => ("False", "KubeletHasNoDiskPressure", "the node has enough disk".into()),
-        }
-    }
-}
-
-fn under_pressure(before: bool, free: u64, total: u64) -> bool {
-    let percent = if before { DISK_FREE_PERCENT_ENOUGH } else { DISK_FREE_PERCENT_MIN };
-    free.saturating_mul(100) < total.saturating_mul(percent)
 }
 
 fn read(path: &str) -> Option<String> {
@@ -288,19 +234,6 @@ mod tests {
             capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0
         );
         assert!(capacity.allocatable().memory_bytes < capacity.memory_bytes);
-    }
-
-    #[test]
-    fn a_full_disk_and_room_again() {
-        #[track_caller]
-        fn check(before: bool, free: u64, expected: bool) {
-            assert_eq!(under_pressure(before, free, 1000), expected, "{before} {free}");
-        }
-        check(false, 50, false);
-        check(false, 49, true);
-        check(true, 60, true);
-        check(true, 70, false);
-        assert!(!under_pressure(false, 0, 0), "a file system of no size is not full");
     }
 
     #[test]

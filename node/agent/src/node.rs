@@ -16,18 +16,19 @@ use rimward_node_network::dial::{loopback_of, unprivileged_port};
 use rimward_node_network::root::{self, RootNetwork};
 use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
-use rimward_node_network::{Backends, Dial};
+use rimward_node_network::{Backends, Dial, Slices};
 use rimward_node_oci::OciRuntime;
-use rimward_node_pod::Pods;
 use rimward_node_pod::outside::Network;
 use rimward_node_pod::runtime::Runtime;
+use rimward_node_pod::{Allocatable, Clock, Pods};
 use rimward_node_wasm::{AddressMap, WasmRuntime};
 use rimward_tunnel::wire::Welcome;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::build::{Parts, run_pods};
+use crate::doors::same_port;
+use crate::machine::Capacity;
 use crate::reach::{NodeDial, TunnelPackets, TunnelRegistry};
 use crate::{Agent, machine};
 
@@ -93,14 +94,13 @@ impl Node {
             Net::Root(net) => net.clone(),
             Net::User(net) => net.clone(),
         };
+        let slices = Slices::new(agent.desired().endpoint_slices.clone());
         let backends = Backends::new();
-        tasks.spawn(until(
-            shutdown.clone(),
-            backends.clone().follow(agent.desired().endpoint_slices.clone()),
-        ));
+        tasks.spawn(until(shutdown.clone(), backends.clone().follow(slices.clone())));
         let dial: Arc<dyn Dial> = Arc::new(NodeDial {
             agent: agent.clone(),
             network: network.clone(),
+            slices: slices.clone(),
             own: block(&welcome.pod_cidr)?,
             cluster: block(&welcome.pod_network)?,
             packets: matches!(net, Net::Root(_)),
@@ -119,10 +119,14 @@ impl Node {
             ingress_port = server.local_addr()?.port();
             ingresses.push(server);
         }
-        let dns = bind_dns(&config, &agent, &welcome, &network).await?;
+        let dns = bind_dns(&config, &agent, &welcome, &network, slices).await?;
 
         let Runtimes { pods, wasm, oci } =
             start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
+        if agent.desired().is_synced() {
+            // Nobody is refused for an index that is not built yet.
+            backends.whole().await;
+        }
         route_services(
             &config,
             &agent,
@@ -218,21 +222,27 @@ async fn bind_dns(
     agent: &Agent,
     welcome: &Welcome,
     network: &Arc<dyn Network>,
+    slices: Slices,
 ) -> anyhow::Result<dns::Server> {
     let cluster_ip: IpAddr = welcome.cluster_dns.parse()?;
-    let address = match config.user_mode {
-        true => network.dns_server(),
-        false => SocketAddr::new(root::HOST_END.into(), 0),
-    };
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let server = dns::Server::bind(
-        address,
-        dns::Config {
+    let bind = async |address: SocketAddr| {
+        let settings = dns::Config {
             domain: welcome.cluster_domain.clone(),
             services: agent.desired().services.clone(),
-            slices: agent.desired().endpoint_slices.clone(),
+            slices: slices.clone(),
             upstream: dns::resolv_conf_servers(&resolv_conf, &[cluster_ip, address.ip()]),
-        },
+        };
+        dns::Server::bind(address, settings).await
+    };
+    if config.user_mode {
+        return Ok(bind(network.dns_server()).await?);
+    }
+    let record = config.agent.data_dir.join("dns-port");
+    let server = same_port(
+        &record,
+        async |port| bind(SocketAddr::new(root::HOST_END.into(), port)).await,
+        |server| Ok(server.local_addr()?.port()),
     );
     Ok(server.await?)
 }
@@ -275,8 +285,31 @@ async fn start_pods(
     let mut runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(wasm.clone())];
     let oci = if config.user_mode { None } else { containers(config) };
     runtimes.extend(oci.clone().map(|oci| Arc::new(oci) as Arc<dyn Runtime>));
-    let parts = Parts { runtimes, images: Arc::new(images), network };
-    let pods = run_pods(agent, parts, &welcome.cluster_domain, shutdown.clone()).await?;
+    let config = agent.config();
+    let free = Capacity::of(&config.data_dir).allocatable();
+    let pods = Pods::start(
+        rimward_node_pod::Config {
+            data_dir: config.data_dir.clone(),
+            runtimes,
+            images: Arc::new(images),
+            network: network.clone(),
+            objects: agent.objects(),
+            reports: agent.reports(),
+            node_name: config.name.clone(),
+            cluster_domain: welcome.cluster_domain.clone(),
+            allocatable: Allocatable {
+                cpu_millis: free.cpu_millis,
+                memory_bytes: free.memory_bytes,
+                ephemeral_storage_bytes: free.storage_bytes,
+            },
+            memory_dir: rimward_node_pod::memory_dir(&config.data_dir),
+            clock: Clock::system(),
+        },
+        shutdown.clone(),
+    );
+    let pods = pods.await?;
+    // Every desired pod starts, the node becomes Ready.
+    agent.attach(Arc::new(pods.clone()), network);
     Ok(Runtimes { pods, wasm, oci })
 }
 
@@ -327,7 +360,13 @@ async fn route_services(
         }
         Net::Root(net) => net.clone(),
     };
-    let api_door = TcpListener::bind((root::HOST_END, 0)).await?;
+    let record = config.agent.data_dir.join("api-port");
+    let api_door = same_port(
+        &record,
+        async |port| TcpListener::bind((root::HOST_END, port)).await,
+        |door: &TcpListener| Ok(door.local_addr()?.port()),
+    );
+    let api_door = api_door.await?;
     let fixed = |address: IpAddr, protocol, port, to| match address {
         IpAddr::V4(address) => Some(root::Fixed { address, protocol, port, to }),
         IpAddr::V6(_) => None,

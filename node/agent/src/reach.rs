@@ -7,11 +7,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use rimward_api::Block;
+use rimward_api::{Block, ObjectKey};
 use rimward_node_image::{ClusterRegistry, ClusterResponse};
-use rimward_node_network::Dial;
 use rimward_node_network::dial::Duplex;
 use rimward_node_network::root::PacketPath;
+use rimward_node_network::{Dial, Slices};
 use rimward_node_pod::outside::Network;
 use rimward_tunnel::call::CallError;
 use rimward_tunnel::packets::PacketLink;
@@ -23,6 +23,7 @@ use crate::Agent;
 pub(crate) struct NodeDial {
     pub agent: Agent,
     pub network: Arc<dyn Network>,
+    pub slices: Slices,
     /// This node's own pods.
     pub own: Block,
     /// All pods of the cluster.
@@ -35,15 +36,11 @@ impl NodeDial {
     /// Whether an address is an endpoint of `kubernetes.default`, which this node may reach through its
     /// tunnel only.
     fn is_api(&self, address: SocketAddr) -> bool {
-        let slices = self.agent.desired().endpoint_slices.list_in("default");
-        slices.iter().any(|(_, slice)| {
-            let labels = slice.metadata.labels.as_ref();
-            let ours = labels.and_then(|l| l.get("kubernetes.io/service-name"));
-            let ports = || slice.ports.iter().flatten().filter_map(|p| p.port);
+        self.slices.of(&ObjectKey::new("default", "kubernetes")).iter().any(|slice| {
+            let mut ports = slice.ports.iter().flatten().filter_map(|p| p.port);
             let mut addresses = slice.endpoints.iter().flatten().flat_map(|e| &e.addresses);
-            ours.is_some_and(|name| name == "kubernetes")
-                && addresses.any(|a| a.parse() == Ok(address.ip()))
-                && ports().any(|port| port == i32::from(address.port()))
+            addresses.any(|a| a.parse() == Ok(address.ip()))
+                && ports.any(|port| port == i32::from(address.port()))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What the control plane asks of this node: logs, and byte streams to its pods.
+//! What the control plane asks of this node: logs, sessions, and byte streams to its pods.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use rimward_api::Block;
-use rimward_node_pod::{LogError, LogRequest};
+use rimward_node_pod::{LogError, LogRequest, connect_text};
 use rimward_tunnel::call::{CallError, Incoming, Opened};
 use rimward_tunnel::wire::{DialRequest, DialTarget, LogsRequest, Reply, Request};
 use tokio::net::TcpStream;
 
-use crate::{Core, Parts};
-
-/// How long a pod may take to accept a connection.
-const CONNECT_WAIT: Duration = Duration::from_secs(10);
+use crate::sessions::{self, CONNECT_WAIT};
+use crate::{Core, Parts, api};
 
 pub(crate) async fn one(core: Arc<Core>, opened: Opened) {
     let (request, incoming) = match opened.request().await {
@@ -32,6 +30,10 @@ pub(crate) async fn one(core: Arc<Core>, opened: Opened) {
     match request {
         Request::LogsRequest(request) => logs(&parts, request, incoming).await,
         Request::DialRequest(request) => dial(&core, &parts, request, incoming).await,
+        Request::SessionRequest(request) => sessions::session(&parts, request, incoming).await,
+        Request::PortForwardRequest(request) => {
+            sessions::port_forward(&parts, request, incoming).await;
+        }
         _ => incoming.refuse(400, "a node does not serve that").await,
     }
 }
@@ -100,8 +102,10 @@ fn read(request: &LogsRequest) -> Result<LogRequest, String> {
 /// Only to this node's pods: the tunnel is no way into what else listens on the machine.
 async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incoming) {
     let DialRequest { target, ip, port } = request;
-    if DialTarget::from_number(target) != Some(DialTarget::Pod) {
-        return incoming.refuse(400, "a node connects to its pods only").await;
+    match DialTarget::from_number(target) {
+        Some(DialTarget::Pod) => {}
+        Some(DialTarget::Node) => return api::serve(core, parts, incoming).await,
+        _ => return incoming.refuse(400, "a node connects to its pods only").await,
     }
     let Ok(ip) = ip.parse::<IpAddr>() else {
         return incoming.refuse(400, format!("{ip:?} is no address")).await;
@@ -111,33 +115,19 @@ async fn dial(core: &Core, parts: &Parts, request: DialRequest, incoming: Incomi
             .refuse(404, format!("{ip} is not the address of a pod on this node"))
             .await;
     }
-    let address = (parts.network.reach(ip), port);
+    let address = parts.network.reach_port(ip, port);
     let connected = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(address)).await;
-    let mut far = match connected {
-        Ok(Ok(far)) => far,
-        Ok(Err(cause)) => return incoming.refuse(502, format!("{ip}:{port}: {cause}")).await,
-        Err(_) => return incoming.refuse(504, format!("{ip}:{port} does not answer")).await,
-    };
-    // Small requests and answers must not wait for each other.
-    let _only_slower_without = far.set_nodelay(true);
-    let Ok(mut near) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else {
-        return;
-    };
-    if tokio::io::copy_bidirectional(&mut near, &mut far).await.is_err() {
-        near.abort();
+    match connected {
+        Ok(Ok(far)) => sessions::splice(incoming, far).await,
+        Ok(Err(cause)) => incoming.refuse(502, connect_text(&cause)).await,
+        Err(_) => incoming.refuse(504, "i/o timeout").await,
     }
 }
 
 fn is_ours(core: &Core, parts: &Parts, ip: IpAddr) -> bool {
     let block = core.welcome.borrow().as_ref().and_then(|w| w.pod_cidr.parse::<Block>().ok());
     let in_block = |v4: Ipv4Addr| block.is_some_and(|block| block.contains(v4));
-    // Pods on the host's network have the node's own address; then one of them must have it.
-    let on_host = || {
-        let text = ip.to_string();
-        let has_it = |pod: &k8s_openapi::api::core::v1::Pod| {
-            pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()).is_some_and(|i| *i == text)
-        };
-        ip == parts.network.host_ip() && core.desired.pods.list().iter().any(|(_, pod)| has_it(pod))
-    };
+    // Pods on the host's network have the node's own address; then there must be one.
+    let on_host = || ip == parts.network.host_ip() && core.desired.has_pod_on_host();
     matches!(ip, IpAddr::V4(v4) if in_block(v4)) || on_host()
 }

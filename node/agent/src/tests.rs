@@ -2,6 +2,7 @@
 
 mod link;
 mod offline;
+mod sessions;
 
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Attachment, Network};
-use rimward_node_pod::{LogError, LogRequest};
+use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::accept::{Arrival, Listener, NodeTunnel};
 use rimward_tunnel::signer::Signer;
@@ -51,6 +52,7 @@ impl ControlPlane {
             labels: [("site".to_owned(), "x".to_owned())].into(),
             node_ip: Some("192.0.2.7".parse().unwrap()),
             pods_max: 250,
+            eviction_hard: crate::EvictionHard::default(),
             version: "test".into(),
         }
     }
@@ -120,6 +122,8 @@ fn pod(name: &str, uid: &str) -> Value {
 struct Recording {
     /// `set UID`, `remove UID`, `synced`.
     calls: Mutex<Vec<String>>,
+    /// What runs in container `c` of any pod.
+    runs: Mutex<Option<RunningContainer>>,
     changed: watch::Sender<()>,
 }
 
@@ -169,6 +173,33 @@ impl PodHandler for Recording {
             futures::stream::empty().boxed()
         };
         Ok(first.chain(rest).boxed())
+    }
+
+    fn running(
+        &self,
+        _namespace: &str,
+        name: &str,
+        _uid: &str,
+        container: &str,
+    ) -> Result<RunningContainer, NoSession> {
+        match (name, container) {
+            ("missing", _) => Err(NoSession::NoPod),
+            (_, "c") => self.runs.lock().clone().ok_or(NoSession::NoPod),
+            _ => Err(NoSession::NotRunning(container.to_owned())),
+        }
+    }
+
+    fn attachment(
+        &self,
+        _namespace: &str,
+        name: &str,
+        _uid: &str,
+    ) -> Result<Attachment, NoSession> {
+        let (pod_ips, bind_ip) = (vec!["10.42.7.9".parse().unwrap()], "127.0.0.1".parse().unwrap());
+        match name {
+            "missing" => Err(NoSession::NoPod),
+            _ => Ok(Attachment { pod_ips, bind_ip, netns: None }),
+        }
     }
 }
 

@@ -233,6 +233,8 @@ mod tests {
     use k8s_openapi::api::core::v1::Service;
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use rimward_client::{Cache, Delta};
+    use rimward_node_network::Slices;
+    use rimward_node_network::slices::SERVICE_NAME;
     use std::sync::Arc;
 
     fn world() -> (Cache<Service>, Cache<EndpointSlice>) {
@@ -251,7 +253,7 @@ mod tests {
         service("empty", serde_json::json!({"clusterIP": "None"}));
         service("out", serde_json::json!({"type": "ExternalName", "externalName": "example.com"}));
         let slice = serde_json::json!({
-            "metadata": {"name": "db-1", "namespace": "shop", "labels": {SERVICE: "db"}},
+            "metadata": {"name": "db-1", "namespace": "shop", "labels": {SERVICE_NAME: "db"}},
             "addressType": "IPv4",
             "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
             "endpoints": [
@@ -264,8 +266,6 @@ mod tests {
         slices.apply(ObjectKey::new("shop", "db-1"), Arc::new(slice));
         (services, slices)
     }
-
-    const SERVICE: &str = "kubernetes.io/service-name";
 
     fn ask(names: &Names, name: &str, kind: RecordType) -> String {
         let zone = Name::from_ascii("cluster.local.").unwrap();
@@ -284,7 +284,7 @@ mod tests {
     fn names_of_services() {
         let (services, slices) = world();
         let mut names = Names::default();
-        names.service_changed(&Delta::All, &services, &slices);
+        names.changed(&Delta::All, &services, &Slices::new(slices));
         let check = |name: &str, kind: RecordType, expected: &str| {
             assert_eq!(ask(&names, name, kind), expected, "{name} {kind}");
         };
@@ -323,15 +323,15 @@ mod tests {
     fn the_index_follows() {
         let (services, slices) = world();
         let mut names = Names::default();
-        names.service_changed(&Delta::All, &services, &slices);
-        let slice = ObjectKey::new("shop", "db-1");
-        slices.remove(&slice);
-        names.slice_changed(&Delta::Key(slice), &services, &slices);
+        let index = Slices::new(slices.clone());
+        names.changed(&Delta::All, &services, &index);
+        slices.remove(&ObjectKey::new("shop", "db-1"));
+        names.changed(&Delta::Key(ObjectKey::new("shop", "db")), &services, &index);
         assert_eq!(ask(&names, "db.shop.svc.cluster.local.", RecordType::A), "NXDomain");
         assert_eq!(ask(&names, "5.0.42.10.in-addr.arpa.", RecordType::PTR), "forward");
         for (key, _) in services.list() {
             services.remove(&key);
-            names.service_changed(&Delta::Key(key), &services, &slices);
+            names.changed(&Delta::Key(key), &services, &index);
         }
         assert!(
             names.services.is_empty() && names.addresses.is_empty() && names.namespaces.is_empty()

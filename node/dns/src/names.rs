@@ -1,4 +1,4 @@
-//! Which names exist: an index over Services and EndpointSlices, updated a Service at a time.
+//! Which names exist: kept in step with Services and their EndpointSlices, a Service at a time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -8,9 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Delta};
-
-/// The label by which an EndpointSlice names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use rimward_node_network::Slices;
 
 #[derive(Default)]
 pub struct Names {
@@ -19,8 +17,6 @@ pub struct Names {
     pub(crate) addresses: HashMap<IpAddr, BTreeSet<(ObjectKey, Option<String>)>>,
     /// Namespaces by their number of Services.
     pub(crate) namespaces: HashMap<String, usize>,
-    slices_of: HashMap<ObjectKey, BTreeSet<String>>,
-    service_of: HashMap<ObjectKey, ObjectKey>,
 }
 
 /// What a Service's names lead to.
@@ -50,65 +46,18 @@ pub(crate) struct EndpointName {
 }
 
 impl Names {
-    /// Brings the index up to date with one Service or one slice's Service, or with everything.
-    pub fn service_changed(
-        &mut self,
-        delta: &Delta,
-        services: &Cache<Service>,
-        slices: &Cache<EndpointSlice>,
-    ) {
+    /// Brings the index up to date with a Service that changed, itself or its slices, or with everything.
+    pub fn changed(&mut self, delta: &Delta, services: &Cache<Service>, slices: &Slices) {
         match delta {
             Delta::Key(key) => self.refresh(key, services, slices),
-            Delta::All => self.rebuild(services, slices),
-        }
-    }
-
-    pub fn slice_changed(
-        &mut self,
-        delta: &Delta,
-        services: &Cache<Service>,
-        slices: &Cache<EndpointSlice>,
-    ) {
-        let Delta::Key(slice) = delta else { return self.rebuild(services, slices) };
-        let now = slices.get_key(slice).and_then(|s| owner(slice, &s));
-        let before = self.service_of.get(slice).cloned();
-        self.link(slice, now.clone());
-        for service in before.iter().chain(now.iter().filter(|now| before.as_ref() != Some(now))) {
-            self.refresh(service, services, slices);
-        }
-    }
-
-    fn link(&mut self, slice: &ObjectKey, service: Option<ObjectKey>) {
-        if let Some(old) = self.service_of.remove(slice)
-            && let Some(names) = self.slices_of.get_mut(&old)
-        {
-            names.remove(&slice.name);
-            if names.is_empty() {
-                self.slices_of.remove(&old);
+            Delta::All => {
+                *self = Self::default();
+                services.list().iter().for_each(|(key, _)| self.refresh(key, services, slices));
             }
         }
-        if let Some(service) = service {
-            self.slices_of.entry(service.clone()).or_default().insert(slice.name.clone());
-            self.service_of.insert(slice.clone(), service);
-        }
     }
 
-    fn rebuild(&mut self, services: &Cache<Service>, slices: &Cache<EndpointSlice>) {
-        *self = Self::default();
-        for (key, slice) in slices.list() {
-            self.link(&key, owner(&key, &slice));
-        }
-        for (key, _) in services.list() {
-            self.refresh(&key, services, slices);
-        }
-    }
-
-    fn refresh(
-        &mut self,
-        key: &ObjectKey,
-        services: &Cache<Service>,
-        slices: &Cache<EndpointSlice>,
-    ) {
+    fn refresh(&mut self, key: &ObjectKey, services: &Cache<Service>, slices: &Slices) {
         if let Some(old) = self.services.remove(key) {
             for (address, name) in reverse(key, &old) {
                 if let Some(names) = self.addresses.get_mut(&address) {
@@ -125,21 +74,13 @@ impl Names {
             }
         }
         let Some(service) = services.get_key(key) else { return };
-        let slice_names = self.slices_of.get(key).into_iter().flatten();
-        let slices: Vec<Arc<EndpointSlice>> =
-            slice_names.filter_map(|name| slices.get(&key.namespace, name)).collect();
-        let Some(names) = service_names(&service, &slices) else { return };
+        let Some(names) = service_names(&service, &slices.of(key)) else { return };
         for (address, name) in reverse(key, &names) {
             self.addresses.entry(address).or_default().insert(name);
         }
         *self.namespaces.entry(key.namespace.clone()).or_default() += 1;
         self.services.insert(key.clone(), names);
     }
-}
-
-fn owner(slice: &ObjectKey, object: &EndpointSlice) -> Option<ObjectKey> {
-    let name = object.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-    Some(ObjectKey::new(slice.namespace.clone(), name.clone()))
 }
 
 fn reverse(key: &ObjectKey, names: &ServiceNames) -> Vec<(IpAddr, (ObjectKey, Option<String>))> {

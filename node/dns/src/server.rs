@@ -7,9 +7,9 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
-use rimward_client::Cache;
+use rimward_client::{Cache, Delta, Deltas};
+use rimward_node_network::Slices;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -32,7 +32,7 @@ pub struct Config {
     /// The cluster domain, such as `cluster.local`.
     pub domain: String,
     pub services: Cache<Service>,
-    pub slices: Cache<EndpointSlice>,
+    pub slices: Slices,
     pub upstream: Vec<SocketAddr>,
 }
 
@@ -50,12 +50,12 @@ pub struct Server {
     shared: Arc<Shared>,
     udp: UdpSocket,
     tcp: TcpListener,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
 }
 
 struct Shared {
     zone: Name,
+    services: Cache<Service>,
+    slices: Slices,
     names: RwLock<Names>,
     forwarder: Forwarder,
 }
@@ -74,10 +74,12 @@ impl Server {
         zone.set_fqdn(true);
         let shared = Arc::new(Shared {
             zone,
+            services: config.services,
+            slices: config.slices,
             names: RwLock::default(),
             forwarder: Forwarder::new(config.upstream),
         });
-        Ok(Self { shared, udp, tcp, services: config.services, slices: config.slices })
+        Ok(Self { shared, udp, tcp })
     }
 
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -86,10 +88,13 @@ impl Server {
 
     /// Serves until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, udp, tcp, services, slices } = self;
+        let Self { shared, udp, tcp } = self;
+        let feeds = [shared.services.subscribe(), shared.slices.subscribe()];
+        // What is known is answered from the first question on.
+        shared.changed(&Delta::All);
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = follow(&shared, &services, &slices) => {}
+            () = follow(&shared, feeds) => {}
             () = serve_udp(Arc::new(udp), shared.clone()) => {}
             () = serve_tcp(tcp, shared.clone()) => {}
         }
@@ -110,19 +115,14 @@ async fn bind_both(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListen
 }
 
 /// Keeps the index in step; returns when the caches are gone.
-async fn follow(shared: &Shared, services: &Cache<Service>, slices: &Cache<EndpointSlice>) {
-    let (mut service_deltas, mut slice_deltas) = (services.subscribe(), slices.subscribe());
+async fn follow(shared: &Shared, [mut services, mut slices]: [Deltas; 2]) {
     loop {
-        tokio::select! {
-            delta = service_deltas.next() => match delta {
-                Some(delta) => shared.names.write().service_changed(&delta, services, slices),
-                None => return,
-            },
-            delta = slice_deltas.next() => match delta {
-                Some(delta) => shared.names.write().slice_changed(&delta, services, slices),
-                None => return,
-            },
-        }
+        let delta = tokio::select! {
+            delta = services.next() => delta,
+            delta = slices.next() => delta,
+        };
+        let Some(delta) = delta else { return };
+        shared.changed(&delta);
     }
 }
 
@@ -207,6 +207,10 @@ struct Pending {
 }
 
 impl Shared {
+    fn changed(&self, delta: &Delta) {
+        self.names.write().changed(delta, &self.services, &self.slices);
+    }
+
     fn local(&self, packet: &[u8], over_tcp: bool) -> Local {
         let question = match Message::from_vec(packet) {
             Ok(question) if question.metadata.message_type == MessageType::Query => question,
@@ -230,6 +234,11 @@ impl Shared {
         let [query] = question.queries.as_slice() else { return refuse(ResponseCode::FormErr) };
         let answer = answer(&self.names.read(), &self.zone, &query.name, query.query_type);
         match answer {
+            // A node that was not told all Services yet cannot say that there is none; who hears this
+            // asks again.
+            Answer::Ours { code: ResponseCode::NXDomain, .. } if !self.services.is_synced() => {
+                refuse(ResponseCode::ServFail)
+            }
             Answer::Ours { code, records, additional, soa } => {
                 let mut answered = reply(&question);
                 answered.metadata.authoritative = true;
@@ -326,17 +335,27 @@ mod tests {
 
     /// A server with one Service, and another server as its upstream.
     async fn start(upstream: Vec<SocketAddr>, domain: &str) -> (SocketAddr, CancellationToken) {
-        let (services, slices) = (Cache::new(), Cache::new());
+        let (address, stop, services) = start_unsynced(upstream, domain).await;
+        services.mark_synced();
+        (address, stop)
+    }
+
+    async fn start_unsynced(
+        upstream: Vec<SocketAddr>,
+        domain: &str,
+    ) -> (SocketAddr, CancellationToken, Cache<Service>) {
+        let (services, slices) = (Cache::new(), Slices::new(Cache::new()));
         let service = serde_json::json!({"metadata": {}, "spec": {"clusterIP": "10.43.0.7"}});
         services.apply(
             ObjectKey::new("shop", "web"),
             Arc::new(serde_json::from_value(service).unwrap()),
         );
+        let known = services.clone();
         let config = Config { domain: domain.into(), services, slices, upstream };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), config).await.unwrap();
         let (address, stop) = (server.local_addr().unwrap(), CancellationToken::new());
         tokio::spawn(server.run(stop.clone()));
-        (address, stop)
+        (address, stop, known)
     }
 
     async fn ask(server: SocketAddr, name: &str) -> Message {
@@ -353,27 +372,28 @@ mod tests {
         answer
     }
 
-    /// The index is built by a task that may not have run yet.
-    async fn ask_until_found(server: SocketAddr, name: &str) -> Message {
-        loop {
-            let answer = ask(server, name).await;
-            if !answer.answers.is_empty() {
-                return answer;
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
     #[tokio::test]
     async fn answers_and_forwards() {
         let (other, _stop_other) = start(vec![], "other.test").await;
         let (server, _stop) = start(vec![other], "cluster.local").await;
-        let own = ask_until_found(server, "web.shop.svc.cluster.local.").await;
+        let own = ask(server, "web.shop.svc.cluster.local.").await;
         assert_eq!(own.answers[0].data.to_string(), "10.43.0.7");
-        let forwarded = ask_until_found(server, "web.shop.svc.other.test.").await;
+        let forwarded = ask(server, "web.shop.svc.other.test.").await;
         assert_eq!(forwarded.answers.len(), 1);
         let nobody = ask(other, "example.test.").await;
         assert_eq!(nobody.metadata.response_code, ResponseCode::ServFail);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_yet_is_not_denied() {
+        let (server, _stop, services) = start_unsynced(vec![], "cluster.local").await;
+        let code = async |name: &str| {
+            ask(server, &format!("{name}.shop.svc.cluster.local.")).await.metadata.response_code
+        };
+        assert_eq!(code("web").await, ResponseCode::NoError);
+        assert_eq!(code("new").await, ResponseCode::ServFail);
+        services.mark_synced();
+        assert_eq!(code("new").await, ResponseCode::NXDomain);
     }
 
     #[tokio::test]
@@ -384,7 +404,7 @@ mod tests {
             socket.send_to(packet, server).await.unwrap();
         }
         // Still there.
-        assert!(!ask_until_found(server, "web.shop.svc.cluster.local.").await.answers.is_empty());
+        assert!(!ask(server, "web.shop.svc.cluster.local.").await.answers.is_empty());
         let mut stream = TcpStream::connect(server).await.unwrap();
         let mut question = Message::query();
         question.add_query(Query::query(

@@ -8,7 +8,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::Ingress;
-use rimward_client::Cache;
+use rimward_client::{Cache, Deltas};
 use rimward_node_network::{Backends, Dial};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -61,16 +61,18 @@ impl Server {
     /// Serves until shutdown; requests under way then get what is left of the process's life.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, ingresses, proxy } = self;
+        let changes = ingresses.subscribe();
+        // What is known is routed from the first request on.
+        proxy.routes.store(Arc::new(Routes::new(&ingresses.list())));
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = follow(&proxy, &ingresses) => {}
+            () = follow(&proxy, &ingresses, changes) => {}
             () = accept(listener, &proxy) => {}
         }
     }
 }
 
-async fn follow(proxy: &Proxy, ingresses: &Cache<Ingress>) {
-    let mut deltas = ingresses.subscribe();
+async fn follow(proxy: &Proxy, ingresses: &Cache<Ingress>, mut deltas: Deltas) {
     while deltas.next().await.is_some() {
         // However many changed at once, the table is built once.
         while deltas.try_next().is_some() {}
@@ -114,6 +116,7 @@ mod tests {
     use async_trait::async_trait;
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use rimward_api::ObjectKey;
+    use rimward_node_network::Slices;
     use rimward_node_network::dial::Duplex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -153,12 +156,12 @@ mod tests {
         slices.apply(
             key,
             parse::<EndpointSlice>(serde_json::json!({
-            "metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "metadata": {"namespace": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
             "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": ["10.42.0.1"]}]})),
         );
         let backends = Backends::new();
         let mut changed = backends.subscribe();
-        tokio::spawn(backends.clone().follow(slices));
+        tokio::spawn(backends.clone().follow(Slices::new(slices)));
         changed.recv().await.unwrap();
         let dial = Arc::new(ToOne(backend.local_addr().unwrap()));
         let config = Config { ingresses, services, backends, dial };
@@ -195,15 +198,9 @@ mod tests {
             request
         };
         let ask = async {
-            // The routes may not be there at once: a 404 asks again.
-            loop {
-                let mut client =
-                    send(server, "GET /x?y HTTP/1.1\r\nhost: WEB.test:80\r\n\r\n").await;
-                let head = read_until(&mut client, "\n").await;
-                if !head.contains("404") {
-                    return head + &read_until(&mut client, "").await;
-                }
-            }
+            let mut client = send(server, "GET /x?y HTTP/1.1\r\nhost: WEB.test:80\r\n\r\n").await;
+            let head = read_until(&mut client, "\n").await;
+            head + &read_until(&mut client, "").await
         };
         let (request, response) = tokio::join!(answered, ask);
         let request = request.to_lowercase();
@@ -233,13 +230,9 @@ mod tests {
         };
         let ask = async {
             let head = "GET /ws HTTP/1.1\r\nhost: web.test\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
-            let mut client = loop {
-                let mut client = send(server, head).await;
-                let answer = read_until(&mut client, "\r\n\r\n").await;
-                if answer.contains("101") {
-                    break client;
-                }
-            };
+            let mut client = send(server, head).await;
+            let answer = read_until(&mut client, "\r\n\r\n").await;
+            assert!(answer.contains("101"), "{answer}");
             client.write_all(b"ping").await.unwrap();
             read_until(&mut client, "pong").await
         };

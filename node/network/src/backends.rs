@@ -1,4 +1,4 @@
-//! Which pods stand behind a Service: an index over EndpointSlices, updated a slice at a time.
+//! Which pods stand behind a Service: kept in step with the EndpointSlices, a Service at a time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -7,11 +7,11 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use rimward_api::ObjectKey;
-use rimward_client::{Cache, Delta};
-use tokio::sync::broadcast;
+use rimward_client::Delta;
+use tokio::sync::{broadcast, watch};
 
-/// The label by which an EndpointSlice names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use crate::slices::Slices;
+
 /// How many changed Services a slow reader may fall behind before it looks at all.
 const BACKLOG: usize = 4096;
 
@@ -33,15 +33,9 @@ pub struct Backends {
 }
 
 struct Inner {
-    state: RwLock<State>,
+    by_service: RwLock<HashMap<ObjectKey, Arc<ByPort>>>,
     changed: broadcast::Sender<ObjectKey>,
-}
-
-#[derive(Default)]
-struct State {
-    by_service: HashMap<ObjectKey, Arc<ByPort>>,
-    slices_of: HashMap<ObjectKey, BTreeSet<String>>,
-    service_of: HashMap<ObjectKey, ObjectKey>,
+    whole: watch::Sender<bool>,
 }
 
 impl Default for Backends {
@@ -52,13 +46,17 @@ impl Default for Backends {
 
 impl Backends {
     pub fn new() -> Self {
-        let changed = broadcast::channel(BACKLOG).0;
-        Self { inner: Arc::new(Inner { state: RwLock::default(), changed }) }
+        let inner = Inner {
+            by_service: RwLock::default(),
+            changed: broadcast::channel(BACKLOG).0,
+            whole: watch::Sender::new(false),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The ready backends of a Service; empty when there are none.
     pub fn of(&self, service: &ObjectKey) -> Arc<ByPort> {
-        self.inner.state.read().by_service.get(service).cloned().unwrap_or_default()
+        self.inner.by_service.read().get(service).cloned().unwrap_or_default()
     }
 
     /// Keys of Services whose backends changed, from now on.
@@ -66,82 +64,64 @@ impl Backends {
         self.inner.changed.subscribe()
     }
 
-    /// Keeps the index in step with the slices; runs until the cache is gone.
-    pub async fn follow(self, slices: Cache<EndpointSlice>) {
+    /// Waits until every slice of the first full state is counted.
+    pub async fn whole(&self) {
+        let mut whole = self.inner.whole.subscribe();
+        let _sender_lives_in_self = whole.wait_for(|whole| *whole).await;
+    }
+
+    /// Keeps the index in step with the slices; runs until their cache is gone.
+    pub async fn follow(self, slices: Slices) {
         let mut deltas = slices.subscribe();
-        while let Some(delta) = deltas.next().await {
-            self.apply(&delta, &slices);
+        let mut whole = false;
+        loop {
+            tokio::select! {
+                delta = deltas.next() => match delta {
+                    Some(delta) => self.apply(&delta, &slices),
+                    None => return,
+                },
+                () = slices.synced(), if !whole => {
+                    // All of the first full state was announced before it was called full.
+                    while let Some(delta) = deltas.try_next() {
+                        self.apply(&delta, &slices);
+                    }
+                    whole = true;
+                    self.inner.whole.send_replace(true);
+                }
+            }
         }
     }
 
-    fn apply(&self, delta: &Delta, slices: &Cache<EndpointSlice>) {
-        let mut touched = BTreeSet::new();
-        {
-            let mut state = self.inner.state.write();
-            match delta {
-                Delta::Key(key) => state.relink(key, slices, &mut touched),
-                Delta::All => {
-                    let gone: Vec<ObjectKey> = state.service_of.keys().cloned().collect();
-                    gone.iter().for_each(|key| state.relink(key, slices, &mut touched));
-                    for (key, _) in slices.list() {
-                        state.relink(&key, slices, &mut touched);
-                    }
-                }
+    fn apply(&self, delta: &Delta, slices: &Slices) {
+        let touched: BTreeSet<ObjectKey> = match delta {
+            Delta::Key(service) => BTreeSet::from([service.clone()]),
+            Delta::All => {
+                let known: Vec<ObjectKey> = self.inner.by_service.read().keys().cloned().collect();
+                known.into_iter().chain(slices.services()).collect()
             }
-            for service in &touched {
-                state.refresh(service, slices);
-            }
-        }
+        };
         for service in touched {
+            let by_port = by_port(&slices.of(&service));
+            if by_port == *self.of(&service) {
+                continue;
+            }
+            match by_port.is_empty() {
+                true => self.inner.by_service.write().remove(&service),
+                false => self.inner.by_service.write().insert(service.clone(), Arc::new(by_port)),
+            };
             let _nobody_listens_is_fine = self.inner.changed.send(service);
         }
     }
 }
 
-impl State {
-    fn relink(
-        &mut self,
-        slice: &ObjectKey,
-        slices: &Cache<EndpointSlice>,
-        touched: &mut BTreeSet<ObjectKey>,
-    ) {
-        if let Some(old) = self.service_of.remove(slice) {
-            if let Some(names) = self.slices_of.get_mut(&old) {
-                names.remove(&slice.name);
-            }
-            touched.insert(old);
-        }
-        let object = slices.get_key(slice);
-        let name =
-            object.as_ref().and_then(|s| s.metadata.labels.as_ref()?.get(SERVICE_NAME).cloned());
-        if let Some(name) = name {
-            let service = ObjectKey::new(slice.namespace.clone(), name);
-            self.slices_of.entry(service.clone()).or_default().insert(slice.name.clone());
-            self.service_of.insert(slice.clone(), service.clone());
-            touched.insert(service);
-        }
+fn by_port(slices: &[Arc<EndpointSlice>]) -> ByPort {
+    let mut by_port = ByPort::new();
+    slices.iter().for_each(|slice| collect(slice, &mut by_port));
+    for backends in by_port.values_mut() {
+        backends.sort();
+        backends.dedup();
     }
-
-    fn refresh(&mut self, service: &ObjectKey, slices: &Cache<EndpointSlice>) {
-        let mut by_port = ByPort::new();
-        for name in self.slices_of.get(service).into_iter().flatten() {
-            if let Some(slice) = slices.get(&service.namespace, name) {
-                collect(&slice, &mut by_port);
-            }
-        }
-        for backends in by_port.values_mut() {
-            backends.sort();
-            backends.dedup();
-        }
-        if self.slices_of.get(service).is_none_or(BTreeSet::is_empty) {
-            self.slices_of.remove(service);
-        }
-        if by_port.is_empty() {
-            self.by_service.remove(service);
-        } else {
-            self.by_service.insert(service.clone(), Arc::new(by_port));
-        }
-    }
+    by_port
 }
 
 fn collect(slice: &EndpointSlice, by_port: &mut ByPort) {
@@ -164,10 +144,12 @@ fn collect(slice: &EndpointSlice, by_port: &mut ByPort) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slices::SERVICE_NAME;
+    use rimward_client::Cache;
 
     fn slice(service: &str, ready: bool, ip: &str) -> Arc<EndpointSlice> {
         let slice = serde_json::json!({
-            "metadata": {"labels": {SERVICE_NAME: service}}, "addressType": "IPv4",
+            "metadata": {"namespace": "a", "labels": {SERVICE_NAME: service}}, "addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": [ip], "conditions": {"ready": ready}, "nodeName": "n1"}],
         });
@@ -176,29 +158,53 @@ mod tests {
 
     #[test]
     fn follows_slices() {
-        let (backends, slices) = (Backends::new(), Cache::new());
+        let (backends, cache) = (Backends::new(), Cache::new());
+        let slices = Slices::new(cache.clone());
+        let mut deltas = slices.subscribe();
+        let mut changed = backends.subscribe();
+        let mut set = |name: &str, object: Option<Arc<EndpointSlice>>| -> Vec<String> {
+            let key = ObjectKey::new("a", name);
+            match object {
+                Some(object) => drop(cache.apply(key, object)),
+                None => drop(cache.remove(&key)),
+            }
+            while let Some(delta) = deltas.try_next() {
+                backends.apply(&delta, &slices);
+            }
+            std::iter::from_fn(|| changed.try_recv().ok()).map(|key| key.name).collect()
+        };
         let addresses = |service: &str| -> Vec<String> {
             let by_port = backends.of(&ObjectKey::new("a", service));
             by_port.get("http").into_iter().flatten().map(|b| b.address.to_string()).collect()
         };
-        let set = |name: &str, object: Option<Arc<EndpointSlice>>| {
-            let key = ObjectKey::new("a", name);
-            match object {
-                Some(object) => drop(slices.apply(key.clone(), object)),
-                None => drop(slices.remove(&key)),
-            }
-            backends.apply(&Delta::Key(key), &slices);
-        };
-        set("s1", Some(slice("web", true, "10.42.0.1")));
+        assert_eq!(set("s1", Some(slice("web", true, "10.42.0.1"))), ["web"]);
         set("s2", Some(slice("web", true, "10.42.0.2")));
         assert_eq!(addresses("web"), ["10.42.0.1:8080", "10.42.0.2:8080"]);
         set("s1", Some(slice("web", false, "10.42.0.1")));
         assert_eq!(addresses("web"), ["10.42.0.2:8080"]);
+        assert!(set("s1", Some(slice("web", false, "10.42.0.1"))).is_empty(), "nothing changed");
         set("s2", Some(slice("other", true, "10.42.0.2")));
         assert_eq!((addresses("web").len(), addresses("other").len()), (0, 1));
         set("s2", None);
-        backends.apply(&Delta::All, &slices);
         assert_eq!(addresses("other").len(), 0);
-        assert!(backends.inner.state.read().by_service.is_empty());
+        backends.apply(&Delta::All, &slices);
+        assert!(backends.inner.by_service.read().is_empty());
+    }
+
+    #[tokio::test]
+    async fn whole_is_said_when_all_slices_are_counted() {
+        let (backends, cache) = (Backends::new(), Cache::new());
+        tokio::spawn(backends.clone().follow(Slices::new(cache.clone())));
+        tokio::task::yield_now().await;
+        assert!(!*backends.inner.whole.borrow());
+        for i in 0..2 * BACKLOG {
+            cache.apply(
+                ObjectKey::new("a", format!("s{i}")),
+                slice(&format!("web{i}"), true, "10.42.0.1"),
+            );
+        }
+        cache.mark_synced();
+        backends.whole().await;
+        assert_eq!(backends.inner.by_service.read().len(), 2 * BACKLOG);
     }
 }

@@ -12,8 +12,10 @@ pub mod backends;
 pub mod dial;
 pub mod root;
 pub mod services;
+pub mod slices;
 pub mod user;
 
 pub use addresses::Addresses;
 pub use backends::{Backend, Backends};
 pub use dial::Dial;
+pub use slices::Slices;

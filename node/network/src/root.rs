@@ -16,30 +16,36 @@
 //!
 //! Containers have a namespace of their pod's own (see `pods`).
 //!
-//! What exists is kept: Wasm hosts live in the namespace across restarts of the agent.
+//! What exists is kept: Wasm hosts live in the namespace across restarts of the agent, requests find their way
+//! while there is none. Packets to other nodes wait for the next one: the TUN device and its route stay, so that
+//! what is lost meanwhile is sent again rather than refused.
 
 mod command;
 mod namespace;
 mod overlay;
 mod pods;
+mod routing;
 mod rules;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
-use rimward_api::{Block, ObjectKey};
-use rimward_client::{Cache, Delta};
+use rimward_api::Block;
+use rimward_client::Cache;
 use rimward_node_pod::outside::{Attachment, Network};
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::Addresses;
 use crate::backends::Backends;
-use crate::services::routes;
+use command::Programs;
+use routing::Routing;
+use tables::Tables;
 
 pub use command::CommandError;
 pub use overlay::{Overlay, PacketPath};
@@ -99,12 +105,13 @@ pub struct RootNetwork {
     /// Pods whose namespace is known to be there: their further containers need not look.
     own_namespaces: Mutex<BTreeMap<Ipv4Addr, PathBuf>>,
     names: Names,
-    skeleton: rules::Skeleton,
+    /// Until [`RootNetwork::run_services`] takes them.
+    tables: Mutex<Option<Tables>>,
     config: Config,
 }
 
 impl RootNetwork {
-    /// Makes (or finds) the namespace, the veth, the addresses and the empty rules.
+    /// Makes (or finds) the namespace, the veth, the addresses and the rules.
     ///
     /// # Errors
     /// The command that failed, with what it said.
@@ -112,11 +119,11 @@ impl RootNetwork {
         let addresses = Addresses::open(&config.dir, config.pod_block)?;
         let names = Names::new(&config.node_key);
         namespace::ensure(&names, &config).await.map_err(|e| e.to_string())?;
-        let skeleton = rules::Skeleton::new(&names, &config);
-        skeleton.ensure(&names).await.map_err(|e| e.to_string())?;
+        let tables = Tables::open(names.clone(), &config, Arc::new(Programs)).await;
+        let tables = Mutex::new(Some(tables.map_err(|e| e.to_string())?));
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
         pods::sweep(&names, &config, Some(&addresses)).await;
-        Ok(Self { addresses, own_namespaces: Mutex::default(), names, skeleton, config })
+        Ok(Self { addresses, own_namespaces: Mutex::default(), names, tables, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -132,7 +139,8 @@ impl RootNetwork {
     /// Removes everything that was made. Pods must have ended.
     pub async fn remove(&self) {
         pods::sweep(&self.names, &self.config, None).await;
-        rules::remove(&self.names).await;
+        overlay::remove(&self.names).await;
+        tables::remove(&self.names, &Programs).await;
         namespace::remove(&self.names).await;
     }
 
@@ -141,6 +149,9 @@ impl RootNetwork {
     /// `fixed` are ways in that lead to servers of the agent itself: (Service address, port) of DNS and of
     /// the API, to a local address. A batch that the kernel refuses is tried again by itself; `trouble` is
     /// told when that begins, with the cause, and when it is over.
+    ///
+    /// # Panics
+    /// When it is called twice: a mistake in the program.
     pub async fn run_services(
         &self,
         services: Cache<Service>,
@@ -150,66 +161,10 @@ impl RootNetwork {
         trouble: impl Fn(Option<&CommandError>) + Send,
         shutdown: CancellationToken,
     ) {
-        let mut rules = rules::Rules::new(self.names.clone(), self.skeleton.clone(), fixed);
-        let mut failures = 0;
-        let (mut deltas, mut changed) = (services.subscribe(), backends.subscribe());
-        loop {
-            let mut touched = std::collections::BTreeSet::new();
-            let mut all = false;
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                delta = deltas.next() => match delta {
-                    Some(Delta::Key(key)) => drop(touched.insert(key)),
-                    Some(Delta::All) => all = true,
-                    None => return,
-                },
-                key = changed.recv() => match key {
-                    Ok(key) => drop(touched.insert(key)),
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => all = true,
-                    Err(_) => return,
-                },
-                () = tokio::time::sleep(again_after(failures)), if failures > 0 => {}
-            }
-            // Whatever else is already here goes into the same atomic batch.
-            while let Some(delta) = deltas.try_next() {
-                match delta {
-                    Delta::Key(key) => drop(touched.insert(key)),
-                    Delta::All => all = true,
-                }
-            }
-            while let Ok(key) = changed.try_recv() {
-                touched.insert(key);
-            }
-            if all {
-                touched.extend(rules.known());
-                touched.extend(services.list().into_iter().map(|(key, _)| key));
-            }
-            let wanted = touched.into_iter().map(|key: ObjectKey| {
-                let service = services.get_key(&key);
-                let routes = service.map(|s| routes(&key, &s, &backends.of(&key), &node));
-                (key, routes.unwrap_or_default())
-            });
-            match rules.apply(wanted.collect()).await {
-                Ok(()) if failures > 0 => {
-                    failures = 0;
-                    trouble(None);
-                }
-                Ok(()) => {}
-                Err(error) => {
-                    if failures == 0 {
-                        trouble(Some(&error));
-                    }
-                    failures += 1;
-                }
-            }
-        }
+        let tables = self.tables.lock().take().expect("Services are routed once");
+        let routing = Routing { tables: tables.with_fixed(fixed), services, backends, node };
+        routing.run(trouble, shutdown).await;
     }
-}
-
-/// How long to wait after so many failures in a row.
-fn again_after(failures: u32) -> Duration {
-    const MAX: Duration = Duration::from_secs(30);
-    Duration::from_millis(250).saturating_mul(1 << failures.min(10)).min(MAX)
 }
 
 /// A way in that is always there.

@@ -3,6 +3,11 @@
 //! The API shows ordinary addresses (10.42.0.5); listeners bind the same address on loopback
 //! (127.42.0.5), so nothing collides and nothing needs a privilege. Ports below 1024 move up by 8000.
 //! NetworkPolicy is not enforced in this mode.
+//!
+//! The proxies live in the agent, and so do the connections through them: where a restart of the agent must
+//! not be felt, the node runs as root, and the kernel routes. Here a restart ends the connections that go
+//! through Services and refuses new ones until the next agent listens; pods run on, and their own addresses
+//! answer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -310,6 +315,7 @@ async fn answers(
 mod tests {
     use super::*;
     use crate::dial::Duplex;
+    use crate::slices::Slices;
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -333,10 +339,10 @@ mod tests {
         let spare = TcpListener::bind("127.92.0.7:0").await.unwrap().local_addr().unwrap().port();
         let (services, slices, backends) = (Cache::new(), Cache::new(), Backends::new());
         let mut changed = backends.subscribe();
-        tokio::spawn(backends.clone().follow(slices.clone()));
+        tokio::spawn(backends.clone().follow(Slices::new(slices.clone())));
         let key = ObjectKey::new("a", "web");
         let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
-            "metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "metadata": {"namespace": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
             "ports": [{"name": "", "port": pod_port}], "endpoints": [{"addresses": ["10.91.3.4"]}]})).unwrap();
         slices.apply(key.clone(), Arc::new(slice));
         changed.recv().await.unwrap();

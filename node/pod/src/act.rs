@@ -69,8 +69,7 @@ fn say(handle: &Handle, event: &Event) {
 
 /// The pod is told when one of these changes.
 fn watch(handle: &Handle, seen: &[(Name, Option<String>)]) {
-    let namespace = handle.look(|state| state.pod.metadata.namespace.clone().unwrap_or_default());
-    let stale = handle.node.references.watch(&namespace, &handle.uid, seen);
+    let stale = handle.node.references.watch(&handle.key.namespace, &handle.uid, seen);
     handle.apply(|state, _| {
         for (name, _) in seen {
             if !state.watched.contains(name) {

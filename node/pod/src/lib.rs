@@ -15,6 +15,7 @@ pub mod clock;
 pub mod outside;
 pub mod pods;
 pub mod runtime;
+pub mod session;
 
 mod task;
 
@@ -39,6 +40,7 @@ mod hooks;
 mod image_pull;
 mod probe;
 mod references;
+mod sessions;
 mod sources;
 mod volumes;
 
@@ -52,3 +54,5 @@ mod tests;
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};
 pub use pods::{Allocatable, Config, ContainerUsage, Error, Pods, memory_dir};
+pub use probe::connect_text;
+pub use sessions::{NoSession, RunningContainer};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use parking_lot::Mutex;
+use rimward_api::ObjectKey;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -185,7 +186,8 @@ impl Pods {
         Ok(pods)
     }
 
-    /// The desired pod appeared or changed. Needs a UID; the newest call wins. Never blocks.
+    /// The desired pod appeared or changed. Needs a UID; the newest call wins. Never blocks. The caller need not
+    /// keep the object.
     pub fn set(&self, pod: Arc<Pod>) {
         let uid = pod.metadata.uid.as_deref().filter(|uid| is_file_name(uid));
         let (Some(uid), true) = (uid, pod.spec.is_some()) else {
@@ -277,18 +279,13 @@ impl Pods {
         self.inner.pods.lock().keys().map(|uid| uid.to_string()).collect()
     }
 
-    fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {
+    pub(crate) fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {
         let pods = self.inner.pods.lock();
         if !uid.is_empty() {
             return pods.get(uid).cloned();
         }
-        let is = |h: &&Arc<Handle>| {
-            h.look(|s| {
-                let meta = &s.pod.metadata;
-                meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
-            })
-        };
-        pods.values().find(is).cloned()
+        let key = ObjectKey::new(namespace, name);
+        pods.values().find(|handle| handle.key == key).cloned()
     }
 
     fn begin(&self, state: impl FnOnce(jiff::Timestamp, Arc<str>) -> PodState) {

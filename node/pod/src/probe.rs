@@ -231,16 +231,21 @@ pub(crate) async fn execute(spec: &api::Probe, target: &Target<'_>) -> Outcome {
 
 /// A failed connection in the words that users know from the kubelet.
 pub(crate) fn dial_text(shown: &str, error: &std::io::Error) -> String {
+    format!("dial tcp {shown}: {}", connect_text(error))
+}
+
+/// Why a connection was not made, in those words.
+pub fn connect_text(error: &std::io::Error) -> String {
     use std::io::ErrorKind as E;
     let why = match error.kind() {
-        E::ConnectionRefused => "connect: connection refused".into(),
-        E::ConnectionReset => "connect: connection reset by peer".into(),
-        E::TimedOut => "i/o timeout".into(),
-        E::HostUnreachable => "connect: no route to host".into(),
-        E::NetworkUnreachable => "connect: network is unreachable".into(),
-        _ => error.to_string(),
+        E::ConnectionRefused => "connect: connection refused",
+        E::ConnectionReset => "connect: connection reset by peer",
+        E::TimedOut => "i/o timeout",
+        E::HostUnreachable => "connect: no route to host",
+        E::NetworkUnreachable => "connect: network is unreachable",
+        _ => return error.to_string(),
     };
-    format!("dial tcp {shown}: {why}")
+    why.to_owned()
 }
 
 #[cfg(test)]

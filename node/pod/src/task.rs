@@ -2,12 +2,13 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use rimward_api::ObjectKey;
 use tokio::sync::Notify;
 
 use crate::act;
@@ -25,12 +26,51 @@ const SETTLE: SignedDuration = SignedDuration::from_millis(100);
 /// How long the API's view may lag behind what was sent.
 const LAG: SignedDuration = SignedDuration::from_secs(3);
 
+/// How long a pod must have had nothing to do before its object is packed: starts and restarts come in bursts.
+const PACK_AFTER: Duration = Duration::from_secs(2);
+/// What is due sooner than this finds the object as it is: probes are not to pay for unpacking.
+const PACKED_MIN: Duration = Duration::from_secs(60);
+
 /// A pod's state and the bell of its task.
 pub(crate) struct Handle {
     pub uid: Arc<str>,
+    pub key: ObjectKey,
     pub node: Arc<Node>,
-    state: Mutex<PodState>,
+    state: Mutex<Kept>,
     wake: Notify,
+}
+
+/// The state, whose object is packed while the pod has nothing to do: as JSON it takes a quarter of the memory.
+/// A node may have ten thousand pods, of which at any time few do anything.
+struct Kept {
+    state: PodState,
+    packed: Option<Box<[u8]>>,
+}
+
+impl Kept {
+    fn unpack(&mut self) {
+        if let Some(json) = self.packed.take() {
+            self.state.pod = decoded(&json);
+        }
+    }
+
+    fn pack(&mut self) {
+        if self.packed.is_none() {
+            let json = serde_json::to_vec(&*self.state.pod).expect("a Pod has only string keys");
+            self.packed = Some(json.into_boxed_slice());
+            self.state.pod = nothing();
+        }
+    }
+}
+
+fn decoded(json: &[u8]) -> Arc<Pod> {
+    Arc::new(serde_json::from_slice(json).expect("it was encoded here"))
+}
+
+/// Stands in the place of an object that is packed.
+fn nothing() -> Arc<Pod> {
+    static NOTHING: LazyLock<Arc<Pod>> = LazyLock::new(Arc::default);
+    NOTHING.clone()
 }
 
 /// A turn of the task, decided under the lock.
@@ -48,18 +88,33 @@ struct Report {
 
 impl Handle {
     pub fn new(node: Arc<Node>, state: PodState) -> Self {
-        Self { uid: state.uid.clone(), node, state: Mutex::new(state), wake: Notify::new() }
+        let (uid, key) = (state.uid.clone(), ObjectKey::of_meta(&state.pod.metadata));
+        let state = Mutex::new(Kept { state, packed: None });
+        Self { uid, key, node, state, wake: Notify::new() }
+    }
+
+    /// The state, with its object, until the pod has nothing to do again.
+    fn state(&self) -> MappedMutexGuard<'_, PodState> {
+        let mut kept = self.state.lock();
+        kept.unpack();
+        MutexGuard::map(kept, |kept| &mut kept.state)
     }
 
     /// Applies an input and wakes the task.
     pub fn apply<R>(&self, input: impl FnOnce(&mut PodState, Timestamp) -> R) -> R {
-        let result = input(&mut self.state.lock(), self.node.config.clock.now());
+        let result = input(&mut self.state(), self.node.config.clock.now());
         self.wake.notify_one();
         result
     }
 
+    /// Reads the state. What is packed stays so.
     pub fn look<R>(&self, look: impl FnOnce(&PodState) -> R) -> R {
-        look(&self.state.lock())
+        let mut kept = self.state.lock();
+        let Some(json) = kept.packed.as_deref() else { return look(&kept.state) };
+        kept.state.pod = decoded(json);
+        let seen = look(&kept.state);
+        kept.state.pod = nothing();
+        seen
     }
 
     pub fn places(&self) -> Places {
@@ -73,34 +128,35 @@ impl Handle {
 
     pub fn status(&self) -> PodStatus {
         let now = self.node.config.clock.now();
-        let state = self.state.lock();
-        status::compute(&state.pod, &state.facts(self.node.config.network.host_ip(), now), now)
+        let host_ip = self.node.config.network.host_ip();
+        self.look(|state| status::compute(&state.pod, &state.facts(host_ip, now), now))
     }
 
     fn load(self: &Arc<Self>, known: Vec<KnownRun>) {
         let record = Record::read(&self.pod_dir());
         let runtimes = self.node.runtime_names();
-        let (namespace, seen) = self.apply(|state, now| {
+        let seen = self.apply(|state, now| {
             state.load(record, known, &runtimes, now);
             let seen = match &state.volumes {
                 Setup::Done(mounted) => mounted.versions.clone(),
                 _ => Vec::new(),
             };
             state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
-            (state.pod.metadata.namespace.clone().unwrap_or_default(), seen)
+            seen
         });
-        self.node.references.resume(&namespace, &self.uid, &seen);
+        self.node.references.resume(&self.key.namespace, &self.uid, &seen);
         if !seen.is_empty() {
             let handle = self.clone();
-            tokio::spawn(async move { handle.catch_up(&namespace, seen).await });
+            tokio::spawn(async move { handle.catch_up(seen).await });
         }
     }
 
     /// What changed while no agent was there is looked at again. What is not to be had yet will
     /// come as a change.
-    async fn catch_up(&self, namespace: &str, seen: Vec<(Name, Option<String>)>) {
+    async fn catch_up(&self, seen: Vec<(Name, Option<String>)>) {
         let names = seen.iter().map(|(name, _)| name.clone()).collect();
-        let now = Sources::fetch(&*self.node.config.objects, namespace, names).await.versions();
+        let objects = &*self.node.config.objects;
+        let now = Sources::fetch(objects, &self.key.namespace, names).await.versions();
         let newer = |(name, version): &(Name, Option<String>)| {
             version.is_some() && seen.iter().any(|(n, v)| n == name && v != version)
         };
@@ -110,7 +166,7 @@ impl Handle {
     }
 
     fn turn(&self, now: Timestamp) -> Turn {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let mut plan = steps::plan(&mut state, now);
         let save = state.unsaved.take().filter(|_| !plan.gone).map(|durability| {
             (serde_json::to_vec(&state.record()).expect("a record is plain data"), durability)
@@ -179,15 +235,36 @@ fn digest(status: &PodStatus) -> u64 {
 /// across its waits is what an idle pod costs, so each turn is boxed and gone before the wait.
 pub(crate) async fn run(handle: Arc<Handle>, known: Vec<KnownRun>) {
     handle.load(known);
-    let shutdown = handle.node.shutdown.clone();
     while let Some(pause) = Box::pin(take_turn(&handle)).await {
-        tokio::select! {
-            () = handle.wake.notified() => {}
-            () = sleep(pause) => {}
-            () = shutdown.cancelled() => return,
+        let (first, rest) = match pause {
+            Some(pause) if pause <= PACKED_MIN => (Some(pause), None),
+            long => (Some(PACK_AFTER), Some(long.map(|pause| pause - PACK_AFTER))),
+        };
+        let mut woke = wait(&handle, first).await;
+        if let (Woke::Time, Some(rest)) = (&woke, rest) {
+            handle.state.lock().pack();
+            woke = wait(&handle, rest).await;
+        }
+        if let Woke::Shutdown = woke {
+            return;
         }
     }
     Box::pin(clean_up(&handle)).await;
+}
+
+/// Why a wait ended.
+enum Woke {
+    Bell,
+    Time,
+    Shutdown,
+}
+
+async fn wait(handle: &Handle, pause: Option<Duration>) -> Woke {
+    tokio::select! {
+        () = handle.wake.notified() => Woke::Bell,
+        () = sleep(pause) => Woke::Time,
+        () = handle.node.shutdown.cancelled() => Woke::Shutdown,
+    }
 }
 
 /// Plans, writes down, acts, reports; answers how long to wait if nothing happens (for ever is the
@@ -245,10 +322,8 @@ async fn save(handle: &Handle, bytes: Vec<u8>, durable: bool) {
 }
 
 async fn clean_up(handle: &Arc<Handle>) {
-    let (namespace, watched) = handle.look(|state| {
-        (state.pod.metadata.namespace.clone().unwrap_or_default(), state.watched.clone())
-    });
-    handle.node.references.forget(&namespace, &handle.uid, watched.iter());
+    let watched = handle.look(|state| state.watched.clone());
+    handle.node.references.forget(&handle.key.namespace, &handle.uid, watched.iter());
     let places = handle.places();
     let removed = tokio::task::spawn_blocking(move || places.remove()).await;
     if let Ok(Err(error)) = removed {

@@ -7,6 +7,8 @@
 mod files;
 mod link;
 mod records;
+mod session;
+mod terminal;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,7 +19,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Usage,
+    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
+    Usage,
 };
 use tokio::sync::mpsc;
 
@@ -252,6 +255,16 @@ impl Inner {
         files::forget(&self.config.data_dir, id);
     }
 
+    /// The host that has a run which goes on.
+    fn host_name(&self, id: &RunId) -> Result<String, StartError> {
+        let runs = self.runs.lock();
+        let record = runs.get(id).filter(|record| record.exit.is_none());
+        record.map(|record| record.host.clone()).ok_or_else(|| StartError {
+            reason: "NotFound".into(),
+            message: format!("{id} does not run"),
+        })
+    }
+
     /// The connection to the host that has a run, if there is one.
     async fn host_of(&self, id: &RunId) -> Option<Arc<Link>> {
         let name = self.runs.lock().get(id)?.host.clone();
@@ -410,5 +423,23 @@ impl Runtime for WasmRuntime {
             Ok(Reply::Usage { cpu_nanos, memory_bytes }) => Some(Usage { cpu_nanos, memory_bytes }),
             _ => None,
         }
+    }
+
+    async fn exec(
+        &self,
+        id: &RunId,
+        request: ExecRequest,
+        streams: Streams,
+    ) -> Result<Exit, StartError> {
+        let this = &self.0;
+        let host = this.host_name(id)?;
+        let ExecRequest { argv, tty } = request;
+        session::exec(&this.config.data_dir, &host, id, argv, tty, streams).await
+    }
+
+    async fn attach(&self, id: &RunId, streams: Streams) -> Result<(), StartError> {
+        let this = &self.0;
+        let host = this.host_name(id)?;
+        session::attach(&this.config.data_dir, &host, id, streams).await
     }
 }

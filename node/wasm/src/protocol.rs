@@ -45,9 +45,41 @@ pub(crate) enum Request {
     Usage {
         id: RunId,
     },
+    /// Runs the component once more, with these arguments behind its name. The only request of a
+    /// connection: once it is answered, pieces follow.
+    Exec {
+        id: RunId,
+        args: Vec<String>,
+        wanted: Streams,
+    },
+    /// Connects with what runs. As `Exec`.
+    Attach {
+        id: RunId,
+        wanted: Streams,
+    },
     /// Ends everything and the host itself.
     End,
 }
+
+/// The streams of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Streams {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    /// The guest is told that they are a terminal.
+    pub tty: bool,
+}
+
+/// What a piece of a session is. No bytes at all are a stream's end.
+pub(crate) const STDIN: u8 = 0;
+pub(crate) const STDOUT: u8 = 1;
+pub(crate) const STDERR: u8 = 2;
+/// The last piece: [`Exit`] in JSON, or nothing for an attached session.
+pub(crate) const EXIT: u8 = 3;
+
+/// Bytes of a piece, at most.
+pub(crate) const PIECE_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToAgent {
@@ -144,9 +176,55 @@ pub(crate) async fn read<T: DeserializeOwned>(
         .map_err(|error| invalid(format!("a frame that cannot be read: {error}")))
 }
 
+/// Writes a piece of a session: a length, what it is, and its bytes.
+pub(crate) async fn write_piece(
+    to: &mut (impl AsyncWrite + Unpin),
+    kind: u8,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let mut head = [0; 5];
+    head[..4].copy_from_slice(&(bytes.len() as u32).to_be_bytes());
+    head[4] = kind;
+    to.write_all(&head).await?;
+    to.write_all(bytes).await
+}
+
+/// None at the end of the stream.
+pub(crate) async fn read_piece(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<(u8, Vec<u8>)>> {
+    let mut head = [0; 5];
+    match from.read_exact(&mut head).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    };
+    let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    if length > PIECE_BYTES_MAX {
+        let text = format!("a piece of {length} bytes; at most {PIECE_BYTES_MAX} are allowed");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes).await?;
+    Ok(Some((head[4], bytes)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn pieces_survive_the_way_and_bad_ones_are_refused() {
+        let mut wire = Vec::new();
+        write_piece(&mut wire, STDOUT, b"out").await.unwrap();
+        write_piece(&mut wire, STDOUT, b"").await.unwrap();
+        let mut wire = wire.as_slice();
+        assert_eq!(read_piece(&mut wire).await.unwrap(), Some((STDOUT, b"out".to_vec())));
+        assert_eq!(read_piece(&mut wire).await.unwrap(), Some((STDOUT, Vec::new())));
+        assert_eq!(read_piece(&mut wire).await.unwrap(), None);
+        let long = [0xff, 0xff, 0xff, 0xff, 1];
+        let error = read_piece(&mut long.as_slice()).await.unwrap_err();
+        assert!(error.to_string().contains("at most"), "{error}");
+    }
 
     #[tokio::test]
     async fn frames_survive_the_way_and_bad_ones_are_refused() {

@@ -4,6 +4,7 @@
 //! A [`Cluster`] stops its processes, by pid, when it is dropped, and shows their logs when the test failed.
 
 pub mod busybox;
+pub mod fleet;
 pub mod hosts;
 pub mod registry;
 
@@ -18,6 +19,9 @@ use serde_json::Value;
 
 /// How long a condition may take to come about on a loaded CI machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Options of a node for which how full the developer's disk is makes no difference.
+pub const ANY_DISK: [&str; 2] = ["--eviction-hard", "nodefs.available<64Mi,nodefs.inodesFree<1000"];
 
 /// A binary that `scripts/build-test-binaries` made: `rimward`, `rimward-control` or `rimward-node`.
 pub fn binary(name: &str) -> PathBuf {
@@ -185,6 +189,9 @@ impl Cluster {
         if !extra.contains(&"--ingress-http-port") {
             command.args(["--ingress-http-port", "0"]);
         }
+        if !extra.contains(&"--eviction-hard") {
+            command.args(ANY_DISK);
+        }
         command.args(extra);
         let _stale = std::fs::remove_file(dir.join("kubeconfig"));
         let process = Process::start("rimward", dir, command);
@@ -268,6 +275,14 @@ impl Cluster {
         command
     }
 
+    /// What a user would look at first, for the report of a test that failed.
+    fn tell(&self) {
+        for what in [&["describe", "nodes"][..], &["get", "pods,events", "-A", "-o", "wide"]] {
+            let output = self.kubectl(what);
+            eprintln!("---- kubectl {what:?}\n{}{}", text(&output.stdout), text(&output.stderr));
+        }
+    }
+
     /// kubectl that must succeed; answers its standard output.
     #[track_caller]
     pub fn ok(&self, args: &[&str]) -> String {
@@ -320,6 +335,14 @@ impl Cluster {
     /// The port in the log line in which a part says where it listens.
     pub fn port_of(&self, part: &str) -> u16 {
         eventually(&format!("{part} listens"), || port_in(&self.process.log(), part))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.process.is_running() {
+            self.tell();
+        }
     }
 }
 

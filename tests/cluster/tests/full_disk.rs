@@ -58,7 +58,8 @@ fn a_nodes_full_disk() {
     let dir = tempfile::tempdir().expect("a directory");
     let disk = SmallDisk::at(&dir.path().join("node"), 96);
     let images = SmallDisk::at(&dir.path().join("node/images"), 1);
-    let mut cluster = Cluster::start_on(Hosts::new(1), dir.path(), &[]);
+    let mut cluster =
+        Cluster::start_on(Hosts::new(1), dir.path(), &["--eviction-hard", "nodefs.available<5%"]);
     cluster.wait_ready();
 
     // The image store.

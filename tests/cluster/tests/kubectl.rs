@@ -176,3 +176,8 @@ fn looking() {
 fn access() {
     run("access", include_str!("../kubectl/access.txt"));
 }
+
+#[test]
+fn debugging() {
+    run("debugging", include_str!("../kubectl/debugging.txt"));
+}

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Operation, Review};
 use crate::decode;
+use crate::definitions::conversion;
 use crate::rest::scale;
 use crate::served::Served;
 use crate::server::Inner;
@@ -26,20 +27,29 @@ fn foreign(review: &Review<'_>, served: &Served) -> bool {
 }
 
 /// An object of the review as the reviewer sees it; null stays null.
-pub fn shown(review: &Review<'_>, served: &Served, object: &Value) -> Value {
+///
+/// # Errors
+/// When a custom resource cannot be converted to the version that the reviewer reads.
+pub async fn shown(
+    server: &Inner,
+    review: &Review<'_>,
+    served: &Served,
+    object: &Value,
+) -> Result<Value, Status> {
     if object.is_null() || review.operation == Operation::Connect {
-        return object.clone();
+        return Ok(object.clone());
     }
     if review.subresource == "scale" {
-        return scale::scale_of(&to_served(served, object.clone()), &scale::Paths::of(served));
+        let paths = scale::Paths::of(review.served);
+        return Ok(scale::scale_of(&to_served(review.served, object.clone()), &paths));
     }
     if foreign(review, served) {
-        return object.clone();
+        return Ok(object.clone());
     }
-    let mut shown = to_served(served, object.clone());
-    shown["kind"] = served.kind.kind.as_str().into();
-    shown["apiVersion"] = served.kind.api_version().into();
-    shown
+    if is_other_version(review, served) {
+        return converted(server, review.served, served, object.clone()).await;
+    }
+    Ok(typed(served, to_served(served, object.clone())))
 }
 
 /// Makes what a reviewer changed the object under review: decoded as if it had been sent, with
@@ -47,7 +57,7 @@ pub fn shown(review: &Review<'_>, served: &Served, object: &Value) -> Value {
 ///
 /// # Errors
 /// When it is no such object any more.
-pub fn take(
+pub async fn take(
     server: &Inner,
     review: &mut Review<'_>,
     served: &Served,
@@ -55,16 +65,48 @@ pub fn take(
 ) -> Result<(), Status> {
     if review.subresource == "scale" {
         let replicas = changed["spec"]["replicas"].as_i64().unwrap_or(0);
-        scale::Paths::of(served).set(review.object, replicas);
+        scale::Paths::of(review.served).set(review.object, replicas);
         return Ok(());
     }
     if foreign(review, served) {
         *review.object = changed;
         return Ok(());
     }
+    let (mut changed, mut of) = (changed, served);
+    if is_other_version(review, served) {
+        server.apply_defaults(served, &mut changed);
+        changed = converted(server, served, review.served, changed).await?;
+        of = review.served;
+    }
     let lenient = rimward_control_schema::FieldValidation::Ignore;
-    let mut object = decode::patched(served, changed, None, lenient, &mut Vec::new())?;
-    server.apply_defaults(served, &mut object);
-    *review.object = to_stored(served, object);
+    let mut object = decode::patched(of, changed, None, lenient, &mut Vec::new())?;
+    server.apply_defaults(of, &mut object);
+    *review.object = to_stored(of, object);
     Ok(())
+}
+
+fn typed(served: &Served, mut object: Value) -> Value {
+    object["kind"] = served.kind.kind.as_str().into();
+    object["apiVersion"] = served.kind.api_version().into();
+    object
+}
+
+/// Whether the reviewer reads a custom resource in another version than it was sent in. (Built-in kinds
+/// have one stored form, from which every version is made.)
+fn is_other_version(review: &Review<'_>, served: &Served) -> bool {
+    served.custom.is_some() && served.kind.version != review.served.kind.version
+}
+
+/// A custom resource in another version. It is not pruned: what one version does not know must survive
+/// the way there and back.
+async fn converted(
+    server: &Inner,
+    from: &Served,
+    to: &Served,
+    object: Value,
+) -> Result<Value, Status> {
+    let Some(custom) = &to.custom else { return Ok(object) };
+    let objects = vec![typed(from, object)];
+    let mut all = conversion::convert_whole(server, custom, &custom.version, objects).await?;
+    Ok(all.pop().expect("as many as were given"))
 }

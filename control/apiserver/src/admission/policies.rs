@@ -14,6 +14,8 @@ mod params;
 mod patch;
 mod policy;
 mod subject;
+pub mod type_checking;
+mod types;
 mod validating;
 pub mod written;
 

@@ -33,11 +33,15 @@ pub fn admit(server: &Inner, review: &mut Review<'_>) -> Result<Vec<Reservation>
         taken => hold(taken),
     };
     node_ports(&server.pools, spec, &kind, &held, &mut hold_port, &mut errors);
-    if errors.is_empty() {
-        return Ok(reservations);
+    if !errors.is_empty() {
+        let name = review.text("name").to_owned();
+        return Err(Status::invalid(&review.served.group_kind(), &name, &errors));
     }
-    let name = review.text("name").to_owned();
-    Err(Status::invalid(&review.served.group_kind(), &name, &errors))
+    if health_checked(spec, &kind) {
+        health_check_port(&server.pools, spec, &held, &mut hold_port)
+            .map_err(|why| Status::internal(&why))?;
+    }
+    Ok(reservations)
 }
 
 type Hold<'a> = dyn FnMut(Result<Reservation, Refusal>) -> Result<(), Refusal> + 'a;
@@ -133,20 +137,13 @@ fn node_ports(
         "LoadBalancer" => spec.get("allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
         _ => false,
     };
-    let range = format!("{}-{}", pools.ports().start(), pools.ports().end());
-    let refusal = |refusal: Refusal| match refusal {
-        Refusal::OutOfRange => {
-            format!("provided port is not in the valid range. The range of valid ports is {range}")
-        }
-        Refusal::Taken => "provided port is already allocated".to_owned(),
-        Refusal::Exhausted => "failed to allocate a nodePort: range is full".to_owned(),
-    };
+    let refusal = |refusal: Refusal| why_refused(pools, refusal);
     let may_hold = matches!(kind, "NodePort" | "LoadBalancer");
-    let mut mine: Vec<(u64, u64, String)> = Vec::new();
+    let mut mine: Vec<(i64, i64, String)> = Vec::new();
     for (i, port) in
         spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().enumerate()
     {
-        let number = |field: &str| port.get(field).and_then(Value::as_u64).unwrap_or(0);
+        let number = |field: &str| port.get(field).and_then(Value::as_i64).unwrap_or(0);
         let protocol = text(port, "protocol").to_owned();
         let (outer, node_port) = (number("port"), number("nodePort"));
         let at = format!("spec.ports[{i}].nodePort");
@@ -186,26 +183,45 @@ fn node_ports(
             mine.push((outer, given, protocol));
         }
     }
-    if !health_checked(spec, kind) {
-        return;
+}
+
+/// What Kubernetes' port allocator says of a port that it does not give out.
+fn why_refused(pools: &Pools, refusal: Refusal) -> String {
+    match refusal {
+        Refusal::OutOfRange => format!(
+            "provided port is not in the valid range. The range of valid ports is {}-{}",
+            pools.ports().start(),
+            pools.ports().end()
+        ),
+        Refusal::Taken => "provided port is already allocated".to_owned(),
+        Refusal::Exhausted => "failed to allocate a nodePort: range is full".to_owned(),
     }
-    let asked = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0);
-    let at = "spec.healthCheckNodePort";
+}
+
+/// The port for health checks comes from the node ports too. Kubernetes does not call it the client's
+/// fault when there is no such one: `allocHealthCheckNodePort` answers with an internal error.
+fn health_check_port(
+    pools: &Pools,
+    spec: &mut Value,
+    held: &Held,
+    hold: &mut Hold<'_>,
+) -> Result<(), String> {
+    let asked = spec.get("healthCheckNodePort").and_then(Value::as_i64).unwrap_or(0);
     if asked == 0 {
-        match pools.any_port() {
-            Ok((n, reservation)) => {
-                let _any_port_was_free = hold(Ok(reservation));
-                spec["healthCheckNodePort"] = n.into();
-            }
-            Err(e) => errors.push(FieldError::invalid(at, &json!(0), &refusal(e))),
-        }
-    } else if !u16::try_from(asked).is_ok_and(|n| held.ports.contains(&n)) {
-        let taken =
-            u16::try_from(asked).map_err(|_| Refusal::OutOfRange).and_then(|n| pools.port(n));
-        match hold(taken) {
-            // A v1.36 server stores one that is beyond the range of node ports.
-            Ok(()) | Err(Refusal::OutOfRange) => {}
-            Err(e) => errors.push(FieldError::invalid(at, &json!(asked), &refusal(e))),
-        }
+        let (port, reservation) = pools.any_port().map_err(|refusal| {
+            let why = why_refused(pools, refusal);
+            format!("failed to allocate a HealthCheck NodePort 0: {why}")
+        })?;
+        let _any_port_was_free = hold(Ok(reservation));
+        spec["healthCheckNodePort"] = port.into();
+        return Ok(());
     }
+    let number = u16::try_from(asked).map_err(|_| Refusal::OutOfRange);
+    if number.as_ref().is_ok_and(|n| held.ports.contains(n)) {
+        return Ok(());
+    }
+    hold(number.and_then(|n| pools.port(n))).map_err(|refusal| {
+        let why = why_refused(pools, refusal);
+        format!("failed to allocate requested HealthCheck NodePort {asked}: {why}")
+    })
 }

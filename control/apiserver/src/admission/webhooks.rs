@@ -11,9 +11,10 @@ use futures::future::join_all;
 use parking_lot::RwLock;
 use rimward_api::Status;
 use rimward_control_schema::patch;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Operation, Review, form};
+use crate::audit;
 use crate::mirror::Mirrored;
 use crate::served::Served;
 use crate::server::Inner;
@@ -111,12 +112,19 @@ pub async fn mutate(
         return Ok(false);
     }
     let mut changed = false;
-    for hook in server.mutating_webhooks.all().iter() {
+    for (i, hook) in server.mutating_webhooks.all().iter().enumerate() {
         if round.again && !round.reinvoke.contains(&hook.uid) {
             continue;
         }
         let Some(served) = hook.matched(server, review).await? else { continue };
-        if mutate_by(server, review, hook, &served).await? {
+        let place = format!("round_{}_index_{i}", u8::from(round.again));
+        let mutated = mutate_by(server, review, hook, &served, &place).await?;
+        audit::annotate(format!("mutation.webhook.admission.k8s.io/{place}"), || {
+            let (configuration, name) = (&hook.configuration, &hook.name);
+            json!({ "configuration": configuration, "webhook": name, "mutated": mutated })
+                .to_string()
+        });
+        if mutated {
             changed = true;
             round.changed();
         }
@@ -132,14 +140,17 @@ async fn mutate_by(
     review: &mut Review<'_>,
     hook: &Hook,
     served: &Arc<Served>,
+    place: &str,
 ) -> Result<bool, Status> {
-    let before = form::shown(review, served, review.object);
-    let old = review.old.map_or(Value::Null, |old| form::shown(review, served, old));
+    let before = form::shown(server, review, served, review.object).await?;
+    let old = old_shown(server, review, served).await?;
     let answer = match hook.call(server, review, served, &before, &old, true).await {
         Ok(answer) => answer,
         Err(failure) => {
             review.warnings.extend(failure.warnings());
-            return failed(hook, failure).map(|()| false);
+            failed(hook, failure)?;
+            failed_open("mutating", place, hook);
+            return Ok(false);
         }
     };
     review.warnings.extend(answer.warnings);
@@ -154,8 +165,24 @@ async fn mutate_by(
     if after == before {
         return Ok(false);
     }
-    form::take(server, review, served, after).map_err(|e| Status::internal(e.message))?;
-    Ok(form::shown(review, served, review.object) != before)
+    if audit::wants_patches() {
+        audit::annotate(format!("patch.webhook.admission.k8s.io/{place}"), || {
+            let patch: Value = serde_json::from_slice(&patch).unwrap_or_default();
+            let (configuration, name) = (&hook.configuration, &hook.name);
+            json!({ "configuration": configuration, "webhook": name, "patch": patch, "patchType": "JSONPatch" })
+                .to_string()
+        });
+    }
+    let taken = form::take(server, review, served, after).await;
+    taken.map_err(|e| Status::internal(e.message))?;
+    Ok(form::shown(server, review, served, review.object).await? != before)
+}
+
+async fn old_shown(server: &Inner, review: &Review<'_>, served: &Served) -> Result<Value, Status> {
+    match review.old {
+        Some(old) => form::shown(server, review, served, old).await,
+        None => Ok(Value::Null),
+    }
 }
 
 /// Calls the validating webhooks side by side. All are heard before one refuses, so that what each of
@@ -174,8 +201,8 @@ pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Sta
     let mut shown: Vec<(u32, Value, Value)> = Vec::new();
     for (_, served) in &matched {
         if !shown.iter().any(|(index, _, _)| *index == served.index) {
-            let old = review.old.map_or(Value::Null, |old| form::shown(review, served, old));
-            shown.push((served.index, form::shown(review, served, review.object), old));
+            let object = form::shown(server, review, served, review.object).await?;
+            shown.push((served.index, object, old_shown(server, review, served).await?));
         }
     }
     let asked = &*review;
@@ -188,18 +215,26 @@ pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Sta
     });
     let answers: Vec<(&Arc<Hook>, Result<Answer, Failure>)> = join_all(calls).await;
     let mut refused = None;
-    for (hook, answer) in answers {
+    for (i, (hook, answer)) in answers.into_iter().enumerate() {
         match answer {
             Ok(answer) => review.warnings.extend(answer.warnings),
             Err(failure) => {
                 review.warnings.extend(failure.warnings());
-                if let Err(status) = failed(hook, failure) {
-                    refused.get_or_insert(status);
+                match failed(hook, failure) {
+                    Ok(()) => failed_open("validating", &format!("round_0_index_{i}"), hook),
+                    Err(status) => drop(refused.get_or_insert(status)),
                 }
             }
         }
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// Tells the audit that a request went on without a webhook.
+fn failed_open(kind: &str, place: &str, hook: &Hook) {
+    audit::annotate(format!("failed-open.{kind}.webhook.admission.k8s.io/{place}"), || {
+        hook.name.clone()
+    });
 }
 
 /// What a webhook's failure means for the request: `failurePolicy`. A refusal is no failure.

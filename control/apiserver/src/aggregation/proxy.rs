@@ -5,16 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyDataStream, BodyExt as _};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use rimward_api::{Status, UserInfo};
 
 use super::ApiService;
-use crate::body::{self, BoxError, Response};
+use crate::body::{self, Response};
 use crate::error;
+use crate::forward::{self, is_forwarded};
 use crate::outbound::{CallError, Destination};
 use crate::request::Call;
 use crate::server::Inner;
@@ -22,20 +20,6 @@ use crate::server::Inner;
 /// How long an answer may take to begin, watches and the like aside.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 const REDIRECTED: &str = "the backend attempted to redirect this request, which is not permitted";
-
-/// Headers that are about one connection, or about the client and this server only.
-const NOT_FORWARDED: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "host",
-    "authorization",
-];
 
 /// Answers with what the extension API server answers.
 pub async fn forward(server: &Arc<Inner>, call: &mut Call, service: &ApiService) -> Response {
@@ -109,13 +93,6 @@ fn request(
     Ok(request)
 }
 
-fn is_forwarded(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    !NOT_FORWARDED.contains(&name)
-        && !name.starts_with("x-remote-")
-        && !name.starts_with("impersonate-")
-}
-
 /// Who asks, as the request-header authentication of API servers reads it.
 fn identify(headers: &mut HeaderMap, user: &UserInfo) {
     let mut add = |name: &str, value: &str| {
@@ -161,46 +138,14 @@ fn answer(
     }
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return match upgrade {
-            Some(client) => join(server, response, client),
+            Some(client) => forward::join(server, response, client),
             None => error::text(502, "the backend changed protocols without being asked to\n"),
         };
     }
     let (parts, incoming) = response.into_parts();
-    let stop = server.stop.clone();
-    let chunks = BodyDataStream::new(incoming.map_err(BoxError::from))
-        .take_until(async move { stop.cancelled().await });
-    let mut out = http::Response::new(body::stream(chunks));
+    let mut out = http::Response::new(body::stream(forward::chunks(server, incoming)));
     *out.status_mut() = status;
-    for (name, value) in &parts.headers {
-        if !NOT_FORWARDED.contains(&name.as_str()) {
-            out.headers_mut().append(name.clone(), value.clone());
-        }
-    }
-    out
-}
-
-/// Both connections become one, until either end closes it.
-fn join(
-    server: &Arc<Inner>,
-    mut response: http::Response<Incoming>,
-    client: hyper::upgrade::OnUpgrade,
-) -> Response {
-    let backend = hyper::upgrade::on(&mut response);
-    let stop = server.stop.clone();
-    tokio::spawn(async move {
-        let copy = async {
-            let (client, backend) = tokio::try_join!(client, backend)?;
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
-            Ok::<(), BoxError>(())
-        };
-        if let Some(Err(e)) = stop.run_until_cancelled(copy).await {
-            tracing::debug!(error = %e, "an upgraded connection ended");
-        }
-    });
-    let mut out = http::Response::new(body::empty());
-    *out.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    for (name, value) in response.headers() {
+    for (name, value) in parts.headers.iter().filter(|(name, _)| is_forwarded(name)) {
         out.headers_mut().append(name.clone(), value.clone());
     }
     out
@@ -222,13 +167,5 @@ mod tests {
         assert_eq!(all("x-remote-user"), ["ann"]);
         assert_eq!(all("x-remote-group"), ["g", "system:authenticated"]);
         assert_eq!(escaped("example.com/Key x"), "example.com%2FKey%20x");
-    }
-
-    #[test]
-    fn what_is_not_handed_on() {
-        for name in ["authorization", "impersonate-user", "x-remote-user", "connection", "host"] {
-            assert!(!is_forwarded(&HeaderName::from_static(name)), "{name}");
-        }
-        assert!(is_forwarded(&header::ACCEPT));
     }
 }

@@ -122,7 +122,7 @@ impl CustomGroups {
 }
 
 fn served_versions(stored: &Stored) -> Vec<(String, String)> {
-    let Ok(object) = serde_json::from_slice::<Value>(stored.record.body()) else {
+    let Ok(object) = stored.record.parsed() else {
         return Vec::new();
     };
     let group = object.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();

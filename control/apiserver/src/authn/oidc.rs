@@ -1,27 +1,33 @@
 //! OIDC: tokens that other issuers signed, whose keys are read from the issuer.
 //! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#openid-connect-tokens>
 //!
-//! Keys are fetched when first needed, kept, and read again when a token names one that is not known. An
-//! issuer that cannot be reached lets nobody in.
+//! Keys are fetched when first needed, kept, and read again when a token is signed with one that is not
+//! among them. An issuer that cannot be reached lets nobody in.
 
+pub mod config;
 mod fetch;
+mod mapping;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use parking_lot::RwLock;
 use rimward_api::UserInfo;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use config::{
+    Anonymous, Authentication, Authenticator, ClaimRule, ConfigError, IssuerConfig, Mapping,
+    Mappings, parse,
+};
 pub use fetch::FetchError;
 use fetch::Fetcher;
+use mapping::Mapper;
 
 /// Between two looks at an issuer's keys for the sake of unknown ones.
 const REFETCH_MIN: Duration = Duration::from_secs(10);
-const LEEWAY_SECONDS: u64 = 60;
+const LEEWAY_SECONDS: u64 = 300;
 const ALGORITHMS: [Algorithm; 8] = [
     Algorithm::RS256,
     Algorithm::RS384,
@@ -33,143 +39,55 @@ const ALGORITHMS: [Algorithm; 8] = [
     Algorithm::ES384,
 ];
 
-/// How tokens of one issuer become users: `jwt` of an AuthenticationConfiguration, without expressions.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Authenticator {
-    pub issuer: IssuerConfig,
-    #[serde(default)]
-    pub claim_validation_rules: Vec<RequiredClaim>,
-    pub claim_mappings: Mappings,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct IssuerConfig {
-    /// `iss` of its tokens: an HTTPS URL.
-    pub url: String,
-    /// Where its configuration is, when not below the URL.
-    #[serde(default, rename = "discoveryURL")]
-    pub discovery_url: Option<String>,
-    /// PEM; without it the machine's authorities are trusted.
-    #[serde(default)]
-    pub certificate_authority: Option<String>,
-    pub audiences: Vec<String>,
-    #[serde(default)]
-    pub audience_match_policy: Option<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RequiredClaim {
-    pub claim: String,
-    #[serde(default)]
-    pub required_value: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Mappings {
-    pub username: Prefixed,
-    #[serde(default)]
-    pub groups: Option<Prefixed>,
-    #[serde(default)]
-    pub uid: Option<Claim>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Prefixed {
-    pub claim: String,
-    pub prefix: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Claim {
-    pub claim: String,
-}
-
-/// An AuthenticationConfiguration file.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    api_version: String,
-    kind: String,
-    #[serde(default)]
-    jwt: Vec<Authenticator>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("the authentication configuration is not understood: {0}")]
-    Unreadable(#[from] serde_saphyr::Error),
-    #[error(
-        "the authentication configuration must be an AuthenticationConfiguration of apiserver.config.k8s.io/v1 (or v1beta1), this is a {kind:?} of {version:?}"
-    )]
-    OtherKind { kind: String, version: String },
-    #[error("issuer {url:?}: {what}")]
-    Issuer { url: String, what: String },
-}
-
-/// Reads an AuthenticationConfiguration. Expressions are not supported, and refused.
-///
-/// # Errors
-/// Says what is wrong with it.
-pub fn parse(text: &str) -> Result<Vec<Authenticator>, ConfigError> {
-    let file: File = serde_saphyr::from_str(text)?;
-    let versions = ["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1"];
-    if file.kind != "AuthenticationConfiguration" || !versions.contains(&file.api_version.as_str())
-    {
-        return Err(ConfigError::OtherKind { kind: file.kind, version: file.api_version });
-    }
-    Ok(file.jwt)
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("oidc: verify token: {0}")]
     Invalid(#[from] jsonwebtoken::errors::Error),
     #[error("oidc: the token is signed with a key that its issuer does not have")]
     UnknownKey,
-    #[error("oidc: algorithm {0:?} is not supported")]
+    #[error("oidc: algorithm {0:?} is not one of the issuer's")]
     Algorithm(Algorithm),
     #[error("oidc: {0}")]
     Claims(String),
     #[error("oidc: the issuer's keys cannot be read: {0}")]
-    Fetch(#[from] FetchError),
+    Fetch(Arc<FetchError>),
+}
+
+/// What was learnt of an issuer's keys.
+#[derive(Default)]
+struct Known {
+    keys: Option<Arc<JwkSet>>,
+    /// The last look that failed, or that was for the sake of a key that is not among these.
+    looked: Option<Instant>,
+    failure: Option<Arc<FetchError>>,
 }
 
 /// One issuer at work.
 pub struct Issuer {
     config: Authenticator,
+    algorithms: Vec<Algorithm>,
+    mapper: Mapper,
     fetcher: Fetcher,
-    keys: RwLock<Option<(Arc<JwkSet>, Instant)>>,
+    known: RwLock<Known>,
     /// One look at the issuer at a time.
     looking: tokio::sync::Mutex<()>,
 }
 
 impl Issuer {
     /// # Errors
-    /// The URL, the audiences or the certificates are unusable.
+    /// Something of the configuration is unusable.
     pub fn new(config: Authenticator) -> Result<Self, ConfigError> {
         let url = config.issuer.url.clone();
-        let wrong = |what: &str| ConfigError::Issuer { url: url.clone(), what: what.to_owned() };
-        if !url.starts_with("https://") {
-            return Err(wrong("its URL must be https"));
-        }
-        if config.issuer.audiences.is_empty() {
-            return Err(wrong("it needs at least one audience"));
-        }
-        if config.claim_mappings.username.claim.is_empty() {
-            return Err(wrong("claimMappings.username.claim is missing"));
-        }
+        let wrong = |what: String| ConfigError::Issuer { url: url.clone(), what };
+        config.check().map_err(wrong)?;
         let fetcher = Fetcher::new(config.issuer.certificate_authority.as_deref())
-            .map_err(|e| wrong(&e.to_string()))?;
+            .map_err(|e| wrong(e.to_string()))?;
         Ok(Self {
+            algorithms: config.algorithms().map_err(wrong)?,
+            mapper: Mapper::new(&config).map_err(wrong)?,
             config,
             fetcher,
-            keys: RwLock::default(),
+            known: RwLock::default(),
             looking: tokio::sync::Mutex::default(),
         })
     }
@@ -181,89 +99,97 @@ impl Issuer {
     /// The user of a token of this issuer.
     pub async fn authenticate(&self, token: &str) -> Result<UserInfo, Refused> {
         let header = jsonwebtoken::decode_header(token)?;
-        if !ALGORITHMS.contains(&header.alg) {
+        if !self.algorithms.contains(&header.alg) {
             return Err(Refused::Algorithm(header.alg));
         }
-        let key = self.key(header.kid.as_deref()).await?;
         let mut validation = Validation::new(header.alg);
+        // A clock may lag when a token begins, but none may make it live longer.
         validation.leeway = LEEWAY_SECONDS;
+        validation.reject_tokens_expiring_in_less_than = LEEWAY_SECONDS;
         validation.validate_nbf = true;
         validation.set_issuer(&[self.url()]);
         validation.set_audience(&self.config.issuer.audiences);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let claims: Map<String, Value> = jsonwebtoken::decode(token, &key, &validation)?.claims;
-        user(&self.config, &claims).map_err(Refused::Claims)
+        let claims = self.verified(token, header.kid.as_deref(), &validation).await?;
+        self.mapper.user(&claims).map_err(Refused::Claims)
     }
 
-    async fn key(&self, id: Option<&str>) -> Result<DecodingKey, Refused> {
-        if let Some(key) = self.known(id)? {
-            return Ok(key);
+    /// The claims, if one of the issuer's keys signed them. A token that names no key may be of any.
+    async fn verified(
+        &self,
+        token: &str,
+        id: Option<&str>,
+        validation: &Validation,
+    ) -> Result<Map<String, Value>, Refused> {
+        let mut keys = self.keys(None).await?;
+        loop {
+            let mut refused = Refused::UnknownKey;
+            for key in keys.keys.iter().filter(|k| id.is_none_or(|id| has_id(k, id))) {
+                let key = DecodingKey::from_jwk(key)?;
+                match jsonwebtoken::decode(token, &key, validation) {
+                    Ok(decoded) => return Ok(decoded.claims),
+                    Err(e) => refused = e.into(),
+                }
+            }
+            // It may have been signed by a key that is younger than the last look.
+            let unsigned = match &refused {
+                Refused::UnknownKey => true,
+                Refused::Invalid(e) => {
+                    use jsonwebtoken::errors::ErrorKind;
+                    matches!(e.kind(), ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm)
+                }
+                _ => false,
+            };
+            let newer = match unsigned {
+                true => self.keys(Some(&keys)).await?,
+                false => return Err(refused),
+            };
+            if Arc::ptr_eq(&newer, &keys) {
+                return Err(refused);
+            }
+            keys = newer;
+        }
+    }
+
+    /// The issuer's keys; others than `unfit`, unless there was a look for others lately.
+    async fn keys(&self, unfit: Option<&Arc<JwkSet>>) -> Result<Arc<JwkSet>, Refused> {
+        if let Some(held) = self.held(unfit) {
+            return held;
         }
         let _one = self.looking.lock().await;
-        if let Some(key) = self.known(id)? {
-            return Ok(key);
-        }
-        let lately = self.keys.read().as_ref().is_some_and(|(_, at)| at.elapsed() < REFETCH_MIN);
-        if lately {
-            return Err(Refused::UnknownKey);
+        if let Some(held) = self.held(unfit) {
+            return held;
         }
         let issuer = &self.config.issuer;
         let own = format!("{}/.well-known/openid-configuration", issuer.url.trim_end_matches('/'));
-        let set = self.fetcher.keys(issuer.discovery_url.as_deref().unwrap_or(&own), &issuer.url);
-        *self.keys.write() = Some((Arc::new(set.await?), Instant::now()));
-        self.known(id)?.ok_or(Refused::UnknownKey)
+        let place = issuer.discovery_url.as_deref().unwrap_or(&own);
+        let found = self.fetcher.keys(place, &issuer.url).await;
+        let mut known = self.known.write();
+        if unfit.is_some() || found.is_err() {
+            known.looked = Some(Instant::now());
+        }
+        match found {
+            Ok(keys) => Ok(known.keys.insert(Arc::new(keys)).clone()),
+            Err(e) => Err(Refused::Fetch(known.failure.insert(Arc::new(e)).clone())),
+        }
     }
 
-    fn known(&self, id: Option<&str>) -> Result<Option<DecodingKey>, Refused> {
-        let keys = self.keys.read();
-        let Some((set, _)) = &*keys else { return Ok(None) };
-        let found = match id {
-            Some(id) => set.find(id),
-            None => set.keys.first().filter(|_| set.keys.len() == 1),
-        };
-        Ok(found.map(DecodingKey::from_jwk).transpose()?)
+    /// What is to be answered without another look.
+    fn held(&self, unfit: Option<&Arc<JwkSet>>) -> Option<Result<Arc<JwkSet>, Refused>> {
+        let known = self.known.read();
+        let lately = known.looked.is_some_and(|at| at.elapsed() < REFETCH_MIN);
+        match &known.keys {
+            Some(keys) => {
+                let fits = unfit.is_none_or(|unfit| !Arc::ptr_eq(unfit, keys));
+                (fits || lately).then(|| Ok(keys.clone()))
+            }
+            None => known.failure.clone().filter(|_| lately).map(|e| Err(Refused::Fetch(e))),
+        }
     }
 }
 
-/// The user that verified claims name. Pure.
-fn user(config: &Authenticator, claims: &Map<String, Value>) -> Result<UserInfo, String> {
-    for rule in &config.claim_validation_rules {
-        let found = claims.get(&rule.claim).and_then(Value::as_str);
-        if found != Some(rule.required_value.as_str()) {
-            return Err(format!("required claim {} is not {:?}", rule.claim, rule.required_value));
-        }
-    }
-    let mapping = &config.claim_mappings.username;
-    let name = claims.get(&mapping.claim).and_then(Value::as_str).filter(|n| !n.is_empty());
-    let name = name.ok_or_else(|| format!("claim {:?} is missing", mapping.claim))?;
-    if mapping.claim == "email" && claims.get("email_verified").is_some_and(|v| v != true) {
-        return Err("the email address is not verified".to_owned());
-    }
-    let mut groups = Vec::new();
-    if let Some(mapping) = &config.claim_mappings.groups {
-        match claims.get(&mapping.claim) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(one)) => groups.push(format!("{}{one}", mapping.prefix)),
-            Some(Value::Array(list)) => {
-                for group in list {
-                    let group = group.as_str().ok_or("a group is not a string")?;
-                    groups.push(format!("{}{group}", mapping.prefix));
-                }
-            }
-            Some(_) => return Err(format!("claim {:?} is no list of groups", mapping.claim)),
-        }
-    }
-    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-    let mut user = UserInfo::authenticated(format!("{}{name}", mapping.prefix), &groups);
-    if let Some(uid) = &config.claim_mappings.uid {
-        let found = claims.get(&uid.claim).and_then(Value::as_str);
-        user.uid = found.ok_or_else(|| format!("claim {:?} is missing", uid.claim))?.to_owned();
-    }
-    if let Some(id) = claims.get("jti").and_then(Value::as_str) {
-        let key = "authentication.kubernetes.io/credential-id".to_owned();
-        user.extra.insert(key, vec![format!("JTI={id}")]);
-    }
-    Ok(user)
+fn has_id(key: &Jwk, id: &str) -> bool {
+    key.common.key_id.as_deref() == Some(id)
 }
 
 /// The issuer that an unverified token names: whose rules to ask.
@@ -278,61 +204,40 @@ pub fn issuer_of(token: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     const FILE: &str = r#"
 apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
+anonymous:
+  enabled: true
+  conditions: [{path: /livez}]
 jwt:
 - issuer:
     url: https://issuer.example
     audiences: [rimward]
-  claimValidationRules:
-  - {claim: hd, requiredValue: example.com}
   claimMappings:
-    username: {claim: email, prefix: "oidc:"}
-    groups: {claim: groups, prefix: "oidc:"}
+    username: {claim: sub, prefix: "oidc:"}
 "#;
 
     #[test]
-    fn users() {
-        let config = parse(FILE).expect("reads").remove(0);
-        let check = |claims: Value, expected: Result<(&str, &[&str]), &str>| {
-            let claims = claims.as_object().cloned().expect("an object");
-            let found = user(&config, &claims);
-            match (found, expected) {
-                (Ok(user), Ok((name, groups))) => {
-                    assert_eq!(
-                        (user.name.as_str(), user.groups),
-                        (name, groups.iter().map(|g| (*g).to_owned()).collect())
-                    );
-                }
-                (Err(why), Err(part)) => assert!(why.contains(part), "{why}"),
-                (found, expected) => panic!("{found:?}, not {expected:?}"),
-            }
+    fn configurations() {
+        let read = |text: &str| {
+            let config = parse(text)?;
+            config::check_apart(&config.issuers, "https://kubernetes.default.svc")?;
+            config.issuers.into_iter().map(Issuer::new).collect::<Result<Vec<_>, _>>()
         };
-        check(
-            json!({ "hd": "example.com", "email": "a@x", "groups": ["g"] }),
-            Ok(("oidc:a@x", &["oidc:g", "system:authenticated"])),
-        );
-        check(
-            json!({ "hd": "example.com", "email": "a@x" }),
-            Ok(("oidc:a@x", &["system:authenticated"])),
-        );
-        check(json!({ "hd": "other", "email": "a@x" }), Err("required claim hd"));
-        check(json!({ "hd": "example.com" }), Err("claim \"email\" is missing"));
-        check(
-            json!({ "hd": "example.com", "email": "a@x", "email_verified": false }),
-            Err("not verified"),
-        );
-        check(json!({ "hd": "example.com", "email": "a@x", "groups": [1] }), Err("not a string"));
-    }
-
-    #[test]
-    fn what_is_no_configuration() {
-        assert!(parse("kind: x").is_err());
-        assert!(parse(&FILE.replace("claim: email", "expression: claims.email")).is_err());
-        let plain = parse(&FILE.replace("https:", "http:")).expect("reads").remove(0);
-        assert!(Issuer::new(plain).is_err());
+        assert_eq!(read(FILE).map(|all| all.len()).expect("is good"), 1);
+        let anonymous = parse(FILE).expect("is good").anonymous;
+        assert!(anonymous.may("/livez") && !anonymous.may("/version"));
+        let check = |from: &str, to: &str, part: &str| {
+            let wrong = read(&FILE.replace(from, to)).err().expect(to).to_string();
+            assert!(wrong.contains(part), "{wrong}");
+        };
+        check("AuthenticationConfiguration", "Other", "this is a \"Other\"");
+        check("https://issuer.example", "http://issuer.example", "must be https");
+        check("https://issuer.example", "https://kubernetes.default.svc", "taken already");
+        check("[rimward]", "[]", "at least one");
+        check("[rimward]", "[a, b]", "MatchAny");
+        check("claim: sub", "claims: sub", "not understood");
     }
 }

@@ -1,5 +1,10 @@
 //! ServiceAccount tokens: signed here, and good only while what they are bound to lives.
 //! <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>
+//!
+//! There are two kinds: those that a TokenRequest is answered with, for an audience and a time; and
+//! [`legacy`] ones, which end only with the Secret that holds them.
+
+pub mod legacy;
 
 use std::sync::Arc;
 
@@ -35,6 +40,12 @@ pub enum Refused {
     Audience(Vec<String>),
     #[error("the token's {0} {1} is gone or another one")]
     Gone(&'static str, String),
+    #[error("the token is not the one that Secret {0} holds")]
+    NotHeld(String),
+    #[error(
+        "the token in Secret {0} has been marked invalid; use tokens from the TokenRequest API or remove the label \"kubernetes.io/legacy-token-invalid-since\" from the Secret to allow use of this token for a while"
+    )]
+    MarkedInvalid(String),
     #[error("invalid bearer token")]
     Unknown,
     #[error(transparent)]
@@ -66,6 +77,9 @@ pub struct Bound {
     pub secret: Option<Reference>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<Reference>,
+    /// When its holder should have read a newer one; it ends later, for those that never look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnafter: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +96,14 @@ pub struct Tokens {
     point: Vec<u8>,
     issuer: String,
     /// Claims of verified tokens by the token's hash: a signature need not be checked at every request.
-    verified: Cache<[u8; 32], Arc<Claims>>,
+    verified: Cache<[u8; 32], Verified>,
+}
+
+/// What a token whose signature is good says.
+#[derive(Clone)]
+enum Verified {
+    Bound(Arc<Claims>),
+    Legacy(Arc<legacy::Claims>),
 }
 
 impl Tokens {
@@ -123,31 +144,47 @@ impl Tokens {
             sub: format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name),
             bound,
         };
-        let header =
-            Header { kid: Some(self.key_id.clone()), typ: None, ..Header::new(Algorithm::ES256) };
-        let token = jsonwebtoken::encode(&header, &claims, &self.signing)?;
+        let token = self.sign(&claims)?;
         let ends = Timestamp::from_second(claims.exp).unwrap_or(Timestamp::MAX);
         Ok((token, ends))
     }
 
-    fn verify(&self, token: &str) -> Result<Arc<Claims>, Refused> {
+    fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
+        let header =
+            Header { kid: Some(self.key_id.clone()), typ: None, ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, claims, &self.signing)
+    }
+
+    fn verify(&self, token: &str) -> Result<Verified, Refused> {
         let hash: [u8; 32] = Sha256::digest(token).into();
-        if let Some(claims) = self.verified.get(&hash) {
-            let now = Timestamp::now().as_second();
-            if claims.exp + LEEWAY_SECONDS as i64 > now {
-                return Ok(claims);
+        match self.verified.get(&hash) {
+            Some(Verified::Bound(claims)) => {
+                let now = Timestamp::now().as_second();
+                if claims.exp + LEEWAY_SECONDS as i64 > now {
+                    return Ok(Verified::Bound(claims));
+                }
             }
+            Some(legacy) => return Ok(legacy),
+            None => {}
         }
         let mut validation = Validation::new(Algorithm::ES256);
-        validation.leeway = LEEWAY_SECONDS;
-        validation.validate_nbf = true;
-        // Audiences differ from request to request, so they are compared below.
+        // Audiences differ from request to request, so they are compared by who asks.
         validation.validate_aud = false;
-        validation.set_issuer(&[&self.issuer]);
-        let claims: Claims = jsonwebtoken::decode(token, &self.verifying, &validation)?.claims;
-        let claims = Arc::new(claims);
-        self.verified.insert(hash, claims.clone());
-        Ok(claims)
+        let verified = if super::oidc::issuer_of(token).as_deref() == Some(legacy::ISSUER) {
+            validation.validate_exp = false;
+            validation.required_spec_claims.clear();
+            validation.set_issuer(&[legacy::ISSUER]);
+            let claims = jsonwebtoken::decode(token, &self.verifying, &validation)?.claims;
+            Verified::Legacy(Arc::new(claims))
+        } else {
+            validation.leeway = LEEWAY_SECONDS;
+            validation.validate_nbf = true;
+            validation.set_issuer(&[&self.issuer]);
+            let claims = jsonwebtoken::decode(token, &self.verifying, &validation)?.claims;
+            Verified::Bound(Arc::new(claims))
+        };
+        self.verified.insert(hash, verified.clone());
+        Ok(verified)
     }
 
     /// The user of a token, and the audiences that both it and the asked ones have.
@@ -157,7 +194,12 @@ impl Tokens {
         token: &str,
         audiences: &[String],
     ) -> Result<(UserInfo, Vec<String>), Refused> {
-        let claims = self.verify(token)?;
+        let claims = match self.verify(token)? {
+            Verified::Bound(claims) => claims,
+            Verified::Legacy(claims) => {
+                return legacy::authenticate(server, token, &claims, audiences).await;
+            }
+        };
         let common: Vec<String> =
             audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
         if common.is_empty() {

@@ -43,7 +43,9 @@ pub fn patched(
     object: &Value,
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
-    decode(served, custom, &object.to_string().into(), Sent::Json, validation)
+    decode(served, custom, &object.to_string().into(), Sent::Json, validation).map_err(|status| {
+        rimward_control_schema::patch::of_outcome(status, &served.kind.kind, || object.to_string())
+    })
 }
 
 /// Prunes an object, drops nulls that may not be, and brings metadata into form, its own and that of

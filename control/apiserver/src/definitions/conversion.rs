@@ -19,9 +19,25 @@ use crate::server::Inner;
 const WAIT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Converts objects, each in a version of the definition, to a version; as many as were given, in
-/// their order.
+/// Converts objects, each in a version of the definition, to a version, and prunes what that does not
+/// know; as many as were given, in their order.
 pub async fn convert(
+    server: &Inner,
+    custom: &Custom,
+    to: &Version,
+    objects: Vec<Value>,
+) -> Result<Vec<Value>, Status> {
+    let wanted = format!("{}/{}", custom.definition.group, to.name);
+    let is: Vec<bool> = objects.iter().map(|o| o["apiVersion"] == *wanted).collect();
+    let mut converted = convert_whole(server, custom, to, objects).await?;
+    for (object, _) in converted.iter_mut().zip(is).filter(|(_, was)| !was) {
+        let _dropped = normalize(object, &to.schema, Wrong::Drop, None);
+    }
+    Ok(converted)
+}
+
+/// As [`convert`], with all that conversion leaves.
+pub async fn convert_whole(
     server: &Inner,
     custom: &Custom,
     to: &Version,
@@ -34,7 +50,12 @@ pub async fn convert(
         return Ok(objects);
     }
     let Some(webhook) = &definition.webhook else {
-        return Ok(objects.into_iter().map(|o| renamed(o, &wanted, to)).collect());
+        // Without a webhook only the version changes.
+        let renamed = |mut object: Value| {
+            object["apiVersion"] = wanted.as_str().into();
+            object
+        };
+        return Ok(objects.into_iter().map(renamed).collect());
     };
     let asked: Vec<Value> = objects.iter().filter(|o| other(o)).cloned().collect();
     let failed = |from: &Value, why: String| {
@@ -56,20 +77,11 @@ pub async fn convert(
                 return Ok(object);
             }
             let (i, new) = converted.next().expect("one for each that was asked about");
-            let mut new = checked(&object, new, &wanted).map_err(|why| {
+            checked(&object, new, &wanted).map_err(|why| {
                 failed(&object, format!("returned invalid object at index {i}: {why}"))
-            })?;
-            let _dropped = normalize(&mut new, &to.schema, Wrong::Drop, None);
-            Ok(new)
+            })
         })
         .collect()
-}
-
-/// Without conversion only the version changes, and what it does not know is pruned.
-fn renamed(mut object: Value, api_version: &str, to: &Version) -> Value {
-    object["apiVersion"] = api_version.into();
-    let _dropped = normalize(&mut object, &to.schema, Wrong::Drop, None);
-    object
 }
 
 /// One ConversionReview with all objects.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -21,6 +22,9 @@ use crate::server::Inner;
 use crate::views::Stored;
 
 const MANAGER: &str = "api-priority-and-fairness-config-consumer-v1";
+/// How long objects are left alone after a change. A status that is written at once gets in the way of
+/// whoever goes on writing with the version of the last answer.
+const SETTLES_AFTER: Duration = Duration::from_millis(300);
 const EXEMPT: &str = "exempt";
 const CATCH_ALL: &str = "catch-all";
 
@@ -255,6 +259,7 @@ pub async fn keep_statuses(server: Arc<Inner>) {
             }
         }
         server.flow.changed.notified().await;
+        tokio::time::sleep(SETTLES_AFTER).await;
     }
 }
 

@@ -159,7 +159,7 @@ impl Level {
         if self.is_exempt() {
             self.counts.dispatched.fetch_add(1, Ordering::Relaxed);
             self.counts.exempt.fetch_add(1, Ordering::Relaxed);
-            return Ok(Seat { level: self.clone(), place: None });
+            return Ok(Seat::new(self.clone(), None));
         }
         let mut waiting = {
             let mut state = self.state.lock();
@@ -172,7 +172,7 @@ impl Level {
             match arrival {
                 Arrival::Run(place) => {
                     self.counts.dispatched.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Seat { level: self.clone(), place: Some(place) });
+                    return Ok(Seat::new(self.clone(), Some(place)));
                 }
                 Arrival::QueueFull => {
                     self.counts.queue_full.fetch_add(1, Ordering::Relaxed);
@@ -193,7 +193,7 @@ impl Level {
         };
         pressed.notify_one();
         match tokio::time::timeout(WAIT_MAX, &mut waiting.place).await {
-            Ok(Ok(place)) => Ok(Seat { level: self.clone(), place: Some(place) }),
+            Ok(Ok(place)) => Ok(Seat::new(self.clone(), Some(place))),
             _ => {
                 self.counts.timed_out.fetch_add(1, Ordering::Relaxed);
                 Err(TurnedAway)
@@ -207,6 +207,11 @@ impl Level {
         let state = self.state.lock();
         let hand = state.queues.hand().max(1);
         ((state.nominal as f64 * 0.15 / hand as f64).ceil() as usize).clamp(1, 10)
+    }
+
+    /// Seats of an exempt level that are taken; it has no others.
+    pub fn exempted(&self) -> usize {
+        self.counts.exempt.load(Ordering::Relaxed) as usize
     }
 
     /// What it claims since it was last asked; None for an exempt level.
@@ -283,14 +288,35 @@ pub struct Shown {
 pub struct Seat {
     level: Arc<Level>,
     place: Option<Place>,
+    /// How long its work goes on once it is answered.
+    after: Duration,
+}
+
+impl Seat {
+    fn new(level: Arc<Level>, place: Option<Place>) -> Self {
+        Self { level, place, after: Duration::ZERO }
+    }
+
+    /// Keeps the seats for so long after they are dropped, unless the level has none to keep.
+    pub fn lasting(mut self, after: Duration) -> Self {
+        self.after = after;
+        self
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        match &self.place {
-            Some(place) => self.level.give_back(place),
-            None => _ = self.level.counts.exempt.fetch_sub(1, Ordering::Relaxed),
-        }
+        let Some(place) = self.place.take() else {
+            self.level.counts.exempt.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
+        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| !self.after.is_zero());
+        let Some(runtime) = runtime else { return self.level.give_back(&place) };
+        let (level, after) = (self.level.clone(), self.after);
+        runtime.spawn(async move {
+            tokio::time::sleep(after).await;
+            level.give_back(&place);
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 //! the Endpoints that somebody wrote by hand), never by the cluster IP, which the control plane's
 //! machine need not route.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -83,22 +84,53 @@ impl Reach {
         self.resolve(service).await.map(|_| ())
     }
 
-    async fn resolve(&self, service: &Service) -> Result<Endpoint, Missing> {
-        let relative = format!("{}/{}", service.namespace, service.name);
-        let found = self.object(&format!("{}{relative}", self.services_prefix)).await?;
+    /// A pod behind a Service's port, which is said by number, by name, or not: its node, its address
+    /// and port. Endpoints that are no pods are none: the proxy leads into the cluster only.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub async fn pod_behind(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: &str,
+    ) -> Result<(String, IpAddr, u16), Missing> {
+        let found = self.object(&format!("{}{namespace}/{name}", self.services_prefix)).await?;
         let found = found.ok_or(Missing::Service)?;
-        let port = named_port(&found, service)?;
-        let mut candidates = self.of_slices(service, &port).await?;
-        if candidates.is_empty()
-            && let Some(endpoints) =
-                self.object(&format!("{}{relative}", self.endpoints_prefix)).await?
-        {
-            candidates = of_subsets(&endpoints, &port);
+        let port = match port.parse() {
+            Ok(number) => named_port(&found, number)?,
+            Err(_) => port.to_owned(),
+        };
+        let candidates = self.behind(namespace, name, &port).await?;
+        let pods = candidates
+            .into_iter()
+            .filter_map(|e| Some((e.node?, e.address.parse().ok()?, e.port)))
+            .collect();
+        one_of(pods).ok_or(Missing::Endpoints(port))
+    }
+
+    async fn resolve(&self, service: &Service) -> Result<Endpoint, Missing> {
+        let Service { namespace, name, .. } = service;
+        let found = self.object(&format!("{}{namespace}/{name}", self.services_prefix)).await?;
+        let port = named_port(&found.ok_or(Missing::Service)?, service.port)?;
+        let candidates = self.behind(namespace, name, &port).await?;
+        one_of(candidates).ok_or(Missing::Endpoints(port))
+    }
+
+    /// Everything that serves the port of this name.
+    async fn behind(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: &str,
+    ) -> Result<Vec<Endpoint>, Missing> {
+        let candidates = self.of_slices(namespace, name, port).await?;
+        if !candidates.is_empty() {
+            return Ok(candidates);
         }
-        match candidates.len() {
-            0 => Err(Missing::Endpoints(port)),
-            n => Ok(candidates.swap_remove(rand::random_range(0..n))),
-        }
+        let endpoints =
+            self.object(&format!("{}{namespace}/{name}", self.endpoints_prefix)).await?;
+        Ok(endpoints.map_or_else(Vec::new, |endpoints| of_subsets(&endpoints, port)))
     }
 
     async fn object(&self, key: &str) -> Result<Option<Value>, Missing> {
@@ -108,18 +140,30 @@ impl Reach {
         parsed(&stored.record).map(Some)
     }
 
-    async fn of_slices(&self, service: &Service, port: &str) -> Result<Vec<Endpoint>, Missing> {
-        let prefix = format!("{}{}/", self.slices_prefix, service.namespace);
+    async fn of_slices(
+        &self,
+        namespace: &str,
+        service: &str,
+        port: &str,
+    ) -> Result<Vec<Endpoint>, Missing> {
+        let prefix = format!("{}{namespace}/", self.slices_prefix);
         let request = ListRequest { prefix, ..ListRequest::default() };
         let page = self.store.list(request).await.map_err(other)?;
         let mut all = Vec::new();
         for entry in &page.entries {
             let Ok(stored) = Stored::open(entry) else { continue };
-            if stored.record.label(SLICE_OF) == Some(service.name.as_str()) {
+            if stored.record.label(SLICE_OF) == Some(service) {
                 all.extend(of_slice(&parsed(&stored.record)?, port));
             }
         }
         Ok(all)
+    }
+}
+
+fn one_of<T>(mut all: Vec<T>) -> Option<T> {
+    match all.len() {
+        0 => None,
+        n => Some(all.swap_remove(rand::random_range(0..n))),
     }
 }
 
@@ -144,13 +188,13 @@ fn number(value: &Value, field: &str) -> Option<u16> {
 }
 
 /// The name of the Service's port with that number: by it endpoints say theirs.
-fn named_port(found: &Value, service: &Service) -> Result<String, Missing> {
+fn named_port(found: &Value, number_of: u16) -> Result<String, Missing> {
     let spec = &found["spec"];
     if text(spec, "type") == "ExternalName" {
         return Err(other("unsupported service type \"ExternalName\""));
     }
     items(spec, "ports")
-        .find(|p| number(p, "port") == Some(service.port))
+        .find(|p| number(p, "port") == Some(number_of))
         .map(|p| text(p, "name").to_owned())
         .ok_or(Missing::Port)
 }
@@ -218,8 +262,8 @@ mod tests {
         let service =
             |port| Service { namespace: "n".into(), name: "s".into(), port, path: String::new() };
         let found = json!({ "spec": { "ports": [{ "name": "x", "port": 443 }] } });
-        assert_eq!(named_port(&found, &service(443)), Ok("x".into()));
-        let refused = named_port(&found, &service(80)).expect_err("is refused");
+        assert_eq!(named_port(&found, 443), Ok("x".into()));
+        let refused = named_port(&found, 80).expect_err("is refused");
         assert_eq!(refused.text(&service(80)), "no service port 80 found for service \"s\"");
     }
 }

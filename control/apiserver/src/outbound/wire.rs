@@ -22,7 +22,7 @@ use super::trust;
 use crate::nodes::Duplex;
 
 /// How long opening a connection may take, TLS included.
-const CONNECT_MAX: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Protocols {

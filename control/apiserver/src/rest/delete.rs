@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::admission::{self, Operation, Review};
+use crate::audit;
 use crate::body::Response;
 use crate::decode;
 use crate::definitions::stored::Encoded;
@@ -337,11 +338,11 @@ pub async fn collection(
         {
             let (server, served, options, user) =
                 (server.clone(), served.clone(), options.clone(), user.clone());
-            running.spawn(async move {
+            running.spawn(audit::carried(async move {
                 let mut warnings = Vec::new();
                 let deleted = server.delete(&served, &key, &options, &user, &mut warnings).await;
                 (deleted.map(|_| ()), warnings)
-            });
+            }));
         }
         match running.join_next().await {
             None => break,

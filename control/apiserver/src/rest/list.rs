@@ -13,6 +13,7 @@ use crate::negotiate::{self, Encoding, Form, Shape};
 use crate::options::{At, ListOptions, encode_continue, inconsistent_continue, too_large};
 use crate::protobuf;
 use crate::request::Call;
+use crate::rest::components;
 use crate::served::Served;
 use crate::server::Inner;
 use crate::table;
@@ -34,11 +35,16 @@ pub async fn list(
 ) -> Result<Response, Status> {
     let form = negotiate::accepted(&call.headers, served)?;
     let options = ListOptions::parse(&call.query, &served.kind, false)?;
+    if components::are(served) {
+        let mut items = components::all(server, served);
+        items.retain(|c| options.matches(&c.record, c.name()));
+        return answer(server, call, served, form, &items, &ListMeta::none(0));
+    }
     let mut reader = Reader::start(server, served, namespace, options)?;
     if form.shape == Shape::Metadata {
         reader = reader.metadata_only();
     }
-    let plain = form.encoding == Encoding::Json && form.shape != Shape::Table;
+    let plain = form.encoding == Encoding::Json && form.shape != Shape::Table && !form.beta;
     if plain && reader.options.limit == 0 && reader.only.is_none() {
         return stream(call, form.shape, reader).await;
     }
@@ -120,7 +126,7 @@ async fn stream(call: &Call, shape: Shape, mut reader: Reader) -> Result<Respons
     drop(items);
     if reader.done {
         out.extend_from_slice(b"]}");
-        let form = Form { encoding: Encoding::Json, shape };
+        let form = Form::of(Encoding::Json, shape);
         return Ok(views::finished(call, 200, form, out));
     }
     let head = Bytes::from(out);

@@ -3,18 +3,15 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use rimward_api::meta::str_at;
-use rimward_api::{FieldError, GroupKind, ObjectKey, Reason, Status};
-use serde_json::{Value, json};
+use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
+use serde_json::json;
 
 use crate::body::{self, BoxError, Response};
-use crate::nodes::{LogOptions, NodeError};
+use crate::nodes::{LogOptions, PodOnNode};
 use crate::request::{Call, Query};
-use crate::rest::find;
+use crate::rest::{find, on_node};
 use crate::served::Served;
 use crate::server::Inner;
-
-const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 pub async fn get(
     server: &Arc<Inner>,
@@ -25,18 +22,11 @@ pub async fn get(
     let mut options = options(&call.query, &key.name)?;
     let stored = find(server, served, key).await?;
     let pod = server.value(served, &stored)?;
-    options.container = container(&pod, &options.container, &key.name)?;
-    let node = str_at(&pod, &["spec", "nodeName"]).unwrap_or_default();
-    if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", key.name)));
-    }
-    let nodes = server.nodes.read().clone();
-    let nodes = nodes.ok_or_else(|| Status::unavailable("nodes cannot be reached yet"))?;
-    let logs = nodes.logs(node, &key.namespace, &key.name, stored.record.uid(), options).await;
-    let logs = logs.map_err(|e| match e {
-        NodeError::NotConnected(_) => Status::unavailable(e.to_string()),
-        NodeError::Refused(code, text) => Status::new(code.clamp(400, 599), reason(code), text),
-    })?;
+    options.container = on_node::container(&pod, &options.container, &key.name)?;
+    let place = on_node::place(&pod, stored.record.uid(), key)?;
+    let PodOnNode { node, namespace, name, uid } = &place;
+    let logs = on_node::nodes(server)?.logs(node, namespace, name, uid, options).await;
+    let logs = logs.map_err(on_node::node_status)?;
     let stop = server.stop.clone();
     let chunks = logs
         .map(|chunk| chunk.map_err(|e| -> BoxError { Box::new(e) }))
@@ -45,17 +35,6 @@ pub async fn get(
     let plain = http::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(http::header::CONTENT_TYPE, plain);
     Ok(response)
-}
-
-fn reason(code: u16) -> Reason {
-    match code {
-        400 => Reason::BadRequest,
-        404 => Reason::NotFound,
-        403 => Reason::Forbidden,
-        503 => Reason::ServiceUnavailable,
-        500 => Reason::InternalError,
-        _ => Reason::Unknown,
-    }
 }
 
 fn options(query: &Query, pod: &str) -> Result<LogOptions, Status> {
@@ -109,40 +88,4 @@ fn options(query: &Query, pod: &str) -> Result<LogOptions, Status> {
         tail_lines,
         limit_bytes,
     })
-}
-
-/// The container that is meant: the named one, or the only one.
-fn container(pod: &Value, asked: &str, name: &str) -> Result<String, Status> {
-    let names = |field: &str| -> Vec<&str> {
-        let list = pod["spec"].get(field).and_then(Value::as_array).into_iter().flatten();
-        list.filter_map(|c| c.get("name")?.as_str()).collect()
-    };
-    let (main, init, ephemeral) =
-        (names("containers"), names("initContainers"), names("ephemeralContainers"));
-    if !asked.is_empty() {
-        let known = main.iter().chain(&init).chain(&ephemeral).any(|n| *n == asked);
-        return match known {
-            true => Ok(asked.to_owned()),
-            false => {
-                Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
-            }
-        };
-    }
-    let annotated =
-        pod.pointer("/metadata/annotations").and_then(|a| a.get(DEFAULT_CONTAINER)?.as_str());
-    match (main.as_slice(), annotated) {
-        ([only], _) => Ok((*only).to_owned()),
-        (all, Some(default)) if all.contains(&default) => Ok(default.to_owned()),
-        ([], _) => Err(Status::bad_request(format!("pod {name} has no containers"))),
-        (all, _) => {
-            let mut text = format!(
-                "a container name must be specified for pod {name}, choose one of: [{}]",
-                all.join(" ")
-            );
-            if !init.is_empty() {
-                text += &format!(" or one of the init containers: [{}]", init.join(" "));
-            }
-            Err(Status::bad_request(text))
-        }
-    }
 }

@@ -2,22 +2,25 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rimward_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as TypedSelector;
 use rimward_api::selector::LabelSelector;
 use rimward_api::{FieldError, GroupKind, ObjectKey, Status};
 use rimward_control_kinds::custom::jsonpath::{segments, simple};
+use rimward_control_kinds::print;
 use serde_json::{Value, json};
 
 use crate::body::Response;
 use crate::decode::{self, PatchKind};
 use crate::error;
-use crate::negotiate::{self, Offer};
+use crate::negotiate::{self, Offer, Shape, Shapes};
 use crate::options::WriteOptions;
 use crate::request::Call;
 use crate::rest::take_body;
 use crate::rest::write::{Author, Change};
 use crate::served::Served;
 use crate::server::Inner;
+use crate::table::{Include, include};
 use crate::views;
 
 const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
@@ -28,7 +31,7 @@ pub async fn serve(
     served: &Arc<Served>,
     key: &ObjectKey,
 ) -> Result<Response, Status> {
-    let form = negotiate::form(&call.headers, Offer::OWN)?;
+    let form = negotiate::form(&call.headers, Offer { shapes: Shapes::All, ..Offer::OWN })?;
     let object = match call.attributes.verb.as_str() {
         "get" => {
             let stored = crate::rest::read(server, call, served, key).await?;
@@ -47,7 +50,50 @@ pub async fn serve(
             paths.spec
         )));
     }
-    Ok(views::encoded(call, 200, form, &scale_of(&object, &paths)))
+    let scale = scale_of(&object, &paths);
+    Ok(match form.shape {
+        Shape::Object => views::encoded(call, 200, form, &scale),
+        Shape::Metadata => views::encoded(call, 200, form, &partial(&scale)),
+        Shape::Table => {
+            let table = row(&scale, include(&call.query)?, Timestamp::now());
+            views::finished(call, 200, form, table.to_string().into_bytes())
+        }
+    })
+}
+
+fn partial(scale: &Value) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": scale["metadata"],
+    })
+}
+
+/// A Scale as a Table, by the columns that Kubernetes prints of it.
+fn row(scale: &Value, include: Include, now: Timestamp) -> Value {
+    let column = |name: &str, ty: &str, format: &str| json!({ "name": name, "type": ty, "format": format, "description": "", "priority": 0 });
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Metadata => partial(scale),
+        Include::Object => scale.clone(),
+    };
+    json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+        "metadata": { "resourceVersion": scale["metadata"]["resourceVersion"] },
+        "columnDefinitions": [
+            column("Name", "string", "name"),
+            column("Desired", "integer", ""),
+            column("Available", "integer", ""),
+            column("Age", "string", ""),
+        ],
+        "rows": [{
+            "cells": [
+                print::name(scale),
+                scale["spec"]["replicas"],
+                scale["status"]["replicas"],
+                print::age(scale, now),
+            ],
+            "object": object,
+        }],
+    })
 }
 
 /// Where a kind keeps what a Scale shows.

@@ -20,6 +20,10 @@ use crate::rest::{find, take_body};
 use crate::server::Inner;
 use crate::views::{self, Stored};
 
+/// Tokens of this length, which admission puts into pods, live for a year in truth: programs that never
+/// read a newer one go on for as long as their pod. Kubernetes' `--service-account-extend-token-expiration`.
+const SECONDS_EXTENDED: i64 = 3607;
+const EXTENDED_TO_SECONDS: i64 = 365 * 86_400;
 const SECONDS_DEFAULT: i64 = 3600;
 const SECONDS_MIN: i64 = 600;
 const SECONDS_MAX: i64 = 1 << 32;
@@ -85,10 +89,19 @@ pub async fn create(
         bind(server, key, reference, &mut bound).await?;
     }
     let now = Timestamp::now();
+    let own_audiences = audiences == server.config.api_audiences;
+    let extends = seconds == SECONDS_EXTENDED && bound.pod.is_some() && own_audiences;
+    let lives_seconds = if extends { EXTENDED_TO_SECONDS } else { seconds };
+    bound.warnafter = extends.then(|| now.as_second() + seconds);
     let (token, ends) = server
         .tokens
-        .issue(bound, audiences.clone(), seconds, now)
+        .issue(bound, audiences.clone(), lives_seconds, now)
         .map_err(|e| Status::internal(format!("failed to sign the token: {e}")))?;
+    // Its holder is told when to ask for the next.
+    let ends = match extends {
+        true => Timestamp::from_second(now.as_second() + seconds).unwrap_or(ends),
+        false => ends,
+    };
     let mut answer = json!({
         "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
         "metadata": { "name": key.name, "namespace": key.namespace, "creationTimestamp": meta::time(now) },

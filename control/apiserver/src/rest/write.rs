@@ -137,7 +137,7 @@ impl Inner {
         });
         let name = str_at(drafted, &["metadata", "name"]).unwrap_or_default().to_owned();
         let mut errors = rules::validate_create(kind, drafted);
-        errors.extend(kind.hooks.validate_create(drafted));
+        errors.extend(served.rules_of_writes().validate_create(drafted));
         if !errors.is_empty() {
             return Err(Status::invalid(&served.group_kind(), &name, &errors));
         }
@@ -458,7 +458,8 @@ impl Inner {
             meta::carry_over(new, &old);
         }
         if subresource == "status" {
-            meta::keep_for_status(new, &old);
+            let resource = (kind.group.as_str(), kind.resource.as_str());
+            meta::keep_for_status(resource, new, &old);
         }
         kind.hooks.prepare_update(write, new, &old);
         admission::allocate(self, &mut review, &mut admitted)?;
@@ -473,12 +474,14 @@ impl Inner {
             }
         }
         let mut errors = rules::validate_update(kind, new, &old);
-        errors.extend(kind.hooks.validate_update(write, new, &old));
+        errors.extend(served.rules_of_writes().validate_update(write, new, &old));
         if !errors.is_empty() {
             let name = str_at(new, &["metadata", "name"]).unwrap_or_default();
             return Err(Status::invalid(&served.group_kind(), name, &errors));
         }
-        review.warnings.extend(kind.hooks.update_warnings(new, &old));
+        if subresource.is_empty() {
+            review.warnings.extend(kind.hooks.update_warnings(new, &old));
+        }
         admission::validate(self, &mut review).await?;
         let new = &*review.object;
         if as_it_is && meta::same_but_times(new, &old) {

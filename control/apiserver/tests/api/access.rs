@@ -117,6 +117,26 @@ async fn questions_are_answered() {
         post("namespaces/default/localsubjectaccessreviews", "LocalSubjectAccessReview", other)
             .await;
     assert_eq!(may["status"]["allowed"], false);
+    // A question may be about a selection.
+    let selecting = |selector: Value| {
+        let mut resource = resource.clone();
+        resource["fieldSelector"] = selector;
+        ask("SelfSubjectAccessReview", json!({ "resourceAttributes": resource }))
+    };
+    let path = format!("{group}/selfsubjectaccessreviews");
+    let term =
+        |values: Value| json!({ "key": "spec.nodeName", "operator": "In", "values": values });
+    let may = admin.post(&path, &selecting(json!({ "requirements": [term(json!(["n1"]))] }))).await;
+    assert_eq!(may.expect(201)["status"]["allowed"], true);
+    for (selector, field) in [
+        (json!({}), "requirements"),
+        (json!({ "requirements": [term(json!([]))] }), "requirements[0].values"),
+        (json!({ "rawSelector": "a=b", "requirements": [term(json!(["n1"]))] }), "rawSelector"),
+    ] {
+        let refused = admin.post(&path, &selecting(selector)).await.expect(422);
+        let found = refused["details"]["causes"][0]["field"].as_str().unwrap();
+        assert_eq!(found, format!("spec.resourceAttributes.fieldSelector.{field}"));
+    }
     let ann = cluster.client(UserInfo::authenticated("ann", &[]));
     let question = ask("SelfSubjectRulesReview", json!({ "namespace": "default" }));
     let rules = ann.post(&format!("{group}/selfsubjectrulesreviews"), &question).await.expect(201);
@@ -136,7 +156,9 @@ async fn acting_as_another() {
     let refused =
         ann.send("GET", CONFIG_MAPS, &[("impersonate-user", "admin")], "").await.expect(403);
     assert!(
-        refused["message"].as_str().unwrap().contains("cannot impersonate resource \"users\""),
+        refused["message"].as_str().unwrap().contains(
+            "cannot impersonate-on:user-info:list resource \"configmaps\" in API group \"\""
+        ),
         "{refused}"
     );
 }

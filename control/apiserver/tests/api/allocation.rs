@@ -84,3 +84,28 @@ async fn a_failed_create_takes_nothing() {
     cluster.admin.post(&format!("{SERVICES}?dryRun=All"), &good).await.expect(201);
     cluster.admin.post(SERVICES, &good).await.expect(201);
 }
+
+/// A dry run takes no port, and so does not ask whether the range has it.
+#[tokio::test]
+async fn health_check_ports_beyond_the_range() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let wanted = |port: i64| {
+        let spec = json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": port, "ports": [{ "port": 80 }],
+        });
+        service("far", spec)
+    };
+    let refused = c.post(SERVICES, &wanted(80)).await.expect(500);
+    assert_eq!(
+        refused["message"],
+        "Internal error occurred: failed to allocate requested HealthCheck NodePort 80: \
+         provided port is not in the valid range. The range of valid ports is 30000-32767"
+    );
+    c.post(&format!("{SERVICES}?dryRun=All"), &wanted(80)).await.expect(201);
+    c.post(&format!("{SERVICES}?dryRun=All"), &wanted(70_000)).await.expect(422);
+    c.get(&format!("{SERVICES}/far")).await.expect(404);
+    let made = c.post(SERVICES, &wanted(30_100)).await.expect(201);
+    assert_eq!(made["spec"]["healthCheckNodePort"], 30_100);
+}

@@ -5,10 +5,33 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::crd::{CRDS, WIDGETS, establish, free, widget, widgets};
+use crate::crd::{CRDS, WIDGETS, establish, free, wait_for, widget, widgets};
 
 fn nested(depth: usize, make: impl Fn(Value) -> Value, inner: Value) -> Value {
     (0..depth).fold(inner, |below, _| make(below))
+}
+
+/// A schema as deep as a body can hold is served like any other.
+#[tokio::test]
+async fn deep_definitions() {
+    const DEPTH: usize = 110;
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let property = |below: Value| json!({ "type": "object", "properties": { "a": below } });
+    let leaf = json!({ "type": "string", "default": "x", "x-kubernetes-validations": [{ "rule": "self != 'bad'" }] });
+    let schema =
+        json!({ "type": "object", "properties": { "spec": nested(DEPTH, property, leaf) } });
+    // Its text only: the reader of this test goes less deep.
+    assert_eq!(c.post(CRDS, &widgets(schema)).await.code, 201);
+    wait_for(c, WIDGETS, |code, _| code == 200).await;
+    let spec = |leaf: Value| nested(DEPTH - 1, |below| json!({ "a": below }), leaf);
+    let made = c.post(WIDGETS, &widget("deep", spec(json!({ "zzz": 1 })))).await.expect(201);
+    assert_eq!(made["spec"], spec(json!({ "a": "x" })), "pruned and defaulted");
+    let refused = c.post(WIDGETS, &widget("bad", spec(json!({ "a": "bad" })))).await.expect(422);
+    let path = format!("spec{}", ".a".repeat(DEPTH));
+    assert_eq!(refused["details"]["causes"][0]["field"], path);
+    assert_eq!(c.get("/openapi/v3/apis/example.com/v1").await.code, 200);
+    assert_eq!(c.get(&format!("{WIDGETS}/deep")).await.expect(200)["spec"], made["spec"]);
 }
 
 #[tokio::test]

@@ -266,6 +266,18 @@ async fn status_and_scale() {
     let scale = c.get(&format!("{path}/scale")).await.expect(200);
     assert_eq!(scale["spec"]["replicas"], 2);
     assert_eq!(scale["status"], json!({ "replicas": 1, "selector": "a=b" }));
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = c.send("GET", &format!("{path}/scale"), &table, "").await.expect(200);
+    let shown = |list: &Value, field: &str| -> Vec<Value> {
+        list.as_array().unwrap().iter().map(|c| c[field].clone()).collect()
+    };
+    let names = shown(&table["columnDefinitions"], "name");
+    assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(
+        table["rows"][0]["cells"].as_array().unwrap()[..3],
+        [json!("a"), json!(2), json!(1)]
+    );
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     let mut wanted = scale.clone();
     wanted["spec"]["replicas"] = 5.into();
     let scaled = c.put(&format!("{path}/scale"), &wanted).await.expect(200);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::cluster::Cluster;
 use crate::crd::{CRDS, WIDGETS, establish, widget, widgets};
 use crate::tls::{self, Answer, Ca, Seen, Server};
+use crate::webhooks::{hook, patched, register, review};
 
 const WIDGETS_V2: &str = "/apis/example.com/v2/namespaces/default/widgets";
 
@@ -153,4 +154,62 @@ async fn by_a_webhook() {
         failed["message"].as_str().unwrap().contains("must have the same name: a != another"),
         "{failed}"
     );
+}
+
+/// A webhook whose rules name one version is asked about the others too, in the version that it knows.
+#[tokio::test]
+async fn webhooks_are_asked_in_the_version_that_they_know() {
+    let (cluster, ca) = (Cluster::start().await, Ca::new());
+    let c = &cluster.admin;
+    let server = Server::simple(&ca, &["127.0.0.1"], |seen| match seen.path.as_str() {
+        "/convert?timeout=30s" => renames(seen, false),
+        path if path.starts_with("/m.") => patched(
+            seen,
+            &json!([
+                { "op": "add", "path": "/spec/same", "value": 5 },
+                { "op": "add", "path": "/spec/host", "value": "mutated" },
+            ]),
+        ),
+        _ => review(seen, json!({ "allowed": true })),
+    })
+    .await;
+    let of_v2 = |name: &str, operations: &[&str]| {
+        let mut hook = hook(name, &server, &ca, operations, &["widgets"]);
+        hook["rules"][0]["apiVersions"] = json!(["v2"]);
+        hook
+    };
+    let both = ["CREATE", "UPDATE"];
+    register(c, "mutating", "m", vec![of_v2("m.example.com", &["CREATE"])]).await;
+    register(c, "validating", "v", vec![of_v2("v.example.com", &both)]).await;
+
+    // Without conversion the other version is another name: what it does not know survives.
+    establish(c, &two_versions(json!({ "strategy": "None" }))).await;
+    let made =
+        c.post(WIDGETS, &widget("a", json!({ "hostPort": "h", "same": 1 }))).await.expect(201);
+    assert_eq!(made["spec"], json!({ "hostPort": "h", "same": 5 }));
+    let asked: Vec<Value> = server.take().iter().map(|s| s.json()["request"].clone()).collect();
+    assert_eq!(asked.len(), 2);
+    for request in &asked {
+        assert_eq!(request["kind"]["version"], "v2");
+        assert_eq!(request["requestKind"]["version"], "v1");
+        assert_eq!(request["object"]["apiVersion"], "example.com/v2");
+    }
+    assert_eq!(asked[0]["object"]["spec"], json!({ "hostPort": "h", "same": 1 }));
+
+    // By a webhook, there and back.
+    let conversion = json!({ "spec": { "conversion": by_webhook(server.addr.port(), &ca) } });
+    c.merge(&format!("{CRDS}/widgets.example.com"), &conversion).await.expect(200);
+    let made = c.post(WIDGETS, &widget("b", json!({ "hostPort": "h" }))).await.expect(201);
+    assert_eq!(made["spec"], json!({ "hostPort": "mutated", "same": 5 }));
+    let seen = server.take();
+    let asked = seen.iter().filter(|s| s.path.starts_with("/v.")).map(Seen::json);
+    let asked: Vec<Value> = asked.collect();
+    assert_eq!(asked[0]["request"]["object"]["spec"], json!({ "host": "mutated", "same": 5 }));
+    let change = json!({ "spec": { "hostPort": "later" } });
+    c.merge(&format!("{WIDGETS}/b"), &change).await.expect(200);
+    let seen = server.take();
+    let asked = seen.iter().find(|s| s.path.starts_with("/v.")).unwrap().json();
+    assert_eq!(asked["request"]["object"]["spec"]["host"], "later");
+    assert_eq!(asked["request"]["oldObject"]["spec"]["host"], "mutated");
+    assert_eq!(asked["request"]["oldObject"]["apiVersion"], "example.com/v2");
 }

@@ -31,11 +31,25 @@ async fn every_resource_is_found() {
     let core = c.get("/api/v1").await.expect(200);
     let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
     assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));
+    assert_eq!(pods["storageVersionHash"], "xPOwRZ+Yhw8=", "that of every cluster");
     let groups = c.get("/apis").await.expect(200);
     let autoscaling =
         groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "autoscaling").unwrap();
     assert_eq!(autoscaling["preferredVersion"]["version"], "v2");
-    c.get("/apis/apps/v1").await.expect(200);
+    // Scripts, kubectl's own tests among them, look for parts of the text.
+    let text = String::from_utf8(c.get("/api/v1").await.bytes.to_vec()).unwrap();
+    assert!(text.starts_with(r#"{"kind":"APIResourceList","groupVersion":"v1","resources":["#));
+    let config_maps = r#"{"name":"configmaps","singularName":"configmap","namespaced":true,"kind":"ConfigMap","verbs":["create","delete","deletecollection","get","list","patch","update","watch"],"shortNames":["cm"],"storageVersionHash":"qFsyl6wFWjQ="}"#;
+    assert!(text.contains(config_maps), "{text}");
+    let eviction = r#"{"name":"pods/eviction","singularName":"","namespaced":true,"group":"policy","version":"v1","kind":"Eviction","verbs":["create"]}"#;
+    assert!(text.contains(eviction), "{text}");
+    assert!(text.contains(
+        r#""shortNames":["po"],"categories":["all"],"storageVersionHash":"xPOwRZ+Yhw8="}"#
+    ));
+    let apps = String::from_utf8(c.get("/apis/apps/v1").await.bytes.to_vec()).unwrap();
+    assert!(apps.starts_with(
+        r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"apps/v1","resources":[{"name":"#
+    ));
     assert_eq!(c.get("/apis/apps").await.expect(200)["kind"], "APIGroup");
     assert_eq!(c.get("/apis/none").await.code, 404);
 }
@@ -53,6 +67,7 @@ async fn documents() {
     );
     let v2 = c.get("/openapi/v2").await.expect(200);
     assert!(v2["definitions"].get("io.k8s.api.core.v1.Pod").is_some());
+    operations(&v2);
     let pb = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
     let pb = c.send("GET", "/openapi/v2", &pb, "").await;
     assert!(
@@ -60,6 +75,93 @@ async fn documents() {
             && pb.bytes.len() > 100_000
             && serde_json::from_slice::<Value>(&pb.bytes).is_err()
     );
+}
+
+#[tokio::test]
+async fn deprecated_kinds_say_so() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let endpoints =
+        r#"299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice""#;
+    let all = "/api/v1/namespaces/default/endpoints";
+    assert_eq!(c.get(all).await.warnings(), [endpoints]);
+    assert_eq!(c.post(all, &json!({ "metadata": { "name": "e" } })).await.warnings(), [endpoints]);
+    assert_eq!(c.get(&format!("{all}/none")).await.warnings(), [endpoints]);
+    let components = c.get("/api/v1/componentstatuses").await.warnings();
+    assert_eq!(components, [r#"299 - "v1 ComponentStatus is deprecated in v1.19+""#]);
+    assert!(c.get("/api/v1/pods").await.warnings().is_empty());
+}
+
+#[tokio::test]
+async fn the_store_is_a_component() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let all = "/api/v1/componentstatuses";
+    let list = c.get(all).await.expect(200);
+    let names: Vec<&Value> =
+        list["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, ["etcd-0"]);
+    let one = c.get(&format!("{all}/etcd-0")).await.expect(200);
+    assert_eq!(one["conditions"][0]["status"], "True");
+    assert_eq!(one["kind"], "ComponentStatus");
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = c.send("GET", all, &table, "").await.expect(200);
+    assert_eq!(table["rows"][0]["cells"], json!(["etcd-0", "Healthy", "ok", ""]));
+    let none = c.get(&format!("{all}?fieldSelector=metadata.name%3Dx")).await.expect(200);
+    assert_eq!(none["items"], json!([]));
+    c.get(&format!("{all}/none")).await.expect(404);
+}
+
+/// Generated clients name their methods by the ids, so each is there once, and is Kubernetes' own.
+fn operations(v2: &Value) {
+    let mut ids = std::collections::HashMap::new();
+    for (path, item) in v2["paths"].as_object().unwrap() {
+        for (method, operation) in
+            item.as_object().unwrap().iter().filter(|(m, _)| *m != "parameters")
+        {
+            let id = operation["operationId"].as_str().unwrap();
+            let before = ids.insert(id.to_owned(), (method.clone(), path.clone()));
+            assert_eq!(before, None, "{id} is {method} {path} too");
+        }
+    }
+    let expected = [
+        ("listCoreV1PodForAllNamespaces", "get", "/api/v1/pods"),
+        ("watchCoreV1NamespacedPodList", "get", "/api/v1/watch/namespaces/{namespace}/pods"),
+        ("deleteCoreV1CollectionNamespacedPod", "delete", "/api/v1/namespaces/{namespace}/pods"),
+        (
+            "connectCoreV1PostNamespacedPodExec",
+            "post",
+            "/api/v1/namespaces/{namespace}/pods/{name}/exec",
+        ),
+        ("connectCoreV1HeadNodeProxyWithPath", "head", "/api/v1/nodes/{name}/proxy/{path}"),
+        ("readCoreV1NamespacedPodLog", "get", "/api/v1/namespaces/{namespace}/pods/{name}/log"),
+        (
+            "createCoreV1NamespacedPodEviction",
+            "post",
+            "/api/v1/namespaces/{namespace}/pods/{name}/eviction",
+        ),
+        ("replaceCoreV1NamespaceFinalize", "put", "/api/v1/namespaces/{name}/finalize"),
+        (
+            "readRbacAuthorizationV1ClusterRole",
+            "get",
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}",
+        ),
+        (
+            "patchAppsV1NamespacedDeploymentScale",
+            "patch",
+            "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale",
+        ),
+    ];
+    for (id, method, path) in expected {
+        assert_eq!(ids.get(id), Some(&(method.to_owned(), path.to_owned())), "{id}");
+    }
+    // What kubectl's own tests look for.
+    let text = v2.to_string();
+    for phrase in
+        ["list of returned", "List of services", "Watch for changes to the described resources"]
+    {
+        assert!(text.contains(phrase), "{phrase}");
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use crate::cluster::Cluster;
 /// A CA, and PEMs that it signed.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
@@ -40,7 +40,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn sign(&self, names: &[&str], user: Option<(&str, &str)>) -> (String, String) {
+    pub fn sign(&self, names: &[&str], user: Option<(&str, &str)>) -> (String, String) {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -100,14 +100,14 @@ impl Kubectl {
     }
 
     fn command(&self, args: &str) -> Command {
+        self.words(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    pub fn words(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         let path = |name: &str| self.dir.path().join(name);
         command.arg("--kubeconfig").arg(path("config")).arg("--cache-dir").arg(path("cache"));
-        command
-            .args(args.split_whitespace())
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .current_dir(self.dir.path());
+        command.args(args).stdin(Stdio::null()).kill_on_drop(true).current_dir(self.dir.path());
         command
     }
 
@@ -162,7 +162,7 @@ fn basic(pair: &str) -> String {
 }
 
 /// One HTTP/1.1 request without a client certificate.
-async fn check_http(
+pub async fn check_http(
     ca: &Authority,
     port: u16,
     path: &str,
@@ -171,6 +171,22 @@ async fn check_http(
     contains: &str,
 ) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = connect(ca, port).await;
+    let auth = auth.map_or(String::new(), |a| format!("Authorization: {a}\r\n"));
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _closed_without_notice_is_fine = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+    assert!(answer.contains(contains), "{path}: {answer}");
+}
+
+/// A TLS connection without a client certificate, for HTTP/1.1.
+pub async fn connect(
+    ca: &Authority,
+    port: u16,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -181,15 +197,7 @@ async fn check_http(
         .with_no_client_auth();
     let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
-    let auth = auth.map_or(String::new(), |a| format!("Authorization: {a}\r\n"));
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    let _closed_without_notice_is_fine = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8_lossy(&answer);
-    assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
-    assert!(answer.contains(contains), "{path}: {answer}");
+    connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
 }
 
 const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec:\n  replicas: 2\n  selector: {matchLabels: {app: web}}\n  template:\n    metadata: {labels: {app: web}}\n    spec:\n      containers: [{name: c, image: 'web:1', ports: [{containerPort: 80}]}]\n";

@@ -114,6 +114,27 @@ async fn shapes() {
     assert_eq!(table["columnDefinitions"][0]["name"], "Name");
     assert_eq!(table["rows"][0]["cells"][0], "a");
     assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    // The older name of the same.
+    let beta = |shape: &str| accept(shape).replace("v1;", "v1beta1;");
+    let old = c.send("GET", PODS, &[("accept", &beta("Table"))], "").await.expect(200);
+    assert_eq!(
+        (&old["apiVersion"], &old["rows"][0]["object"]["apiVersion"]),
+        (&json!("meta.k8s.io/v1beta1"), &json!("meta.k8s.io/v1beta1"))
+    );
+    assert_eq!(old["rows"][0]["cells"], table["rows"][0]["cells"]);
+    let one = format!("{PODS}/a");
+    let old = c.send("GET", &one, &[("accept", &beta("PartialObjectMetadata"))], "").await;
+    assert_eq!(old.expect(200)["apiVersion"], "meta.k8s.io/v1beta1");
+    let list = beta("PartialObjectMetadataList");
+    let old = c.send("GET", PODS, &[("accept", &list)], "").await.expect(200);
+    assert_eq!(
+        (&old["apiVersion"], &old["items"][0]["apiVersion"]),
+        (&json!("meta.k8s.io/v1beta1"), &json!("meta.k8s.io/v1beta1"))
+    );
+    let path = format!("{PODS}?watch=1&timeoutSeconds=1");
+    let mut events = c.watch_as(&path, &beta("Table")).await;
+    let event = events.next().await.unwrap();
+    assert_eq!(event["object"]["apiVersion"], "meta.k8s.io/v1beta1");
     let partial = c
         .send("GET", PODS, &[("accept", &accept("PartialObjectMetadataList"))], "")
         .await

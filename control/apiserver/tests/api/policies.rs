@@ -422,7 +422,54 @@ async fn a_policy_has_a_status() {
     let made = c.post(&path, &policy(&spec)).await;
     assert_eq!(made.warnings(), [] as [String; 0]);
     assert_eq!(made.expect(201)["metadata"]["generation"], 1);
-    let status = json!({ "status": { "observedGeneration": 1 } });
+    let status = json!({ "status": { "conditions": [{ "type": "T", "status": "True", "reason": "R", "message": "M", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } });
     let after = c.merge(&format!("{path}/p/status"), &status).await.expect(200);
-    assert_eq!(after["status"]["observedGeneration"], 1);
+    assert_eq!(after["status"]["conditions"][0]["type"], "T");
+}
+
+#[tokio::test]
+async fn types_are_checked_after_a_policy_is_written() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let path = format!("{GROUP}/validatingadmissionpolicies");
+    let about_deployments = |validations: Value| {
+        policy(&json!({
+            "matchConstraints": { "resourceRules": [
+                { "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments"] },
+            ] },
+            "validations": validations,
+        }))
+    };
+    let confused = json!([{
+        "expression": "object.spec.replicas > '1'",
+        "messageExpression": "'wants replicas > 1, got ' + object.spec.replicas",
+    }]);
+    c.post(&path, &about_deployments(confused)).await.expect(201);
+    let checked =
+        |generation: i64| wait_for(c, format!("{GROUP}/validatingadmissionpolicies/p"), generation);
+    let status = checked(1).await["status"].clone();
+    let warnings = status["typeChecking"]["expressionWarnings"].as_array().unwrap().clone();
+    let at = |i: usize| warnings[i]["fieldRef"].as_str().unwrap();
+    assert_eq!(
+        (warnings.len(), at(0), at(1)),
+        (2, "spec.validations[0].expression", "spec.validations[0].messageExpression")
+    );
+    let says = |i: usize, what: &str| {
+        let text = warnings[i]["warning"].as_str().unwrap();
+        assert!(text.starts_with("apps/v1, Kind=Deployment: ERROR: <input>:1:"), "{text}");
+        assert!(text.contains(what), "{text}");
+    };
+    says(0, "found no matching overload for '_>_' applied to '(int, string)'");
+    says(1, "found no matching overload for '_+_' applied to '(string, int)'");
+    // Looked at again when it changes.
+    let good = json!([{ "expression": "object.spec.replicas > 1" }]);
+    let change = json!({ "spec": about_deployments(good)["spec"] });
+    c.merge(&format!("{path}/p"), &change).await.expect(200);
+    let status = checked(2).await["status"].clone();
+    assert_eq!(status["typeChecking"], json!({}));
+}
+
+/// The policy once its status is of that generation.
+async fn wait_for(c: &Client, path: String, generation: i64) -> Value {
+    crate::crd::wait_for(c, &path, |_, p| p["status"]["observedGeneration"] == generation).await
 }

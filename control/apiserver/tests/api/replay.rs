@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use rimward_control_store::MemoryStore;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -90,9 +89,7 @@ fn name_of(operation: &str, base: &Base, row: &Row) -> String {
 
 #[tokio::test]
 async fn single_changes() {
-    // The cluster that was asked had node ports beyond the usual range.
-    let cluster =
-        Cluster::start_on(MemoryStore::new(), |c| c.node_port_range = 30000..=32800).await;
+    let cluster = Cluster::start().await;
     let c = &cluster.admin;
     let mut misses = BTreeMap::new();
     let (mut good, mut all) = (0, 0);

@@ -83,6 +83,11 @@ async fn a_watch_can_start_as_a_list() {
     assert_eq!(events.brief().await, is("MODIFIED", "a"));
     let refused = c.get(&format!("{CONFIG_MAPS}?watch=1&sendInitialEvents=true")).await;
     assert_eq!(refused.expect(422)["details"]["kind"], "ListOptions");
+    // As a Table it cannot; whoever also takes the objects gets those.
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    c.send("GET", &path, &[("accept", table)], "").await.expect(406);
+    let mut events = c.watch_as(&path, &format!("{table},application/json")).await;
+    assert_eq!(events.next().await.unwrap()["object"]["kind"], "ConfigMap");
 }
 
 #[tokio::test]

@@ -10,20 +10,34 @@ use crate::tls::{self, Answer, Ca, Seen, Server};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 
-fn review(seen: &Seen, response: Value) -> Answer {
+/// The AdmissionReview that answers another.
+pub fn reviewed(seen: &Seen, response: Value) -> Value {
     let mut response = response;
     response["uid"] = seen.json()["request"]["uid"].clone();
-    tls::json(
-        &json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response }),
-    )
+    json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response })
 }
 
-fn patched(seen: &Seen, patch: &Value) -> Answer {
+pub fn review(seen: &Seen, response: Value) -> Answer {
+    tls::json(&reviewed(seen, response))
+}
+
+pub fn patched(seen: &Seen, patch: &Value) -> Answer {
+    review(seen, patching(patch))
+}
+
+/// A response that patches.
+pub fn patching(patch: &Value) -> Value {
     let patch = base64::engine::general_purpose::STANDARD.encode(patch.to_string());
-    review(seen, json!({ "allowed": true, "patchType": "JSONPatch", "patch": patch }))
+    json!({ "allowed": true, "patchType": "JSONPatch", "patch": patch })
 }
 
-fn hook(name: &str, server: &Server, ca: &Ca, operations: &[&str], resources: &[&str]) -> Value {
+pub fn hook(
+    name: &str,
+    server: &Server,
+    ca: &Ca,
+    operations: &[&str],
+    resources: &[&str],
+) -> Value {
     json!({
         "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
         "clientConfig": { "url": format!("https://127.0.0.1:{}/{name}", server.addr.port()), "caBundle": ca.bundle() },
@@ -31,7 +45,7 @@ fn hook(name: &str, server: &Server, ca: &Ca, operations: &[&str], resources: &[
     })
 }
 
-async fn register(c: &Client, kind: &str, name: &str, hooks: Vec<Value>) -> Value {
+pub async fn register(c: &Client, kind: &str, name: &str, hooks: Vec<Value>) -> Value {
     let object =
         json!({ "metadata": { "name": name, "labels": { "test": "1" } }, "webhooks": hooks });
     c.post(&format!("{GROUP}/{kind}webhookconfigurations"), &object).await.expect(201)

@@ -55,6 +55,12 @@ async fn a_dry_run_changes_nothing() {
     let c = &cluster.admin;
     let dry = c.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a", "1")).await.expect(201);
     assert!(dry["metadata"]["uid"].is_string());
+    assert_eq!(dry["metadata"].get("resourceVersion"), None, "it was never stored");
+    let yaml = [("content-type", "application/json"), ("accept", "application/yaml")];
+    let path = format!("{CONFIG_MAPS}?dryRun=All");
+    let dry = c.send("POST", &path, &yaml, config_map("a", "1").to_string()).await;
+    assert!(dry.code == 201 && !dry.text().contains("resourceVersion"), "{}", dry.text());
+    c.put(CONFIG_MAPS, &config_map("a", "1")).await.expect(405);
     c.get(&format!("{CONFIG_MAPS}/a")).await.expect(404);
     let made = c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
     c.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("a", "1")).await.expect(409);

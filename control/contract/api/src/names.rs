@@ -29,7 +29,8 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
         errors.push(max_len(63));
     }
     if !is_dns1123_label(s) {
-        errors.push(if s.contains('.') {
+        // A name of several labels has dots, and nothing else wrong with it.
+        errors.push(if s.split('.').all(is_dns1123_label) {
             "must not contain dots".to_owned()
         } else {
             regex_error(
@@ -107,7 +108,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
         }
         _ => {
             let rule = regex_error(
-                "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+                "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
                 QUALIFIED_RE,
                 &["MyName", "my.name", "123-abc"],
             );

@@ -52,6 +52,7 @@ pub enum CauseReason {
     FieldManagerConflict,
     ResourceVersionTooLarge,
     NamespaceTerminating,
+    DisruptionBudget,
 }
 
 /// One entry of `status.details.causes`.

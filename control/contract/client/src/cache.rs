@@ -233,6 +233,25 @@ impl<K> Cache<K> {
     pub fn subscribe(&self) -> Deltas {
         Deltas { receiver: self.inner.changed.subscribe(), first: true }
     }
+
+    /// Changes of what the objects belong to (a Service, for its EndpointSlices), from now on, as
+    /// [`Cache::subscribe`]: an object that changed names what it belonged to and what it belongs to now.
+    /// The feed lives as long as the cache: for readers that do.
+    pub fn subscribe_to(&self, owner: fn(&K) -> Option<ObjectKey>) -> Deltas
+    where
+        K: 'static,
+    {
+        let (sender, receiver) = broadcast::channel(BACKLOG);
+        let tell = move |change: Change<'_, K>| {
+            let of = |object: Option<&Arc<K>>| object.and_then(|object| owner(object));
+            let (before, now) = (of(change.old), of(change.new));
+            for key in before.iter().chain(now.iter().filter(|now| before.as_ref() != Some(now))) {
+                let _nobody_listens_is_fine = sender.send(key.clone());
+            }
+        };
+        self.inner.handlers.lock().push(Box::new(tell));
+        Deltas { receiver, first: true }
+    }
 }
 
 impl<K> State<K> {
@@ -345,6 +364,31 @@ mod tests {
         cache.replace(BTreeMap::from([(key("b"), Arc::new(vec!["y"]))]));
         assert_eq!(sizes(), [0, 1, 0]);
         assert_eq!(cache.indexed("words", "y"), vec![Arc::new(vec!["y"])]);
+    }
+
+    #[test]
+    fn owners_hear_of_what_comes_and_goes() {
+        let cache: Cache<&str> = Cache::new();
+        cache.apply(key("early"), Arc::new("x"));
+        let mut deltas = cache.subscribe_to(|owner| (*owner != "none").then(|| key(owner)));
+        let mut told = |expected: &[&str]| {
+            let told: Vec<Delta> = std::iter::from_fn(|| deltas.try_next()).collect();
+            let expected: Vec<Delta> = expected.iter().map(|o| Delta::Key(key(o))).collect();
+            assert_eq!(told.strip_prefix(&[Delta::All]).unwrap_or(&told), expected);
+        };
+        told(&[]);
+        cache.apply(key("a"), Arc::new("x"));
+        told(&["x"]);
+        cache.apply(key("a"), Arc::new("x"));
+        told(&["x"]);
+        cache.apply(key("a"), Arc::new("y"));
+        told(&["x", "y"]);
+        cache.apply(key("a"), Arc::new("none"));
+        told(&["y"]);
+        cache.remove(&key("a"));
+        told(&[]);
+        cache.remove(&key("early"));
+        told(&["x"]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! Which resources the server has: classic discovery, preferred versions only.
+//! Which resources the server has: classic discovery, each resource once, in its preferred version.
 //! <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api>
+
+use std::collections::HashSet;
 
 use futures::future::join_all;
 use http::Method;
@@ -40,13 +42,25 @@ struct Groups {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Group {
-    preferred_version: PreferredVersion,
+    preferred_version: Version,
+    #[serde(default)]
+    versions: Vec<Version>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PreferredVersion {
+struct Version {
     group_version: String,
+}
+
+impl Group {
+    /// All versions, the preferred one first.
+    fn versions(&self) -> impl Iterator<Item = GroupVersion> {
+        let preferred = &self.preferred_version.group_version;
+        let others =
+            self.versions.iter().map(|v| &v.group_version).filter(move |v| *v != preferred);
+        std::iter::once(preferred).chain(others).filter_map(|v| GroupVersion::parse(v))
+    }
 }
 
 #[derive(Deserialize)]
@@ -64,26 +78,27 @@ struct Entry {
 }
 
 impl Client {
-    /// Asks for every group. A group that fails is reported, not fatal; the list of groups is.
+    /// Asks for every version of every group: a resource need not be in the preferred version of its
+    /// group. A version that fails is reported, not fatal; the list of groups is.
     pub async fn discover(&self) -> Result<Discovered, Error> {
         let groups: Groups = self.call(Method::GET, "/apis", None::<&()>).await?;
-        let preferred = groups
-            .groups
-            .iter()
-            .filter_map(|g| GroupVersion::parse(&g.preferred_version.group_version));
         let core = GroupVersion { group: String::new(), version: "v1".into() };
-        let versions: Vec<GroupVersion> = std::iter::once(core).chain(preferred).collect();
+        let named = groups.groups.iter().flat_map(Group::versions);
+        let versions: Vec<GroupVersion> = std::iter::once(core).chain(named).collect();
         let asked = versions.into_iter().map(|version| async move {
             let answer =
                 self.call::<Resources>(Method::GET, &version.url_prefix(), None::<&()>).await;
             (version, answer)
         });
-        let mut found = Discovered::default();
+        let (mut found, mut known) = (Discovered::default(), HashSet::new());
         for (version, answer) in join_all(asked).await {
             match answer {
-                Ok(list) => found
-                    .resources
-                    .extend(list.resources.into_iter().filter_map(|e| e.served(&version))),
+                Ok(list) => {
+                    let served = list.resources.into_iter().filter_map(|e| e.served(&version));
+                    found.resources.extend(served.filter(|s| {
+                        known.insert((version.group.clone(), s.resource.name.clone()))
+                    }));
+                }
                 Err(e) => found.failed.push((version, e)),
             }
         }

@@ -176,10 +176,39 @@ impl Duplex {
         let _either_way_it_is_over = self.send.stopped().await;
     }
 
+    /// The halves, for frames: what was already read of the stream is read first.
+    pub fn into_frames(self) -> (FrameSender, FrameReader<Body>) {
+        (FrameSender(self.send), FrameReader::new(self.recv))
+    }
+
     /// Only the bytes that come; the sending half is finished.
     pub fn into_body(mut self) -> Body {
         self.finish();
         self.recv
+    }
+}
+
+/// The sending half of a stream that carries frames after its reply.
+pub struct FrameSender(SendStream);
+
+impl FrameSender {
+    /// Sends a frame; waits while the other end's window is full. Not cancel-safe: whoever gives up
+    /// the call must give up the stream.
+    pub async fn send<F: Frame>(&mut self, frame: &F) -> Result<(), CallError> {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes);
+        let sent = self.0.write_chunk(bytes.into()).await;
+        sent.map_err(|e| CallError::Broken(e.to_string()))
+    }
+
+    /// No more frames from this end.
+    pub fn finish(&mut self) {
+        let _already_closed_is_fine = self.0.finish();
+    }
+
+    /// Ends the stream so that the other end sees an error, not an end.
+    pub fn abort(&mut self) {
+        let _already_closed_is_fine = self.0.reset(1u8.into());
     }
 }
 

@@ -151,6 +151,11 @@ impl Graph {
         };
         let mut work = Vec::new();
         let old = self.nodes.remove(&uid);
+        if let Some(old) = old.as_ref().filter(|o| o.resource != resource)
+            && let Some(same) = self.by_resource.get_mut(&old.resource)
+        {
+            same.remove(&uid);
+        }
         let changed_owners = old.as_ref().is_none_or(|o| o.owners != node.owners);
         if changed_owners {
             for owner in old.iter().flat_map(|o| o.owners.iter()) {
@@ -231,6 +236,31 @@ impl Graph {
         let mut work: Vec<Work> = missing.iter().flat_map(|uid| self.remove(uid)).collect();
         for object in objects {
             work.extend(self.observe(resource, object));
+        }
+        work
+    }
+
+    /// The objects of a resource are watched as those of another from now on: in another version.
+    pub fn transfer(&mut self, from: ResourceId, to: ResourceId) {
+        let Some(moved) = self.by_resource.remove(&from) else { return };
+        for uid in &moved {
+            if let Some(node) = self.nodes.get_mut(uid) {
+                node.resource = to;
+            }
+        }
+        self.by_resource.entry(to).or_default().extend(moved);
+    }
+
+    /// A resource is no longer watched. That says nothing of its objects: whoever depends on them has
+    /// to ask.
+    pub fn forget(&mut self, resource: ResourceId) -> Vec<Work> {
+        let mut work = Vec::new();
+        for uid in self.by_resource.remove(&resource).into_iter().flatten() {
+            let Some(node) = self.nodes.remove(&uid) else { continue };
+            for owner in &node.owners {
+                self.unlink(&owner.uid, &uid, &mut work);
+            }
+            work.extend(self.dependents_of(&uid).map(Work::Judge));
         }
         work
     }
@@ -418,6 +448,26 @@ mod tests {
         assert_eq!(graph.replace(0, vec![]), []);
         assert!(graph.is_empty() && graph.dependents.is_empty());
         assert_eq!(graph.observe(0, object("o", &[], "o")), [Work::Orphan("o".into())]);
+    }
+
+    #[test]
+    fn a_resource_that_is_watched_no_more_is_not_gone() {
+        let mut graph = graph(&[("dependent", &["owner"], "")]);
+        graph.observe(1, object("owner", &[], ""));
+        let judged = [Work::Judge("dependent".into())];
+        assert_eq!(graph.forget(1), judged);
+        let asks = |graph: &Graph| {
+            matches!(graph.judge("dependent", &HashSet::new()), Verdict::AskFor(..))
+        };
+        assert!(asks(&graph), "nobody said that the owner is gone");
+        // Watched in another version: the first one is no longer about it.
+        graph.observe(1, object("owner", &[], ""));
+        graph.transfer(1, 2);
+        assert_eq!(graph.find("owner").expect("is there").resource, 2);
+        assert_eq!(graph.forget(1), []);
+        assert_eq!(graph.judge("dependent", &HashSet::new()), Verdict::Nothing);
+        assert_eq!(graph.remove("owner"), judged);
+        assert!(!asks(&graph));
     }
 
     #[test]

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod custom;
 mod deployments;
+mod disruptions;
 mod garbage;
+mod load;
 mod namespaces;
 mod nodes;
 mod protection;

@@ -1,6 +1,7 @@
 //! What controllers decide: a world in, a plan out. Nothing runs.
 
 mod deployments;
+mod disruption;
 mod ingresses;
 mod nodes;
 mod replicasets;

@@ -225,3 +225,50 @@ async fn pod_packets_are_relayed_by_block() {
     let received = tokio::time::timeout(Duration::from_secs(20), received).await.unwrap();
     assert_eq!(received, good, "the one with a foreign source is dropped");
 }
+
+#[tokio::test]
+async fn sessions_go_to_the_node_and_end_with_their_client() {
+    use futures::SinkExt as _;
+    use rimward_control_apiserver::nodes::{Input, Output, PodOnNode, SessionOptions};
+    use rimward_tunnel::wire::{SessionData, SessionEnd, SessionIn};
+    let world = World::new();
+    let tunnel = world.node("edge-1").await;
+    let serve = tokio::spawn(async move {
+        let accept = async || {
+            let opened = call::accept(&tunnel.connection).await.unwrap();
+            let (request, incoming) = opened.request().await.unwrap();
+            let Request::SessionRequest(request) = request else { panic!("{request:?}") };
+            assert_eq!((request.pod.as_str(), request.tty), ("web", true));
+            incoming.begin(Reply { code: 200, ..Reply::default() }).await.unwrap().into_frames()
+        };
+        let (mut send, mut receive) = accept().await;
+        let mut heard = Vec::new();
+        while heard.len() < 3 {
+            let frame = receive.next().await.unwrap().unwrap();
+            heard.extend(SessionIn::decode(&frame).unwrap());
+        }
+        send.send(&SessionData { stream: 1, bytes: b"out".to_vec() }).await.unwrap();
+        send.send(&SessionData { stream: 9, bytes: b"of a newer node".to_vec() }).await.unwrap();
+        send.send(&SessionEnd { exit_code: Some(3), message: String::new() }).await.unwrap();
+        send.finish();
+        // The second is dropped by its client, which is no orderly end.
+        let (_send, mut receive) = accept().await;
+        assert!(receive.next().await.is_err());
+        heard
+    });
+    let pod = PodOnNode { node: "edge-1".into(), name: "web".into(), ..PodOnNode::default() };
+    let options = SessionOptions { tty: true, ..SessionOptions::default() };
+    let mut session = world.hub.session(&pod, options.clone()).await.unwrap();
+    session.input.send(Input::Stdin("in".into())).await.unwrap();
+    session.input.send(Input::Resize { width: 80, height: 24 }).await.unwrap();
+    session.input.send(Input::StdinEnd).await.unwrap();
+    let out: Vec<Output> = session.output.map(Result::unwrap).collect().await;
+    assert_eq!(out, [Output::Stdout("out".into()), Output::Exit(3)]);
+    drop(world.hub.session(&pod, options.clone()).await.unwrap());
+    let heard = serve.await.unwrap();
+    assert!(matches!(&heard[0], SessionIn::SessionData(data) if data.bytes == b"in"));
+    assert!(matches!(&heard[2], SessionIn::SessionData(data) if data.bytes.is_empty()));
+    let absent = PodOnNode { node: "edge-9".into(), ..pod };
+    let refused = world.hub.session(&absent, options).await.err().unwrap();
+    assert!(matches!(refused, NodeError::NotConnected(_)), "{refused}");
+}

@@ -8,7 +8,7 @@ use crate::kind::Write;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, member};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 /// Counts the changes of the template; kept where clients of the first version look for it.
 const GENERATION: &str = "deprecated.daemonset.template.generation";
@@ -32,7 +32,8 @@ pub const DAEMONSET: Rules = Rules {
     status: true,
     generation: true,
     cells: print::workload::daemonset,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::template,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -70,7 +71,7 @@ fn default(object: &mut Value) {
 fn daemonset(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     lenient_selector_and_template(spec, "daemonset", &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    always_restarting(spec.at("template"), "DaemonSet", &path.field("template"), e);
     for field in ["minReadySeconds", "revisionHistoryLimit"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }

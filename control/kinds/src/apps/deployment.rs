@@ -7,7 +7,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, member};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 /// A revision to return to, of clients of the first version.
 const ROLLBACK_TO: &str = "deprecated.deployment.rollback.revision";
@@ -30,7 +30,8 @@ pub const DEPLOYMENT: Rules = Rules {
     status: true,
     generation: true,
     cells: print::workload::deployment,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -54,8 +55,8 @@ fn default(object: &mut Value) {
 fn deployment(object: &Value, e: &mut Errors) {
     let (spec, path) = (object.at("spec"), Path::Root.field("spec"));
     check::not_negative(spec.at("replicas"), &path.field("replicas"), e);
-    selector_and_template(spec, &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    selector_and_template(spec, "deployment", &path, e);
+    always_restarting(spec.at("template"), "ReplicaSet", &path.field("template"), e);
     strategy(spec.at("strategy"), &path.field("strategy"), e);
     for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);

@@ -7,7 +7,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, is_empty, member};
-use crate::rules::{Field, Rules};
+use crate::rules::{Field, Rules, Updates};
 
 const REPLICAS: &[crate::rules::Selectable] =
     &[("status.replicas", Field::Number(&["status", "replicas"]))];
@@ -33,7 +33,8 @@ pub const REPLICASET: Rules = Rules {
     generation: true,
     fields: REPLICAS,
     cells: print::workload::replicaset,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -46,8 +47,8 @@ fn replicaset(object: &Value, e: &mut Errors) {
     for field in ["replicas", "minReadySeconds"] {
         check::not_negative(spec.at(field), &path.field(field), e);
     }
-    selector_and_template(spec, &path, e);
-    always_restarting(spec.at("template"), &path.field("template"), e);
+    selector_and_template(spec, "deployment", &path, e);
+    always_restarting(spec.at("template"), "ReplicaSet", &path.field("template"), e);
 }
 
 fn status(sub: &str, new: &Value, _old: &Value, e: &mut Errors) {
@@ -89,7 +90,8 @@ pub const REPLICATION_CONTROLLER: Rules = Rules {
     generation: true,
     fields: REPLICAS,
     cells: print::workload::replication_controller,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::workload,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -137,5 +139,5 @@ fn controller(object: &Value, e: &mut Errors) {
             "`selector` does not match template `labels`",
         );
     }
-    always_restarting(spec.at("template"), &at, e);
+    always_restarting(spec.at("template"), "ReplicationController", &at, e);
 }

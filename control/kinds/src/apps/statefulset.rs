@@ -11,7 +11,7 @@ use crate::check;
 use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, items_mut, member};
-use crate::rules::Rules;
+use crate::rules::{Rules, Updates};
 
 pub const STATEFULSET: Rules = Rules {
     default,
@@ -22,7 +22,8 @@ pub const STATEFULSET: Rules = Rules {
     status: true,
     generation: true,
     cells: print::workload::statefulset,
-    warnings: super::template_warnings,
+    warnings: crate::warnings::stateful_set,
+    warns_of_updates: Updates::OfSpec,
     ..Rules::PLAIN
 };
 
@@ -84,8 +85,8 @@ fn statefulset(object: &Value, e: &mut Errors) {
         e,
     );
     check::not_negative(spec.at("revisionHistoryLimit"), &path.field("revisionHistoryLimit"), e);
-    selector_and_template(spec, &path, e);
-    always_restarting(&with_claims(spec), &path.field("template"), e);
+    selector_and_template(spec, "statefulset", &path, e);
+    always_restarting(&with_claims(spec), "StatefulSet", &path.field("template"), e);
 }
 
 fn create(object: &Value, e: &mut Errors) {
@@ -97,7 +98,7 @@ fn create(object: &Value, e: &mut Errors) {
     }
     let list = path.field("volumeClaimTemplates");
     for (i, claim) in spec.list("volumeClaimTemplates").iter().enumerate() {
-        crate::pod::volume::claim_spec(claim.at("spec"), &list.index(i).field("spec"), e);
+        crate::pod::claim::spec(claim.at("spec"), &list.index(i).field("spec"), e);
     }
 }
 

@@ -107,6 +107,33 @@ pub fn object_meta_with(
     common(meta, finalizers, path, e);
 }
 
+/// `ValidateTemplateObjectMeta`: of what a claim is made after, labels and annotations alone may be said.
+pub fn template(meta: &Value, path: &Path<'_>, e: &mut Errors) {
+    annotations(meta.at("annotations"), &path.field("annotations"), e);
+    labels(meta.at("labels"), &path.field("labels"), e);
+    for (field, shown) in NOT_OF_TEMPLATES {
+        if !crate::read::is_empty(meta.at(field)) {
+            e.forbidden(&path.field(shown), "cannot be set");
+        }
+    }
+}
+
+/// The rest of the metadata, and how Kubernetes writes it here.
+const NOT_OF_TEMPLATES: [(&str, &str); 12] = [
+    ("name", "name"),
+    ("generateName", "generateName"),
+    ("namespace", "namespace"),
+    ("selfLink", "selfLink"),
+    ("uid", "uID"),
+    ("resourceVersion", "resourceVersion"),
+    ("generation", "generation"),
+    ("creationTimestamp", "creationTimestamp"),
+    ("deletionTimestamp", "deletionTimestamp"),
+    ("deletionGracePeriodSeconds", "deletionGracePeriodSeconds"),
+    ("ownerReferences", "ownerReferences"),
+    ("finalizers", "finalizers"),
+];
+
 /// What a create and an update both ask.
 fn common(meta: &Value, rule: Finalizers, path: &Path<'_>, e: &mut Errors) {
     labels(meta.at("labels"), &path.field("labels"), e);
@@ -138,8 +165,9 @@ pub fn annotations(annotations: &Value, path: &Path<'_>, e: &mut Errors) {
 
 fn owners(owners: &[Value], path: &Path<'_>, e: &mut Errors) {
     let mut controller: Option<String> = None;
-    for (i, owner) in owners.iter().enumerate() {
-        let at = path.index(i);
+    // Which owner it is, Kubernetes does not say.
+    let at = path;
+    for owner in owners {
         let version = owner.text("apiVersion");
         if version.is_empty() || rimward_api::GroupVersion::parse(version).is_none() {
             e.invalid(&at.field("apiVersion"), version, "version must not be empty");
@@ -150,7 +178,7 @@ fn owners(owners: &[Value], path: &Path<'_>, e: &mut Errors) {
             }
         }
         if version == "v1" && owner.text("kind") == "Event" {
-            e.invalid(&at, owner.clone(), "v1, Kind=Event is disallowed from being an owner");
+            e.invalid(at, owner.clone(), "/v1, Kind=Event is disallowed from being an owner");
         }
         if owner.flag("controller") {
             let this = format!("{}/{}", owner.text("kind"), owner.text("name"));
@@ -235,7 +263,7 @@ mod tests {
         check(
             pod,
             json!({ "name": "a", "namespace": "b", "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "n" }] }),
-            &["metadata.ownerReferences[0].uid"],
+            &["metadata.ownerReferences.uid"],
         );
         let node = catalog.by_kind("", "v1", "Node").unwrap();
         check(node, json!({ "name": "a", "namespace": "b" }), &["metadata.namespace"]);

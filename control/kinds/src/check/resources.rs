@@ -43,18 +43,66 @@ fn is_extended(name: &str) -> bool {
         && names::qualified_name(&format!("requests.{name}")).is_empty()
 }
 
+/// Names without a domain that can be counted or limited somewhere.
+const STANDARD: [&str; 20] = [
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    STORAGE,
+];
+const STORAGE: &str = "storage";
+
+fn is_standard(name: &str) -> bool {
+    STANDARD.contains(&name) || is_huge_pages(name) || name.starts_with("requests.hugepages-")
+}
+
+/// What a quota can limit, of the names without a domain.
+pub fn is_standard_for_quotas(name: &str) -> bool {
+    is_standard(name) && name != STORAGE
+}
+
+/// `validateResourceName`: a resource's name, with a domain or one that is known.
+pub fn resource_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+    let wrong = names::qualified_name(name);
+    if wrong.is_empty() && !name.contains('/') && !is_standard(name) {
+        e.invalid(path, name, "must be a standard resource type or fully qualified");
+    }
+    e.invalid_each(path, name, wrong);
+}
+
 /// A resource's name as a container may ask for it.
 pub fn container_resource_name(name: &str, path: &Path<'_>, e: &mut Errors) {
-    let wrong = names::qualified_name(name);
-    if !wrong.is_empty() {
-        return e.invalid_each(path, name, wrong);
-    }
+    resource_name(name, path, e);
     if !name.contains('/') {
         if !is_standard_for_containers(name) {
             e.invalid(path, name, "must be a standard resource for containers");
         }
     } else if !is_native(name) && !is_extended(name) {
         e.invalid(path, name, "doesn't follow extended resource name standard");
+    }
+}
+
+/// A resource's name as a quota may limit it.
+pub fn quota_resource_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+    resource_name(name, path, e);
+    if !name.contains('/') && !is_standard_for_quotas(name) {
+        e.invalid(path, name, "must be a standard resource for quota");
     }
 }
 
@@ -111,11 +159,14 @@ pub fn container_resources(
             let here = at.key(name);
             container_resource_name(name, &here, e);
             cpu_or_memory |= matches!(name.as_str(), "cpu" | "memory");
-            huge_pages |= is_huge_pages(name);
+            resource_value(name, value, &here, e);
             if std::ptr::eq(at, &requests_at) {
                 request_within_limit(name, value, limits.get(name), &requests_at, &limits_at, e);
             }
-            resource_value(name, value, &here, e);
+            if is_huge_pages(name) {
+                huge_pages = true;
+                whole_pages(name, value, &here, e);
+            }
         }
     }
     if huge_pages && !cpu_or_memory {
@@ -127,10 +178,28 @@ pub fn container_resources(
         let (name, at) = (claim.text("name"), list.index(i));
         match name {
             "" => e.required(&at, ""),
-            _ if seen.again(name) => e.duplicate(&at, name),
-            _ if !claims.contains(&name) => e.not_found(&at.field("name"), name),
-            _ => {}
+            _ => {
+                if seen.again(name) {
+                    e.duplicate(&at, name);
+                }
+                if !claims.contains(&name) {
+                    e.not_found(&at, name);
+                }
+            }
         }
+    }
+}
+
+/// Huge pages come in multiples of their size.
+fn whole_pages(name: &str, value: &Value, path: &Path<'_>, e: &mut Errors) {
+    let Some(asked) = quantity(value) else { return };
+    let size = name.strip_prefix("hugepages-").and_then(|size| Quantity::parse(size).ok());
+    let divides = size.is_some_and(|size| {
+        size.millis() > 0 && asked.millis() >= 0 && asked.millis() % size.millis() == 0
+    });
+    if !divides {
+        let why = format!("{asked} is not positive integer multiple of {name}");
+        e.invalid(path, asked.to_string(), &why);
     }
 }
 

@@ -16,7 +16,25 @@ pub fn label_selector(selector: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
-fn expression(term: &Value, path: &Path<'_>, e: &mut Errors) {
+/// `ValidateLabelSelectorRequirement`.
+pub fn expression(term: &Value, path: &Path<'_>, e: &mut Errors) {
+    operator(term, path, e);
+    e.invalid_each(&path.field("key"), term.text("key"), names::qualified_name(term.text("key")));
+    let list = path.field("values");
+    for (i, value) in term.list("values").iter().filter_map(Value::as_str).enumerate() {
+        e.invalid_each(&list.index(i), value, names::label_value(value));
+    }
+}
+
+/// `ValidateFieldSelectorRequirement`: of fields, whose values may be anything.
+pub fn field_expression(term: &Value, path: &Path<'_>, e: &mut Errors) {
+    if term.text("key").is_empty() {
+        e.required(&path.field("key"), "must be specified");
+    }
+    operator(term, path, e);
+}
+
+fn operator(term: &Value, path: &Path<'_>, e: &mut Errors) {
     let values = term.list("values");
     match term.text("operator") {
         "In" | "NotIn" if values.is_empty() => {
@@ -33,11 +51,6 @@ fn expression(term: &Value, path: &Path<'_>, e: &mut Errors) {
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
         other => e.invalid(&path.field("operator"), other, "not a valid selector operator"),
-    }
-    e.invalid_each(&path.field("key"), term.text("key"), names::qualified_name(term.text("key")));
-    let list = path.field("values");
-    for (i, value) in values.iter().filter_map(Value::as_str).enumerate() {
-        e.invalid_each(&list.index(i), value, names::label_value(value));
     }
 }
 

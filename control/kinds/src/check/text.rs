@@ -1,6 +1,8 @@
 //! Texts with a form: names of ports, keys and variables, paths, header names. Each function
 //! returns what is wrong, nothing when the text is good.
 
+use crate::path::{Errors, Path};
+
 /// The range that a port must be in.
 pub const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 
@@ -55,6 +57,27 @@ pub fn config_key(key: &str) -> Vec<String> {
         _ => {}
     }
     wrong
+}
+
+/// A version as semver.org 2.0.0 has it: `1.2.3-alpha.1+build`.
+pub fn is_semantic_version(text: &str) -> bool {
+    let (rest, build) = text.split_once('+').map_or((text, None), |(r, b)| (r, Some(b)));
+    let (core, before) = rest.split_once('-').map_or((rest, None), |(c, p)| (c, Some(p)));
+    let word = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let number = |part: &str| digits(part) && (part == "0" || !part.starts_with('0'));
+    core.split('.').count() == 3
+        && core.split('.').all(number)
+        && before.is_none_or(|b| b.split('.').all(|p| word(p) && (!digits(p) || number(p))))
+        && build.is_none_or(|b| b.split('.').all(word))
+}
+
+/// How many bytes a text in base64 stands for.
+pub fn base64_len(text: &str) -> usize {
+    let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
 }
 
 /// A header's name.
@@ -114,11 +137,24 @@ pub fn wildcard_dns1123_subdomain(name: &str) -> Vec<String> {
     vec!["a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')".to_owned()]
 }
 
-/// A DNS subdomain, then `/` and a path: controller names of ingress classes, signer names.
-pub fn domain_prefixed_path(name: &str) -> Result<(&str, &str), &'static str> {
-    match name.split_once('/') {
-        Some((domain, path)) if !domain.is_empty() && !path.is_empty() => Ok((domain, path)),
-        _ => Err("must be a domain-prefixed path (such as \"acme.io/foo\")"),
+/// `IsDomainPrefixedPath`: a DNS subdomain, then `/` and a path, such as `example.com/controller`.
+pub fn domain_prefixed(name: &str, path: &Path<'_>, e: &mut Errors) {
+    let parts =
+        name.split_once('/').filter(|(domain, rest)| !domain.is_empty() && !rest.is_empty());
+    match (name, parts) {
+        ("", _) => e.required(path, ""),
+        (_, None) => {
+            let why = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+            e.invalid(path, name, why);
+        }
+        (_, Some((domain, rest))) => {
+            e.invalid_each(path, domain, rimward_api::names::dns1123_subdomain(domain));
+            let good = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
+            if !rest.bytes().all(good) {
+                let why = r"Invalid path (regex used for validation is '[A-Za-z0-9/\-._~%!$&'()*+,;=:]+')";
+                e.invalid(path, rest, why);
+            }
+        }
     }
 }
 
@@ -143,5 +179,11 @@ mod tests {
         check(volume_path, &["a/b", ".a"], &[("/a", 1), ("../a", 1), ("..a", 1), ("/..", 2)]);
         check(wildcard_dns1123_subdomain, &["*.a.b"], &[("*", 1), ("a.*", 1), ("*.A", 1)]);
         check(path_segment, &["a b", "A"], &[("a/b", 1), ("..", 1), ("a%/", 2)]);
+        for (version, good) in
+            [("1.2.3", true), ("1.0.0-rc.1+b", true), ("01.2.3", false), ("1.2", false)]
+        {
+            assert_eq!(is_semantic_version(version), good, "{version}");
+        }
+        assert_eq!(base64_len("dg=="), 1);
     }
 }

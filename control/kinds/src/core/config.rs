@@ -31,7 +31,7 @@ fn config_map(object: &Value, e: &mut Errors) {
                 e.invalid(&at, key.as_str(), "duplicate of key present in binaryData");
             }
             let value = value.as_str().unwrap_or_default();
-            bytes += if field == "data" { value.len() } else { decoded_len(value) };
+            bytes += if field == "data" { value.len() } else { text::base64_len(value) };
         }
     }
     if bytes > MAX_BYTES {
@@ -57,11 +57,6 @@ fn frozen(new: &Value, old: &Value, fields: &[&str], e: &mut Errors) {
             e.forbidden(&Path::Root.field(field), "field is immutable when `immutable` is set");
         }
     }
-}
-
-fn decoded_len(base64: &str) -> usize {
-    let padding = base64.bytes().rev().take_while(|b| *b == b'=').count();
-    (base64.len() / 4 * 3).saturating_sub(padding)
 }
 
 pub const SECRET: Rules = Rules {
@@ -93,7 +88,7 @@ fn secret(object: &Value, e: &mut Errors) {
     let mut bytes = 0;
     for (key, value) in members(object.at("data")) {
         e.invalid_each(&data.key(key), key, text::config_key(key));
-        bytes += decoded_len(value.as_str().unwrap_or_default());
+        bytes += text::base64_len(value.as_str().unwrap_or_default());
     }
     if bytes > MAX_BYTES {
         e.too_long(&data, MAX_BYTES);
@@ -147,7 +142,8 @@ fn update_secret(new: &Value, old: &Value, e: &mut Errors) {
     secret(new, e);
 }
 
-pub const SERVICE_ACCOUNT: Rules = Rules { cells: print::name_age, ..Rules::PLAIN };
+pub const SERVICE_ACCOUNT: Rules =
+    Rules { cells: print::name_age, warnings: crate::warnings::service_account, ..Rules::PLAIN };
 
 #[cfg(test)]
 mod tests {

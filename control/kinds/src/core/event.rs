@@ -3,15 +3,19 @@
 use rimward_api::names;
 use serde_json::{Map, Value};
 
+use crate::check;
 use crate::kind::Conversion;
 use crate::path::{Errors, Path};
 use crate::print;
-use crate::read::Read;
+use crate::read::{Read, same};
 use crate::rules::{Field, Rules};
 
+const REPORTER_MAX_BYTES: usize = 128;
+const NOTE_MAX_BYTES: usize = 1024;
+
 pub const EVENT: Rules = Rules {
-    create: event,
-    update: |new, _, e| event(new, e),
+    create: |object, e| event(object, "reportingComponent", e),
+    update: |new, _, e| event(new, "reportingComponent", e),
     // An event's name may be anything that fits into a path.
     name: crate::check::text::path_segment,
     fields: &[
@@ -34,7 +38,8 @@ pub const EVENT: Rules = Rules {
 /// The same records under events.k8s.io, whose fields have other names.
 pub const NEW_EVENT: Rules = Rules {
     create: new_event,
-    update: |new, _, e| event(new, e),
+    update: update_new_event,
+    name: names::dns1123_subdomain,
     fields: &[
         ("regarding.kind", Field::Text(&["involvedObject", "kind"])),
         ("regarding.namespace", Field::Text(&["involvedObject", "namespace"])),
@@ -50,17 +55,23 @@ pub const NEW_EVENT: Rules = Rules {
     ..EVENT
 };
 
-/// What an event is about must be in the event's own namespace; without one, in `default`.
-fn event(object: &Value, e: &mut Errors) {
-    let path = Path::Root.field("involvedObject");
+/// What is asked of every event (`legacyValidateEvent`). What an event is about must be in the event's
+/// own namespace; without one, in `default`. One that has a time of its own says who saw it.
+fn event(object: &Value, reporter: &str, e: &mut Errors) {
     let (namespace, about) =
         (object.at("metadata").text("namespace"), object.at("involvedObject").text("namespace"));
+    let timed = object.has("eventTime");
     let fits = match about {
-        "" => matches!(namespace, "" | "default" | "kube-system"),
-        _ => namespace == about,
+        "" if timed => matches!(namespace, "default" | "kube-system"),
+        "" => matches!(namespace, "" | "default"),
+        _ => timed || namespace == about,
     };
     if !fits {
+        let path = Path::Root.field("involvedObject");
         e.invalid(&path.field("namespace"), about, "does not match event.namespace");
+    }
+    if timed {
+        reported(object, reporter, e);
     }
     if !namespace.is_empty() {
         e.invalid_each(
@@ -71,35 +82,88 @@ fn event(object: &Value, e: &mut Errors) {
     }
 }
 
+fn reported(object: &Value, reporter: &str, e: &mut Errors) {
+    let (controller, at) = (object.text("reportingComponent"), Path::Root.field(reporter));
+    if controller.is_empty() {
+        e.required(&at, "");
+    }
+    e.invalid_each(&at, controller, names::qualified_name(controller));
+    let mut at_most = |field: &str, max: usize| {
+        if object.text(field).len() > max {
+            let why = format!("can have at most {max} characters");
+            e.invalid(&Path::Root.field(field), "", &why);
+        } else if object.text(field).is_empty() && field != "message" {
+            e.required(&Path::Root.field(field), "");
+        }
+    };
+    for field in ["reportingInstance", "action", "reason"] {
+        at_most(field, REPORTER_MAX_BYTES);
+    }
+    at_most("message", NOTE_MAX_BYTES);
+}
+
 /// events.k8s.io asks for more than the old group.
 fn new_event(object: &Value, e: &mut Errors) {
-    event(object, e);
-    let controller = object.text("reportingComponent");
+    event(object, "reportingController", e);
+    series(object, e);
     if !object.has("eventTime") {
         e.required(&Path::Root.field("eventTime"), "");
     }
-    if controller.is_empty() {
-        e.required(&Path::Root.field("reportingController"), "");
-    } else {
-        e.invalid_each(
-            &Path::Root.field("reportingController"),
-            controller,
-            names::qualified_name(controller),
-        );
+    let kind = object.text("type");
+    if !matches!(kind, "Normal" | "Warning") {
+        e.invalid(&Path::Root.field("type"), "", &format!("has invalid value: {kind}"));
     }
-    for (field, max) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
-        match object.text(field) {
-            "" => e.required(&Path::Root.field(field), ""),
-            text if text.len() > max => e.invalid(
-                &Path::Root.field(field),
-                "",
-                &format!("can have at most {max} characters"),
-            ),
-            _ => {}
+    let source = ["component", "host"].map(|f| !object.at("source").text(f).is_empty());
+    for (field, given) in [
+        ("firstTimestamp", object.has("firstTimestamp")),
+        ("lastTimestamp", object.has("lastTimestamp")),
+        ("count", object.int("count").unwrap_or_default() != 0),
+        ("source", source.contains(&true)),
+    ] {
+        if given {
+            e.invalid(&Path::Root.field(field), "", "needs to be unset");
         }
     }
-    if object.text("message").len() > 1024 {
-        e.invalid(&Path::Root.field("message"), "", "can have at most 1024 characters");
+}
+
+fn series(object: &Value, e: &mut Errors) {
+    let series = object.at("series");
+    if !series.is_object() {
+        return;
+    }
+    if series.int("count").unwrap_or_default() < 2 {
+        e.invalid(&Path::Root.field("series.count"), "", "should be at least 2");
+    }
+    if !series.has("lastObservedTime") {
+        e.required(&Path::Root.field("series.lastObservedTime"), "");
+    }
+}
+
+/// Of what happened, only how often may change.
+fn update_new_event(new: &Value, old: &Value, e: &mut Errors) {
+    event(new, "reportingController", e);
+    if new.at("series") != old.at("series") {
+        series(new, e);
+    }
+    for (field, shown) in [
+        ("involvedObject", "involvedObject"),
+        ("reason", "reason"),
+        ("message", "message"),
+        ("source", "source"),
+        ("firstTimestamp", "firstTimestamp"),
+        ("lastTimestamp", "lastTimestamp"),
+        ("count", "count"),
+        ("type", "type"),
+        ("eventTime", "eventTime"),
+        ("action", "action"),
+        ("related", "related"),
+        ("reportingComponent", "reportingController"),
+        ("reportingInstance", "reportingInstance"),
+    ] {
+        if !same(new.at(field), old.at(field)) {
+            let at = Path::Root.field(shown);
+            e.invalid(&at, new.at(field).clone(), check::IMMUTABLE);
+        }
     }
 }
 

@@ -28,6 +28,7 @@ pub const NODE: Rules = Rules {
     },
     fields: &[("spec.unschedulable", Field::Flag(&["spec", "unschedulable"]))],
     cells: print::node::node,
+    warnings: crate::warnings::node,
     ..Rules::PLAIN
 };
 
@@ -56,12 +57,34 @@ fn spec(node: &Value, e: &mut Errors) {
     for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
         net::cidr(range, &list.index(i), e);
     }
-    if ranges.len() > 2 {
+    let family = |range: &Value| {
+        net::parse_cidr(range.as_str().unwrap_or_default()).map(|(ip, _)| ip.is_ipv4())
+    };
+    let families: std::collections::HashSet<_> = ranges.iter().map(family).collect();
+    if ranges.len() > 2 || families.len() < ranges.len() {
         e.invalid(
             &list,
             Value::Array(ranges.to_vec()),
             "may specify no more than one CIDR for each IP family",
         );
+    }
+    let mut seen = check::Seen::default();
+    for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
+        if seen.again(range) {
+            e.duplicate(&list.index(i), range);
+        }
+    }
+    amounts(node.at("status"), e);
+}
+
+/// What a node has and gives. The place is written as if a resource were a field.
+fn amounts(status: &Value, e: &mut Errors) {
+    let path = Path::Root.field("status");
+    for field in ["capacity", "allocatable"] {
+        let at = path.field(field);
+        for (name, value) in members(status.at(field)) {
+            resources::resource_value(name, value, &at.field(name), e);
+        }
     }
 }
 
@@ -71,11 +94,10 @@ fn taints(taints: &[Value], path: &Path<'_>, e: &mut Errors) {
         let at = path.index(i);
         let (key, effect) = (taint.text("key"), taint.text("effect"));
         e.invalid_each(&at.field("key"), key, names::qualified_name(key));
-        e.invalid_each(
-            &at.field("value"),
-            taint.text("value"),
-            names::label_value(taint.text("value")),
-        );
+        let wrong = names::label_value(taint.text("value"));
+        if !wrong.is_empty() {
+            e.invalid(&at.field("value"), taint.text("value"), &wrong.join(";"));
+        }
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         check::required_one_of(taint.at("effect"), &effects, &at.field("effect"), e);
         if seen.again((key, effect)) {
@@ -121,10 +143,5 @@ fn status(node: &Value, e: &mut Errors) {
             e.duplicate(&list.index(i), address.clone());
         }
     }
-    for field in ["capacity", "allocatable"] {
-        let at = path.field(field);
-        for (name, value) in members(node.at("status").at(field)) {
-            resources::resource_value(name, value, &at.key(name), e);
-        }
-    }
+    amounts(node.at("status"), e);
 }

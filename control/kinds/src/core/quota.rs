@@ -85,20 +85,24 @@ fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
         let has = |field: &str| limit.at(field).get("storage").is_some();
         if !has("min") && !has("max") {
             e.required(
-                path,
+                &path.field("limits"),
                 "either minimum or maximum storage value is required, but neither was provided",
             );
         }
     }
     let mut resources = std::collections::BTreeSet::new();
-    for field in FIELDS {
+    let defaults = |field: &str| matches!(field, "default" | "defaultRequest");
+    for field in FIELDS.into_iter().filter(|field| kind != "Pod" || !defaults(field)) {
         for (name, _) in members(limit.at(field)) {
             resource_name(kind, name, &path.field(field).key(name), e);
             resources.insert(name);
         }
     }
     for name in resources {
-        let value = |field: &str| limit.at(field).get(name).and_then(quantity);
+        let value = |field: &str| match kind == "Pod" && defaults(field) {
+            true => None,
+            false => limit.at(field).get(name).and_then(quantity),
+        };
         let [max, min, default, request, ratio] = FIELDS.map(value);
         // (lower, its name, upper, its name, the field that is wrong)
         let orders = [
@@ -113,10 +117,9 @@ fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
             if let (Some(lower), Some(upper)) = (lower, upper)
                 && lower > upper
             {
-                let shown = if field == lower_name || lower_name.starts_with("default") {
-                    lower
-                } else {
-                    upper
+                let shown = match (field, upper_name) {
+                    ("default", "max") | ("defaultRequest", "default request") => upper,
+                    _ => lower,
                 };
                 let why = format!(
                     "{lower_name} value {lower} is greater than {upper_name} value {upper}"
@@ -133,13 +136,26 @@ fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
                 &format!("ratio {ratio} is less than 1"),
             );
         }
-        if !check::resources::may_overcommit(name) && default.is_some() && request != default {
-            let shown = default.map(|d| d.to_string()).unwrap_or_default();
-            e.invalid(
-                &path.field("defaultRequest").key(name),
-                shown,
-                "default value must equal to defaultRequest value",
+        if let (Some(ratio), Some(min), Some(max)) = (ratio, min, max)
+            && !min.is_zero()
+        {
+            let most = max.millis() as f64 / min.millis() as f64;
+            if ratio.millis() as f64 / 1000.0 > most {
+                e.invalid(
+                    &path.field("maxLimitRequestRatio").key(name),
+                    ratio.to_string(),
+                    &format!("ratio {ratio} is greater than max/min = {most:.6}"),
+                );
+            }
+        }
+        if let (Some(default), Some(request)) = (default, request)
+            && default != request
+            && !check::resources::may_overcommit(name)
+        {
+            let why = format!(
+                "default value {default} must equal to defaultRequest value {request} in {name}"
             );
+            e.invalid(&path.field("defaultRequest").key(name), request.to_string(), &why);
         }
     }
 }
@@ -147,14 +163,7 @@ fn limit_values(limit: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
 fn resource_name(kind: &str, name: &str, path: &Path<'_>, e: &mut Errors) {
     match kind {
         "Pod" | "Container" => check::resources::container_resource_name(name, path, e),
-        _ => {
-            let wrong = names::qualified_name(name);
-            let good = wrong.is_empty();
-            e.invalid_each(path, name, wrong);
-            if good && !name.contains('/') && !is_standard_resource(name) {
-                e.invalid(path, name, "must be a standard resource type or fully qualified");
-            }
-        }
+        _ => check::resources::resource_name(name, path, e),
     }
 }
 
@@ -178,12 +187,7 @@ fn resource_quota(object: &Value, e: &mut Errors) {
     let hard = path.field("hard");
     for (name, value) in members(object.at("spec").at("hard")) {
         let at = hard.key(name);
-        let wrong = names::qualified_name(name);
-        let good = wrong.is_empty();
-        e.invalid_each(&at, name, wrong);
-        if good && !name.contains('/') && !is_quota_resource(name) {
-            e.invalid(&at, name.as_str(), "must be a standard resource for quota");
-        }
+        check::resources::quota_resource_name(name, &at, e);
         check::resources::resource_value(name, value, &at, e);
     }
     let names: Vec<&str> = members(object.at("spec").at("hard")).map(|(n, _)| n.as_str()).collect();
@@ -263,7 +267,7 @@ fn scope_of_quota(
         e.invalid(unknown.0, unknown.1.clone(), "unsupported scope");
     }
     // What is counted as objects, and extended resources, are not looked at.
-    let plain = |name: &str| is_quota_resource(name) && !name.starts_with("count/");
+    let plain = check::resources::is_standard_for_quotas;
     for _ in names.iter().filter(|name| plain(name) && known && !about(name)) {
         e.invalid(senseless.0, senseless.1.clone(), "unsupported scope applied to resource");
     }
@@ -275,36 +279,4 @@ fn conflicting(scopes: &[&str], path: &Path<'_>, shown: &Value, e: &mut Errors) 
             e.invalid(path, shown.clone(), "conflicting scopes");
         }
     }
-}
-
-/// Resources that stand for themselves, without a domain.
-fn is_standard_resource(name: &str) -> bool {
-    is_quota_resource(name) || name.starts_with("hugepages-")
-}
-
-fn is_quota_resource(name: &str) -> bool {
-    const PLAIN: [&str; 13] = [
-        "cpu",
-        "memory",
-        "ephemeral-storage",
-        "storage",
-        "pods",
-        "services",
-        "resourcequotas",
-        "replicationcontrollers",
-        "secrets",
-        "configmaps",
-        "persistentvolumeclaims",
-        "services.nodeports",
-        "services.loadbalancers",
-    ];
-    let rest = |prefix: &str| name.strip_prefix(prefix);
-    PLAIN.contains(&name)
-        || rest("requests.").is_some_and(|r| {
-            matches!(r, "cpu" | "memory" | "storage" | "ephemeral-storage")
-                || r.starts_with("hugepages-")
-        })
-        || rest("limits.").is_some_and(|r| matches!(r, "cpu" | "memory" | "ephemeral-storage"))
-        || name.starts_with("count/")
-        || name.starts_with("hugepages-")
 }

@@ -110,7 +110,7 @@ fn definition(object: &Value, old: Option<&Value>, e: &mut Errors) {
             e.required(&list.index(i).field("schema").field("openAPIV3Schema"), "");
         }
     }
-    versions(spec, &path, e);
+    versions(spec, old.map_or(&Value::Null, |o| o.at("spec")), &path, e);
     names_of(spec, &path.field("names"), e);
     if spec.flag("preserveUnknownFields")
         && !old.is_some_and(|o| o.at("spec").flag("preserveUnknownFields"))
@@ -143,7 +143,16 @@ fn shared<'v>(versions: &'v [Value], field: &str) -> Option<&'v Value> {
     rest.iter().all(|v| v.at(field) == first).then_some(first)
 }
 
-fn versions(spec: &Value, path: &Path<'_>, e: &mut Errors) {
+/// Whether an update leaves the schema of a version, and what else says how it is checked, as it was:
+/// then it is not held against the definition that rules became stricter since.
+fn kept(version: &Value, was: &Value) -> bool {
+    let same = |old: &&Value| old.text("name") == version.text("name");
+    was.list("versions").iter().find(same).is_some_and(|old| {
+        ["schema", "subresources"].iter().all(|field| old.at(field) == version.at(field))
+    })
+}
+
+fn versions(spec: &Value, was: &Value, path: &Path<'_>, e: &mut Errors) {
     let (all, list) = (spec.list("versions"), path.field("versions"));
     let [schema, subresources, columns, selectable] =
         ["schema", "subresources", "additionalPrinterColumns", "selectableFields"]
@@ -157,7 +166,7 @@ fn versions(spec: &Value, path: &Path<'_>, e: &mut Errors) {
             e.invalid(&at.field("name"), name, &wrong.join(","));
         }
         deprecation(version, &at.field("deprecationWarning"), e);
-        if schema.is_none() {
+        if schema.is_none() && !kept(version, was) {
             let at = at.field("schema");
             root_schema(version.at("schema"), has_status(version), &at, e);
         }
@@ -184,7 +193,7 @@ fn versions(spec: &Value, path: &Path<'_>, e: &mut Errors) {
     if !first.text("name").is_empty() && !wrong.is_empty() {
         e.invalid(&path.field("version"), first.text("name"), &wrong.join(","));
     }
-    if let Some(schema) = schema {
+    if let Some(schema) = schema.filter(|_| !all.iter().all(|v| kept(v, was))) {
         root_schema(schema, any_status, &path.field("validation"), e);
     }
     if let Some(subresources) = subresources {

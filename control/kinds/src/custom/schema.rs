@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 use super::pattern;
 use crate::read::Read;
 
-/// Nodes below one another beyond this are not read: recursion must fit a thread's stack. Schemas that
-/// embed a whole pod come to about twenty.
-pub const DEPTH_MAX: usize = 64;
+/// Nodes below one another beyond this are not read: recursion must fit a thread's stack. As many as a
+/// body that is read at all can hold. Schemas that embed a whole pod come to about twenty.
+pub const DEPTH_MAX: usize = 120;
 
 /// One node of a schema.
 #[derive(Clone, Debug, Default)]

@@ -11,7 +11,7 @@ use super::definition::{is_true, storage_version};
 use super::jsonpath::JsonPath;
 use super::kind::CustomRules;
 use super::schema::Schema;
-use crate::kind::{Column, Kind, Scope, Subresource};
+use crate::kind::{CUSTOM_STORAGE, Column, Kind, Scope, Subresource};
 use crate::read::Read;
 
 /// What of a CustomResourceDefinition serving needs.
@@ -117,8 +117,7 @@ impl Definition {
 
     /// The prefix of the store keys of all objects.
     pub fn storage_prefix(&self) -> String {
-        // Apart from built-in kinds: a definition may bear the name of one, and goes with its objects.
-        format!("/custom/{}/{}/", self.group, self.plural)
+        format!("{CUSTOM_STORAGE}{}/{}/", self.group, self.plural)
     }
 
     /// The kind of a served version.
@@ -166,6 +165,7 @@ impl Definition {
             schema: definition_name(&self.group, &version.name, &self.kind),
             selectable_fields: version.selectable.clone(),
             not_yet: None,
+            deprecated: version.deprecation.clone(),
             conversion: None,
             hooks: Arc::new(CustomRules::new(version.clone())),
         }

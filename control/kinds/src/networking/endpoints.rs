@@ -43,7 +43,7 @@ fn endpoints(object: &Value, e: &mut Errors) {
 }
 
 fn address(address: &Value, path: &Path<'_>, e: &mut Errors) {
-    net::not_special(address.text("ip"), &path.field("ip"), e);
+    net::ip(address.text("ip"), &path.field("ip"), e);
     let host = address.text("hostname");
     if !host.is_empty() {
         e.invalid_each(&path.field("hostname"), host, names::dns1123_label(host));
@@ -51,6 +51,7 @@ fn address(address: &Value, path: &Path<'_>, e: &mut Errors) {
     if let Some(node) = address.at("nodeName").as_str() {
         e.invalid_each(&path.field("nodeName"), node, names::dns1123_subdomain(node));
     }
+    net::special(address.text("ip"), &path.field("ip"), e);
 }
 
 fn port(port: &Value, needs_name: bool, path: &Path<'_>, e: &mut Errors) {
@@ -97,6 +98,8 @@ pub const ENDPOINT_SLICE: Rules = Rules {
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_PORTS: usize = 20_000;
+const MAX_TOPOLOGY_LABELS: usize = 16;
+const MAX_HINTS: usize = 8;
 
 fn slice(object: &Value, e: &mut Errors) {
     let kind = object.text("addressType");
@@ -128,12 +131,7 @@ fn slice(object: &Value, e: &mut Errors) {
             e.duplicate(&at.field("name"), name);
         }
         // Kubernetes takes any port number here.
-        check::required_one_of(
-            port.at("protocol"),
-            &["SCTP", "TCP", "UDP"],
-            &at.field("protocol"),
-            e,
-        );
+        check::one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &at.field("protocol"), e);
         if let Some(protocol) = port.at("appProtocol").as_str() {
             e.invalid_each(&at.field("appProtocol"), protocol, names::qualified_name(protocol));
         }
@@ -159,16 +157,61 @@ fn endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, e: &mut Errors) {
                     _ => net::not_special(address, &at, e),
                 }
             }
-            "FQDN" => e.invalid_each(&at, address, names::dns1123_subdomain(address)),
+            "FQDN" => full_name(address, &at, e),
             _ => {}
         }
     }
     if let Some(node) = endpoint.at("nodeName").as_str() {
         e.invalid_each(&path.field("nodeName"), node, names::dns1123_subdomain(node));
     }
-    let topology = path.field("deprecatedTopology");
-    check::meta::labels(endpoint.at("deprecatedTopology"), &topology, e);
+    let (labels, topology) = (endpoint.at("deprecatedTopology"), path.field("deprecatedTopology"));
+    let count = labels.as_object().map_or(0, |labels| labels.len());
+    if count > MAX_TOPOLOGY_LABELS {
+        e.too_many(&topology, count, MAX_TOPOLOGY_LABELS);
+    }
+    check::meta::labels(labels, &topology, e);
     if let Some(host) = endpoint.at("hostname").as_str() {
         e.invalid_each(&path.field("hostname"), host, names::dns1123_label(host));
+    }
+    let (hints, at) = (endpoint.at("hints"), path.field("hints"));
+    hinted(hints.list("forZones"), names::label_value, &at.field("forZones"), e);
+    hinted(hints.list("forNodes"), names::dns1123_subdomain, &at.field("forNodes"), e);
+}
+
+/// `validateHints`: a few names, each once.
+fn hinted(list: &[Value], rule: fn(&str) -> Vec<String>, path: &Path<'_>, e: &mut Errors) {
+    if list.len() > MAX_HINTS {
+        return e.too_many(path, list.len(), MAX_HINTS);
+    }
+    let mut seen = check::Seen::default();
+    for (i, hint) in list.iter().enumerate() {
+        let (name, item) = (hint.text("name"), path.index(i));
+        let at = item.field("name");
+        if seen.again(name) {
+            e.duplicate(&at, name);
+        }
+        e.invalid_each(&at, name, rule(name));
+    }
+}
+
+/// `IsFullyQualifiedDomainName`: two labels at least, and a dot at the end if one likes.
+fn full_name(name: &str, path: &Path<'_>, e: &mut Errors) {
+    if name.is_empty() {
+        return e.required(path, "");
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let wrong = names::dns1123_subdomain(name);
+    if !wrong.is_empty() {
+        return e.invalid(path, name, &wrong.join(","));
+    }
+    if !name.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        return e.invalid(path, name, why);
+    }
+    for label in name.split('.') {
+        let wrong = names::dns1123_label(label);
+        if !wrong.is_empty() {
+            return e.invalid(path, label, &wrong.join(","));
+        }
     }
 }

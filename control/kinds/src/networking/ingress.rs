@@ -29,6 +29,7 @@ pub const INGRESS: Rules = Rules {
     status: true,
     generation: true,
     cells: print::network::ingress,
+    warnings: crate::warnings::ingress,
     ..Rules::PLAIN
 };
 
@@ -138,12 +139,7 @@ fn backend(backend: &Value, path: &Path<'_>, e: &mut Errors) {
         }
         (false, false) => return e.invalid(path, "", "resource or service backend is required"),
         (false, true) => {
-            for field in ["kind", "name"] {
-                if backend.at("resource").text(field).is_empty() {
-                    e.required(&path.field("resource").field(field), "");
-                }
-            }
-            return;
+            return typed_reference(backend.at("resource"), &path.field("resource"), e);
         }
         (true, false) => {}
     }
@@ -166,6 +162,19 @@ fn backend(backend: &Value, path: &Path<'_>, e: &mut Errors) {
             }
         }
         (name, _) => e.invalid_each(&port.field("name"), name, text::port_name(name)),
+    }
+}
+
+/// An object by group, kind and name.
+fn typed_reference(reference: &Value, path: &Path<'_>, e: &mut Errors) {
+    if let Some(group) = reference.at("apiGroup").as_str() {
+        e.invalid_each(&path.field("apiGroup"), group, names::dns1123_subdomain(group));
+    }
+    for (field, missing) in [("kind", "kind is required"), ("name", "name is required")] {
+        match reference.text(field) {
+            "" => e.required(&path.field(field), missing),
+            value => e.invalid_each(&path.field(field), value, text::path_segment(value)),
+        }
     }
 }
 
@@ -193,48 +202,23 @@ fn class(object: &Value, e: &mut Errors) {
     if controller.len() > 250 {
         e.too_long(&at, 250);
     }
-    domain_prefixed(controller, &at, e);
+    text::domain_prefixed(controller, &at, e);
     let parameters = spec.at("parameters");
     if parameters.is_null() {
         return;
     }
     let at = path.field("parameters");
-    for field in ["kind", "name"] {
-        if parameters.text(field).is_empty() {
-            e.required(&at.field(field), "");
-        }
+    typed_reference(parameters, &at, e);
+    let scope = parameters.text("scope");
+    if !parameters.has("scope") {
+        return e.required(&at.field("scope"), "");
     }
-    check::required_one_of(
-        parameters.at("scope"),
-        &["Cluster", "Namespace"],
-        &at.field("scope"),
-        e,
-    );
-    let namespace = parameters.text("namespace");
-    match parameters.text("scope") {
-        "Namespace" if namespace.is_empty() => {
-            e.required(&at.field("namespace"), "`parameters.scope` is set to 'Namespace'")
-        }
-        "Cluster" if !namespace.is_empty() => {
-            e.forbidden(&at.field("namespace"), "`parameters.scope` is set to 'Cluster'")
-        }
+    check::one_of(&scope.into(), &["Cluster", "Namespace"], &at.field("scope"), e);
+    let (namespace, named) = (parameters.at("namespace").as_str(), at.field("namespace"));
+    match (scope, namespace) {
+        ("Namespace", None) => e.required(&named, "`parameters.scope` is set to 'Namespace'"),
+        ("Namespace", Some(name)) => e.invalid_each(&named, name, names::dns1123_label(name)),
+        ("Cluster", Some(_)) => e.forbidden(&named, "`parameters.scope` is set to 'Cluster'"),
         _ => {}
-    }
-}
-
-/// `example.com/controller`.
-fn domain_prefixed(name: &str, path: &Path<'_>, e: &mut Errors) {
-    if name.is_empty() {
-        return e.required(path, "");
-    }
-    match text::domain_prefixed_path(name) {
-        Err(why) => e.invalid(path, name, why),
-        Ok((domain, rest)) => {
-            e.invalid_each(path, domain, names::dns1123_subdomain(domain));
-            let good = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
-            if !rest.bytes().all(good) {
-                e.invalid(path, rest, "Invalid path");
-            }
-        }
     }
 }

@@ -67,8 +67,9 @@ fn port(port: &Value, path: &Path<'_>, e: &mut Errors) {
     check::one_of(port.at("protocol"), &["SCTP", "TCP", "UDP"], &path.field("protocol"), e);
     let (from, end) = (port.at("port"), port.int("endPort"));
     if from.is_null() {
-        if end.is_some() {
-            e.required(&path.field("port"), "must be specified when `endPort` is specified");
+        if let Some(end) = end {
+            let why = "may not be specified when `port` is not specified";
+            e.invalid(&path.field("endPort"), end, why);
         }
         return;
     }
@@ -76,8 +77,12 @@ fn port(port: &Value, path: &Path<'_>, e: &mut Errors) {
     let Some(end) = end else { return };
     let at = path.field("endPort");
     match from.as_i64() {
-        None => e.invalid(&at, end, "may not be specified when `port` is non-numeric"),
-        Some(from) if end < from => e.invalid(&at, end, "must be greater than or equal to `port`"),
+        None => {
+            return e.invalid(&at, end, "may not be specified when `port` is non-numeric");
+        }
+        Some(from) if end < from => {
+            e.invalid(&at, from, "must be greater than or equal to `port`");
+        }
         Some(_) => {}
     }
     if !text::is_port(end) {

@@ -1,11 +1,13 @@
 //! Where a pod may run: affinity, tolerations, spreading.
 
+use std::collections::HashSet;
+
 use rimward_api::names;
 use serde_json::Value;
 
 use crate::check::{self, meta, selector};
 use crate::path::{Errors, Path};
-use crate::read::Read;
+use crate::read::{Read, members};
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
@@ -47,13 +49,47 @@ fn weight(term: &Value, path: &Path<'_>, e: &mut Errors) {
 fn pod_term(term: &Value, path: &Path<'_>, e: &mut Errors) {
     selector::label_selector(term.at("labelSelector"), &path.field("labelSelector"), e);
     selector::label_selector(term.at("namespaceSelector"), &path.field("namespaceSelector"), e);
-    let list = path.field("namespaces");
     for name in term.list("namespaces").iter().filter_map(Value::as_str) {
-        e.invalid_each(&list, name, names::dns1123_label(name));
+        e.invalid_each(&path.field("namespace"), name, names::dns1123_label(name));
     }
-    match term.text("topologyKey") {
-        "" => e.required(&path.field("topologyKey"), "can not be empty"),
-        key => e.invalid_each(&path.field("topologyKey"), key, names::qualified_name(key)),
+    label_keys(term, path, e);
+    let (key, at) = (term.text("topologyKey"), path.field("topologyKey"));
+    if key.is_empty() {
+        e.required(&at, "can not be empty");
+    }
+    e.invalid_each(&at, key, names::qualified_name(key));
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys` of a term.
+fn label_keys(term: &Value, path: &Path<'_>, e: &mut Errors) {
+    let chosen = term.at("labelSelector");
+    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let (keys, list) = (term.list(field), path.field(field));
+        if !keys.is_empty() && chosen.is_null() {
+            e.forbidden(&list, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (i, key) in keys.iter().filter_map(Value::as_str).enumerate() {
+            e.invalid_each(&list.index(i), key, names::qualified_name(key));
+        }
+    }
+    // The server adds an expression for each of `matchLabelKeys`: a second one is the client's.
+    let keys = term.list("matchLabelKeys");
+    let mut seen: HashSet<&str> =
+        members(chosen.at("matchLabels")).map(|(key, _)| key.as_str()).collect();
+    for key in chosen.list("matchExpressions").iter().map(|x| x.text("key")) {
+        let place = keys.iter().rposition(|k| k == key);
+        if let Some(i) = place.filter(|_| seen.contains(key)) {
+            e.invalid(&path.index(i), key, "exists in both matchLabelKeys and labelSelector");
+        }
+        seen.insert(key);
+    }
+    let list = path.field("matchLabelKeys");
+    for (i, key) in keys.iter().enumerate() {
+        if term.list("mismatchLabelKeys").contains(key) {
+            let why = "exists in both matchLabelKeys and mismatchLabelKeys";
+            e.invalid(&list.index(i), key.clone(), why);
+        }
     }
 }
 
@@ -77,7 +113,12 @@ pub fn tolerations(tolerations: &[Value], path: &Path<'_>, e: &mut Errors) {
             );
         }
         match operator {
-            "Equal" | "" => e.invalid_each(&at.field("operator"), value, names::label_value(value)),
+            "Equal" | "" => {
+                let wrong = names::label_value(value);
+                if !wrong.is_empty() {
+                    e.invalid(&at.field("operator"), value, &wrong.join(";"));
+                }
+            }
             "Exists" if !value.is_empty() => {
                 e.invalid(
                     &at.field("operator"),
@@ -117,8 +158,11 @@ pub fn spread(constraints: &[Value], path: &Path<'_>, e: &mut Errors) {
             if domains <= 0 {
                 e.invalid(&at.field("minDomains"), domains, check::POSITIVE);
             }
-            if action == "ScheduleAnyway" {
-                e.invalid(&at.field("minDomains"), domains, "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway");
+            if action != "DoNotSchedule" {
+                let why = format!(
+                    "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}"
+                );
+                e.invalid(&at.field("minDomains"), domains, &why);
             }
         }
         for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
@@ -152,7 +196,10 @@ fn match_label_keys(constraint: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     for (i, key) in keys.iter().filter_map(Value::as_str).enumerate() {
         e.invalid_each(&list.index(i), key, names::qualified_name(key));
-        if constraint.deep(&["labelSelector", "matchLabels", key]).is_string() {
+        let chosen = constraint.at("labelSelector");
+        if chosen.at("matchLabels").get(key).is_some()
+            || chosen.list("matchExpressions").iter().any(|x| x.text("key") == key)
+        {
             e.invalid(&list.index(i), key, "exists in both matchLabelKeys and labelSelector");
         }
     }

@@ -16,6 +16,11 @@ pub struct Surroundings<'a> {
     pub volumes: &'a Volumes<'a>,
     pub claims: &'a HashSet<&'a str>,
     pub grace_seconds: i64,
+    /// Whether it is a pod, and no template of pods.
+    pub in_pod: bool,
+    /// Whether the pod's users are the host's.
+    pub host_users: bool,
+    pub restart_policy: &'a str,
 }
 
 pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
@@ -27,7 +32,7 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        if !name.is_empty() && seen.again(name) {
+        if seen.again(name) {
             e.duplicate(&at.field("name"), name);
         }
         probe::lifecycle(
@@ -46,13 +51,15 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
 /// Init containers; those that restart always are sidecars and may have probes.
 pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
     let list = spec.list("initContainers");
-    let mut seen = taken_names(spec, &["containers"]);
+    let mut seen = names_of(spec, &["containers"]);
     for (i, container) in list.iter().enumerate() {
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        if !name.is_empty() && seen.again(name) {
+        if seen.contains(name) {
             e.duplicate(&at.field("name"), name);
+        } else if !name.is_empty() {
+            seen.insert(name);
         }
         let policy = container.at("restartPolicy");
         check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
@@ -82,12 +89,12 @@ pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Er
 pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
     let list = spec.list("ephemeralContainers");
     let others = ["containers", "initContainers"];
-    let (mut seen, targets) = (taken_names(spec, &others), names_of(spec, &others));
+    let (mut seen, targets) = (names_of(spec, &others), names_of(spec, &others));
     for (i, container) in list.iter().enumerate() {
         let at = path.index(i);
         common(container, around, &at, e);
         let name = container.text("name");
-        if !name.is_empty() && seen.again(name) {
+        if !seen.insert(name) {
             e.duplicate(&at.field("name"), name);
         }
         let target = container.text("targetContainerName");
@@ -110,19 +117,21 @@ pub fn ephemeral(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &m
         if !crate::read::is_empty(container.at("resources")) {
             e.forbidden(&at.field("resources"), "cannot be set for an Ephemeral Container");
         }
+        // Mounts of a part of a volume stay until the pod ends.
+        let mounts = at.field("volumeMounts");
+        for (j, mount) in container.list("volumeMounts").iter().enumerate() {
+            for field in ["subPath", "subPathExpr"] {
+                if !mount.text(field).is_empty() {
+                    let why = "cannot be set for an Ephemeral Container";
+                    e.forbidden(&mounts.index(j).field(field), why);
+                }
+            }
+        }
     }
 }
 
 fn names_of<'a>(spec: &'a Value, lists: &[&str]) -> HashSet<&'a str> {
     lists.iter().flat_map(|l| spec.list(l)).map(|c| c.text("name")).collect()
-}
-
-fn taken_names<'a>(spec: &'a Value, lists: &[&str]) -> check::Seen<&'a str> {
-    let mut seen = check::Seen::default();
-    names_of(spec, lists).into_iter().for_each(|name| {
-        seen.again(name);
-    });
-    seen
 }
 
 fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Errors) {
@@ -132,7 +141,8 @@ fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut
     }
     match container.text("image") {
         "" => e.required(&path.field("image"), ""),
-        image if image.trim() != image => {
+        // In a template, an image may still be a placeholder.
+        image if around.in_pod && image.trim() != image => {
             e.invalid(&path.field("image"), image, "must not have leading or trailing whitespace");
         }
         _ => {}
@@ -157,8 +167,13 @@ fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut
         &path.field("resources"),
         e,
     );
-    resize_policy(container, &path.field("resizePolicy"), e);
-    security::container(container.at("securityContext"), &path.field("securityContext"), e);
+    resize_policy(container, around.restart_policy, &path.field("resizePolicy"), e);
+    security::container(
+        container.at("securityContext"),
+        around.host_users,
+        &path.field("securityContext"),
+        e,
+    );
 }
 
 fn ports(ports: &[Value], path: &Path<'_>, e: &mut Errors) {
@@ -215,26 +230,22 @@ fn host_ports(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
     }
 }
 
-fn resize_policy(container: &Value, path: &Path<'_>, e: &mut Errors) {
-    let policies = container.list("resizePolicy");
+/// What a resize of each resource takes. Which entry it is, Kubernetes does not say.
+fn resize_policy(container: &Value, pod_policy: &str, path: &Path<'_>, e: &mut Errors) {
+    let pod_policy = container.at("restartPolicy").as_str().unwrap_or(pod_policy);
     let mut seen = check::Seen::default();
-    for (i, policy) in policies.iter().enumerate() {
-        let at = path.index(i);
+    for (i, policy) in container.list("resizePolicy").iter().enumerate() {
         let resource = policy.text("resourceName");
         if seen.again(resource) {
-            e.duplicate(&at, resource);
+            e.duplicate(&path.index(i), resource);
         }
-        match resource {
-            "cpu" | "memory" => {}
-            "" => e.required(&at.field("resourceName"), ""),
-            other => e.not_supported(&at.field("resourceName"), other, &["cpu", "memory"]),
-        }
+        let resources = ["cpu", "memory"];
+        check::required_one_of(policy.at("resourceName"), &resources, path, e);
         let restart = policy.at("restartPolicy");
-        check::required_one_of(
-            restart,
-            &["NotRequired", "RestartContainer"],
-            &at.field("restartPolicy"),
-            e,
-        );
+        check::required_one_of(restart, &["NotRequired", "RestartContainer"], path, e);
+        if pod_policy == "Never" && restart != "NotRequired" {
+            let why = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            e.invalid(path, restart.clone(), why);
+        }
     }
 }

@@ -96,10 +96,10 @@ fn value_from(variable: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
+/// Kubernetes takes the name of either for that of a Secret.
 fn key_ref(reference: &Value, path: &Path<'_>, e: &mut Errors) {
-    if reference.text("name").is_empty() {
-        e.required(&path.field("name"), "");
-    }
+    let name = reference.text("name");
+    e.invalid_each(&path.field("name"), name, names::dns1123_subdomain(name));
     match reference.text("key") {
         "" => e.required(&path.field("key"), ""),
         key => e.invalid_each(&path.field("key"), key, text::config_key(key)),
@@ -144,11 +144,15 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path<'_>, e: &mut E
     }
     match subscript {
         Some(key) => match base {
+            // What is wrong with a key is said of the reference.
             "metadata.annotations" => {
-                e.invalid_each(&at, key, names::qualified_name(&key.to_lowercase()))
+                let key = key.to_lowercase();
+                e.invalid_each(path, &key, names::qualified_name(&key));
             }
-            "metadata.labels" => e.invalid_each(&at, key, names::qualified_name(key)),
-            _ if KNOWN_FIELDS.contains(&base) => e.invalid(&at, base, "does not support subscript"),
+            "metadata.labels" => e.invalid_each(path, key, names::qualified_name(key)),
+            _ if KNOWN_FIELDS.contains(&base) => {
+                e.invalid(path, base, "does not support subscript")
+            }
             _ => e.invalid(
                 &at,
                 field,
@@ -171,16 +175,14 @@ pub fn field_ref(reference: &Value, allowed: &[&str], path: &Path<'_>, e: &mut E
 
 /// A container's limit or request. In a volume, the container has to be named.
 pub fn resource_field_ref(reference: &Value, in_volume: bool, path: &Path<'_>, e: &mut Errors) {
-    let resource = reference.text("resource");
-    if in_volume && reference.text("containerName").is_empty() {
-        return e.required(&path.field("containerName"), "");
-    }
-    if resource.is_empty() {
-        return e.required(&path.field("resource"), "");
-    }
+    let (resource, at) = (reference.text("resource"), path.field("resource"));
     let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| resource.starts_with(p));
-    if !RESOURCES.contains(&resource) && !huge {
-        return e.not_supported(&path.field("resource"), resource, &RESOURCES);
+    if in_volume && reference.text("containerName").is_empty() {
+        e.required(&path.field("containerName"), "");
+    } else if resource.is_empty() {
+        e.required(&at, "");
+    } else if !RESOURCES.contains(&resource) && !huge {
+        e.not_supported(&at, resource, &RESOURCES);
     }
     divisor(resource, reference.at("divisor"), &path.field("divisor"), e);
 }
@@ -190,18 +192,26 @@ fn divisor(resource: &str, divisor: &Value, path: &Path<'_>, e: &mut Errors) {
     if quantity.is_zero() {
         return;
     }
-    let (good, shown) = match resource {
-        "limits.cpu" | "requests.cpu" => {
-            (&["1m", "1"][..], "1m and 1 are supported with the cpu resource")
+    const SIZES: [&str; 13] =
+        ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    let kind = match resource {
+        "limits.cpu" | "requests.cpu" => "cpu",
+        "limits.memory" | "requests.memory" => "memory",
+        "limits.ephemeral-storage" | "requests.ephemeral-storage" => "local ephemeral storage",
+        _ if resource.starts_with("limits.hugepages-")
+            || resource.starts_with("requests.hugepages-") =>
+        {
+            "hugepages"
         }
-        _ => (
-            &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"][..],
-            "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with this resource",
-        ),
+        _ => return,
     };
-    let text = quantity.to_string();
-    if !good.contains(&text.as_str()) {
-        e.invalid(path, resource, &format!("only divisor's values {shown}"));
+    let (good, listed) = match kind {
+        "cpu" => (&["1m", "1"][..], "1m and 1".to_owned()),
+        _ => (&SIZES[..], SIZES.join(", ")),
+    };
+    if !good.contains(&quantity.to_string().as_str()) {
+        let why = format!("only divisor's values {listed} are supported with the {kind} resource");
+        e.invalid(path, resource, &why);
     }
 }
 
@@ -214,17 +224,26 @@ pub fn env_from(sources: &[Value], path: &Path<'_>, e: &mut Errors) {
         }
         let mut count = 0;
         for name in ["configMapRef", "secretRef"] {
-            if source.has(name) {
-                count += 1;
-                if source.at(name).text("name").is_empty() {
-                    e.required(&at.field(name).field("name"), "");
-                }
+            if !source.has(name) {
+                continue;
+            }
+            count += 1;
+            let (reference, at) = (source.at(name).text("name"), at.field(name));
+            match reference {
+                "" => e.required(&at.field("name"), ""),
+                // As if it were a prefix: what ends in a dash is good.
+                _ => e.invalid_each(
+                    &at.field("name"),
+                    reference,
+                    names::dns1123_subdomain(&crate::rules::as_if_completed(reference)),
+                ),
             }
         }
+        // Which of them it is, Kubernetes does not say.
         match count {
-            0 => e.invalid(&at, "", "must specify one of: `configMapRef` or `secretRef`"),
+            0 => e.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
             1 => {}
-            _ => e.invalid(&at, "", "may not have more than one field specified at a time"),
+            _ => e.invalid(path, "", "may not have more than one field specified at a time"),
         }
     }
 }

@@ -99,10 +99,8 @@ fn http_get(get: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     net::port_or_name(get.at("port"), &path.field("port"), e);
     check::one_of(get.at("scheme"), &["HTTP", "HTTPS"], &path.field("scheme"), e);
-    let list = path.field("httpHeaders");
-    for (i, header) in get.list("httpHeaders").iter().enumerate() {
-        let name = header.text("name");
-        let at = list.index(i);
-        e.invalid_each(&at.field("name"), name, text::http_header(name));
+    // Which header it is, Kubernetes does not say.
+    for name in get.list("httpHeaders").iter().map(|header| header.text("name")) {
+        e.invalid_each(&path.field("httpHeaders"), name, text::http_header(name));
     }
 }

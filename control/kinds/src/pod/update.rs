@@ -83,39 +83,106 @@ fn resize(spec: &mut Value, wanted: &Value) {
 /// `ValidatePodUpdate`, without the object's metadata.
 pub fn update(new: &Value, old: &Value, e: &mut Errors) {
     let (spec, before, path) = (new.at("spec"), old.at("spec"), Path::Root.field("spec"));
-    spec::pod_spec(spec, new.at("metadata").text("name"), &path, e);
+    spec::of_pod(new, e);
     for list in ["containers", "initContainers"] {
         if spec.list(list).len() != before.list(list).len() {
             return e.forbidden(&path.field(list), "pod updates may not add or remove containers");
         }
+        images(spec.list(list), &path.field(list), e);
     }
-    deadline(spec, before, &path.field("activeDeadlineSeconds"), e);
-    gates(spec, before, &path.field("schedulingGates"), e);
+    if !deadline(spec, before, &path.field("activeDeadlineSeconds"), e) {
+        return;
+    }
     tolerations(spec, before, &path.field("tolerations"), e);
+    gates(spec, before, &path.field("schedulingGates"), e);
+    if same(spec, before) {
+        return;
+    }
+    if !before.list("schedulingGates").is_empty() {
+        narrowed(spec, before, &path, e);
+    }
     if !same(&munged(spec, before), before) {
         e.forbidden(&path, "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)");
     }
 }
 
-fn deadline(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+/// Images may change, and are looked at again.
+fn images(containers: &[Value], path: &Path<'_>, e: &mut Errors) {
+    for (i, container) in containers.iter().enumerate() {
+        let at = path.index(i);
+        match container.text("image") {
+            "" => e.required(&at.field("image"), ""),
+            image if image.trim() != image => {
+                let why = "must not have leading or trailing whitespace";
+                e.invalid(&at.field("image"), image, why);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A deadline may be set, and come nearer. Answers whether the rest is still looked at.
+fn deadline(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) -> bool {
     let value = |spec: &Value| spec.int("activeDeadlineSeconds");
     match (value(new), value(old)) {
+        (Some(new), _) if !(0..=i64::from(i32::MAX)).contains(&new) => {
+            e.invalid(path, new, "must be between 0 and 2147483647, inclusive");
+            false
+        }
         (Some(new), Some(old)) if new > old => {
             e.invalid(path, new, "must be less than or equal to previous value");
+            false
         }
         (None, Some(_)) => {
             e.invalid(path, Value::Null, "must not update from a positive integer to nil value");
+            true
         }
-        _ => {}
+        _ => true,
     }
 }
 
 fn gates(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
     let before: HashSet<&str> =
         old.list("schedulingGates").iter().map(|g| g.text("name")).collect();
-    for gate in new.list("schedulingGates") {
-        if !before.contains(gate.text("name")) {
-            e.forbidden(path, "only deletion is allowed, but found new scheduling gate");
+    for (i, gate) in new.list("schedulingGates").iter().enumerate() {
+        let name = gate.text("name");
+        if !before.contains(name) {
+            let why = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            e.forbidden(&path.index(i).field("name"), &why);
+        }
+    }
+}
+
+/// A pod that waits at its gates may ask for fewer nodes than before, and not for others.
+fn narrowed(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let (now, before) = (new.at("nodeSelector"), old.at("nodeSelector"));
+    if crate::read::members(before).any(|(key, value)| now.get(key) != Some(value)) {
+        let why = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        e.invalid(&path.field("nodeSelector"), now.clone(), why);
+    }
+    let required = ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
+    let (now, before) = (new.deep(&required), old.deep(&required));
+    let (terms, were) = (now.list("nodeSelectorTerms"), before.list("nodeSelectorTerms"));
+    let [affinity, node, required] = required;
+    let at = path.field(affinity);
+    let at = at.field(node);
+    let at = at.field(required);
+    let at = at.field("nodeSelectorTerms");
+    if !were.is_empty() && were.len() != terms.len() {
+        let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return e.invalid(&at, terms.to_vec(), why);
+    }
+    for (i, (term, was)) in terms.iter().zip(were).enumerate() {
+        let grew = |field: &str| {
+            let (now, before) = (term.list(field), was.list(field));
+            now.len() >= before.len() && now.iter().zip(before).all(|(n, b)| same(n, b))
+        };
+        // A term without requirements chooses no node, and must not begin to.
+        let empty = was.list("matchExpressions").is_empty() && was.list("matchFields").is_empty();
+        if if empty { !same(term, was) } else { !grew("matchExpressions") || !grew("matchFields") }
+        {
+            let why = "only additions are allowed (no mutations or deletions)";
+            e.invalid(&at.index(i), term.clone(), why);
         }
     }
 }
@@ -151,8 +218,12 @@ fn munged(spec: &Value, old: &Value) -> Value {
     }
     // A pod that waits at its gates may still be narrowed.
     if !old.list("schedulingGates").is_empty() {
-        for field in ["nodeSelector", "affinity"] {
-            keep(&mut munged, old, field);
+        keep(&mut munged, old, "nodeSelector");
+        let was = old.deep(&["affinity", "nodeAffinity"]);
+        if !same(munged.deep(&["affinity", "nodeAffinity"]), was)
+            && let Some(affinity) = crate::read::member(&mut munged, "affinity")
+        {
+            keep(affinity, old.at("affinity"), "nodeAffinity");
         }
     }
     munged
@@ -163,7 +234,7 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
     let path = Path::Root.field("spec");
     match sub {
         "ephemeralcontainers" => {
-            spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
+            spec::of_pod(new, e);
             let (after, before) = (
                 new.at("spec").list("ephemeralContainers"),
                 old.at("spec").list("ephemeralContainers"),
@@ -186,21 +257,65 @@ pub fn update_sub(sub: &str, new: &Value, old: &Value, e: &mut Errors) {
                 }
             }
         }
-        "resize" => {
-            spec::pod_spec(new.at("spec"), new.at("metadata").text("name"), &path, e);
-            if qos_class(new) != old.at("status").text("qosClass")
-                && old.at("status").has("qosClass")
-            {
-                e.invalid(
-                    &path,
-                    Value::Null,
-                    "Pod QOS Class may not change as a result of resizing",
-                );
-            }
-        }
+        "resize" => resized(new, old, &path, e),
         "status" => status(new.at("status"), old, e),
         _ => {}
     }
+}
+
+/// What may be asked for anew: cpu and memory, of containers that run as long as the pod.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// `ValidatePodResize`; of the rest, [`prepare_update`] let nothing through.
+fn resized(new: &Value, old: &Value, path: &Path<'_>, e: &mut Errors) {
+    let pod = Path::Root.field("");
+    if old.at("metadata").at("annotations").has(MIRROR) {
+        return e.forbidden(&pod, "static pods cannot be resized");
+    }
+    if old.at("spec").at("os").text("name") == "windows" {
+        return e.forbidden(&pod, "windows pods cannot be resized");
+    }
+    spec::of_pod(new, e);
+    if old.at("status").has("qosClass") && qos_class(new) != old.at("status").text("qosClass") {
+        e.invalid(path, Value::Null, "Pod QOS Class may not change as a result of resizing");
+    }
+    let mut other = false;
+    for field in ["containers", "initContainers"] {
+        let list = path.field(field);
+        let containers = new.at("spec").list(field).iter().zip(old.at("spec").list(field));
+        for (i, (container, before)) in containers.enumerate() {
+            let (asked, had) = (container.at("resources"), before.at("resources"));
+            let item = list.index(i);
+            let at = item.field("resources");
+            for (kind, why) in [
+                ("requests", "resource requests cannot be removed"),
+                ("limits", "resource limits cannot be removed"),
+            ] {
+                if RESIZABLE.iter().any(|r| had.at(kind).has(r) && !asked.at(kind).has(r)) {
+                    e.forbidden(&at.field(kind), why);
+                }
+            }
+            let stays = field == "containers" || container.text("restartPolicy") == "Always";
+            other |= match stays {
+                true => !same(&without_resizable(asked), &without_resizable(had)),
+                false => !same(asked, had),
+            };
+        }
+    }
+    if other {
+        e.forbidden(path, "only cpu and memory resources are mutable");
+    }
+}
+
+fn without_resizable(resources: &Value) -> Value {
+    let mut rest = resources.clone();
+    for kind in ["requests", "limits"] {
+        if let Some(Value::Object(amounts)) = rest.get_mut(kind) {
+            amounts.retain(|name, _| !RESIZABLE.contains(&name.as_str()));
+        }
+    }
+    rest
 }
 
 fn status(status: &Value, old: &Value, e: &mut Errors) {

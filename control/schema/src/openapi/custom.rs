@@ -29,7 +29,6 @@ pub fn add_custom(document: &mut Value, items: &[CustomInfo<'_>], dialect: Diale
     for item in items {
         let mut used = BTreeSet::new();
         paths::add(item.model, &item.info, dialect, &mut all_paths, &mut used);
-        all_paths.values_mut().for_each(without_strategic_merge);
         let own = &item.model.get(item.info.definition).name;
         let list = format!("{own}List");
         // What is custom is told below; of the rest the model knows.
@@ -48,19 +47,6 @@ pub fn add_custom(document: &mut Value, items: &[CustomInfo<'_>], dialect: Diale
     };
     extend(schemas, all_schemas);
     extend(&mut document["paths"], all_paths);
-}
-
-/// kubectl apply takes the patch types that are published for those that work.
-fn without_strategic_merge(path: &mut Value) {
-    const STRATEGIC: &str = "application/strategic-merge-patch+json";
-    let Some(patch) = path.get_mut("patch") else { return };
-    if let Some(content) = patch.pointer_mut("/requestBody/content").and_then(Value::as_object_mut)
-    {
-        content.remove(STRATEGIC);
-    }
-    if let Some(consumes) = patch.get_mut("consumes").and_then(Value::as_array_mut) {
-        consumes.retain(|c| c != STRATEGIC);
-    }
 }
 
 fn extend(target: &mut Value, more: Map<String, Value>) {

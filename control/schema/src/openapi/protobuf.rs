@@ -136,6 +136,7 @@ fn operation(m: &mut Message, operation: &Value) {
             });
         }
     });
+    m.texts(10, &operation["schemes"]);
     m.extensions(13, operation);
 }
 

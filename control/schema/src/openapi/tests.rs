@@ -24,6 +24,8 @@ fn deployments() -> ResourceInfo {
             "watch",
         ]),
         definition: id("io.k8s.api.apps.v1.Deployment"),
+        custom: false,
+        returns_deleted: false,
         subresources: vec![
             SubresourceInfo {
                 name: "status".into(),
@@ -65,11 +67,15 @@ fn v3() {
     assert_eq!(
         names,
         [
+            "/apis/apps/v1/",
             "/apis/apps/v1/deployments",
             "/apis/apps/v1/namespaces/{namespace}/deployments",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status",
+            "/apis/apps/v1/watch/deployments",
+            "/apis/apps/v1/watch/namespaces/{namespace}/deployments",
+            "/apis/apps/v1/watch/namespaces/{namespace}/deployments/{name}",
         ]
     );
     let patch = &paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
@@ -111,7 +117,9 @@ fn v3() {
         schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"]["allOf"],
         json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}])
     );
-    assert!(schemas["io.k8s.api.apps.v1.DeploymentList"]["properties"]["items"].is_object());
+    let list = &schemas["io.k8s.api.apps.v1.DeploymentList"];
+    assert_eq!(list["properties"]["items"]["description"], "List of deployments");
+    assert!(list["properties"]["kind"]["description"].is_string());
 }
 
 #[test]
@@ -128,6 +136,19 @@ fn v2() {
     // swagger, info, paths, definitions, in the order of their numbers.
     assert_eq!(names.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 8, 9]);
     assert!(names[3].1 > 100_000, "{names:?}");
+}
+
+#[test]
+fn roots() {
+    let model = builtin();
+    for name in v3_roots(["".to_owned(), "apps".to_owned()]) {
+        let document = v3_root(model, &name).expect("a document");
+        check_references(&document, &document);
+        assert!(document["paths"].get(format!("/{name}/")).is_some(), "{name}");
+    }
+    assert_eq!(v3_root(model, "apis/apps/v1"), None);
+    let apps = v3_root(model, "apis/apps").expect("a document");
+    assert_eq!(apps["paths"]["/apis/apps/"]["get"]["operationId"], "getAppsAPIGroup");
 }
 
 /// The fields of a message: number and length; panics when it is not one.

@@ -38,6 +38,32 @@ async fn boots_from_the_ledger() {
     agent.ended().await.unwrap();
 }
 
+#[tokio::test]
+async fn an_agent_that_starts_again_is_ready_when_it_says_hello() {
+    let (control, dir) = (ControlPlane::new(), tempfile::tempdir().unwrap());
+    {
+        let (agent, mut node, shutdown) = control.agent(dir.path()).await;
+        let pods = Arc::new(Recording::default());
+        agent.attach(pods.clone(), Arc::new(Loopback));
+        say_synced(&mut node).await;
+        pods.until(&["synced"]).await;
+        shutdown.cancel();
+        agent.ended().await.unwrap();
+    }
+    let shutdown = CancellationToken::new();
+    let agent = start_when_free(&control.config(dir.path()), &shutdown).await;
+    // It has the time to say something too early.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    agent.attach(Arc::new(Recording::default()), Arc::new(Loopback));
+    let node = control.connected().await;
+    let said: Value = serde_json::from_slice(&node.hello.node).unwrap();
+    let conditions = said["status"]["conditions"].as_array().unwrap();
+    let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!(ready["status"], "True", "{ready}");
+}
+
 /// The earlier agent's tasks let go of the ledger a moment after it has ended.
 async fn start_when_free(config: &Config, shutdown: &CancellationToken) -> Agent {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);

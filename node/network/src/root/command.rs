@@ -3,6 +3,7 @@
 
 use std::process::Stdio;
 
+use async_trait::async_trait;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -14,6 +15,23 @@ pub enum CommandError {
     Missing { command: String, source: std::io::Error },
     #[error("`{command}` failed: {said}")]
     Failed { command: String, said: String },
+}
+
+/// The kernel's tools, for those who are tested without a kernel.
+#[async_trait]
+pub(crate) trait Tools: Send + Sync {
+    /// Runs a command line with `input` on its standard input; answers its standard output.
+    async fn run(&self, command: &str, input: &str) -> Result<String, CommandError>;
+}
+
+/// The programs themselves.
+pub(crate) struct Programs;
+
+#[async_trait]
+impl Tools for Programs {
+    async fn run(&self, command: &str, input: &str) -> Result<String, CommandError> {
+        run(command, input).await
+    }
 }
 
 /// Runs a command line (words split at spaces) with `input` on its standard input.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tun_rs::AsyncDevice;
 
-use super::command::ip_batch;
+use super::command::{ip_batch, run};
 use super::{Config, Names};
 
 /// What fits a QUIC datagram on every path that carries QUIC at all.
@@ -32,6 +32,9 @@ pub(crate) async fn open(names: &Names, config: &Config) -> Result<Overlay, Stri
     let device = device.map_err(|e| {
         format!("cannot make the TUN device {tun}: {e}; /dev/net/tun and the tun module are needed")
     })?;
+    // With the device its route would go, and what is addressed to other nodes be refused, while an agent
+    // restarts.
+    device.persist().map_err(|e| format!("cannot keep the TUN device {tun}: {e}"))?;
     let gateway = config.pod_block.gateway();
     // The node's own address in the pod network, so that its own calls to remote pods have a source that
     // the other side can answer.
@@ -42,6 +45,11 @@ pub(crate) async fn open(names: &Names, config: &Config) -> Result<Overlay, Stri
     );
     ip_batch(&lines).await.map_err(|e| e.to_string())?;
     Ok(Overlay { device })
+}
+
+pub(crate) async fn remove(names: &Names) {
+    // A node that ended before it had a tunnel has no device.
+    let _there_may_be_none = run(&format!("ip link del {}", names.tun), "").await;
 }
 
 impl Overlay {

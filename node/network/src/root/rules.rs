@@ -1,178 +1,18 @@
-//! Services as nftables maps, changed in atomic batches.
+//! Services in the words of nft. Pure.
 //!
 //! A Service port is a chain that picks a backend; two maps lead to the chains: by (address, protocol,
 //! port), and by (protocol, node port). A change rewrites only the chains and elements of the Services
 //! that changed. Ports without a ready backend are refused at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use rimward_api::ObjectKey;
-
-use super::command::{CommandError, run};
-use super::{Config, Fixed, HOST_END, Names};
+use super::Fixed;
 use crate::services::{Entry, Protocol, Route};
-
-/// The table without Services: maps and base chains, in both namespaces. Making it anew touches no
-/// connection that is up, the kernel tracks those by itself.
-#[derive(Clone)]
-pub(crate) struct Skeleton {
-    host: String,
-    pods: String,
-}
-
-impl Skeleton {
-    pub fn new(names: &Names, config: &Config) -> Self {
-        let Names { tun, devices, .. } = names;
-        // The veths, all of them, and the TUN device.
-        let own = format!("\"{devices}*\"");
-        let block = config.pod_block;
-        // What leaves for a Service may carry the veth's address, which no other machine can answer.
-        let nat = format!(
-            "chain postrouting {{ type nat hook postrouting priority srcnat;
-               oifname {own} ip saddr 127.0.0.0/8 masquerade
-               oifname {tun:?} ip saddr != {block} masquerade
-               ip saddr {block} oifname != {own} masquerade
-               ip saddr {HOST_END} oifname != {own} masquerade
-             }}"
-        );
-        Self { host: table(names, config, &nat), pods: table(names, config, "") }
-    }
-
-    /// Makes the tables, without Services; these follow with the first state.
-    pub async fn ensure(&self, names: &Names) -> Result<(), CommandError> {
-        on_host(&self.host).await?;
-        in_pods(names, &self.pods).await
-    }
-}
-
-/// What is still addressed to the Service network after DNAT leads nowhere: without the last rule it would
-/// go round between the two namespaces, whose routes for that network point at each other.
-fn table(names: &Names, config: &Config, nat: &str) -> String {
-    let name = &names.table;
-    let lead = "ip daddr . meta l4proto . th dport vmap @addresses
-           fib daddr type local meta l4proto . th dport vmap @node_ports";
-    let refuse = format!(
-        "ip daddr . meta l4proto . th dport @refused reject
-           fib daddr type local meta l4proto . th dport @refused_node_ports reject
-           ip daddr {} reject",
-        config.service_block
-    );
-    format!(
-        "table ip {name} {{}}
-         delete table ip {name}
-         table ip {name} {{
-           map addresses {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
-           map node_ports {{ type inet_proto . inet_service : verdict; }}
-           set refused {{ type ipv4_addr . inet_proto . inet_service; }}
-           set refused_node_ports {{ type inet_proto . inet_service; }}
-           chain prerouting {{ type nat hook prerouting priority dstnat; {lead}\n }}
-           chain output {{ type nat hook output priority -100; {lead}\n }}
-           chain refuse_output {{ type filter hook output priority filter; {refuse}\n }}
-           chain refuse_forward {{ type filter hook forward priority filter; {refuse}\n }}
-           {nat}
-         }}\n"
-    )
-}
-
-pub(crate) async fn remove(names: &Names) {
-    let gone = format!("delete table ip {}\n", names.table);
-    if let Err(error) = on_host(&gone).await {
-        tracing::warn!(%error, "cannot remove the Service rules");
-    }
-}
-
-async fn on_host(script: &str) -> Result<(), CommandError> {
-    run("nft -f -", script).await.map(drop)
-}
-
-async fn in_pods(names: &Names, script: &str) -> Result<(), CommandError> {
-    let command = format!("nsenter --net=/run/netns/{} nft -f -", names.namespace);
-    run(&command, script).await.map(drop)
-}
 
 /// Clients that a backend remembers for session affinity.
 const AFFINE_CLIENTS_MAX: u32 = 65_535;
-
-/// What is in the kernel, to know what to take out.
-pub(crate) struct Rules {
-    names: Names,
-    skeleton: Skeleton,
-    fixed: Vec<Fixed>,
-    wanted: BTreeMap<ObjectKey, Vec<Route>>,
-    /// Whether the kernel has just what `wanted` says. If not, the next change makes the tables anew: after
-    /// a batch that went into one namespace only, or that a stranger's hand made fail, differences are
-    /// unknown.
-    certain: bool,
-}
-
-impl Rules {
-    pub fn new(names: Names, skeleton: Skeleton, fixed: Vec<Fixed>) -> Self {
-        Self { names, skeleton, fixed, wanted: BTreeMap::new(), certain: false }
-    }
-
-    pub fn known(&self) -> Vec<ObjectKey> {
-        self.wanted.keys().cloned().collect()
-    }
-
-    /// Brings the kernel to these routes for these Services, in one transaction per namespace. What failed
-    /// before is tried again too.
-    pub async fn apply(
-        &mut self,
-        changed: BTreeMap<ObjectKey, Vec<Route>>,
-    ) -> Result<(), CommandError> {
-        let mut differences = String::new();
-        for (key, routes) in changed {
-            let routes = self.without_fixed(routes);
-            let old = match routes.is_empty() {
-                true => self.wanted.remove(&key).unwrap_or_default(),
-                false => self.wanted.insert(key.clone(), routes.clone()).unwrap_or_default(),
-            };
-            if self.certain && old != routes {
-                change(&mut differences, &self.names.table, &old, &routes);
-            }
-        }
-        let (host, pods) = match self.certain {
-            true if differences.is_empty() => return Ok(()),
-            true => (differences.clone(), differences),
-            false => self.whole(),
-        };
-        self.certain = false;
-        on_host(&host).await?;
-        in_pods(&self.names, &pods).await?;
-        self.certain = true;
-        Ok(())
-    }
-
-    /// Both tables from nothing.
-    fn whole(&self) -> (String, String) {
-        let mut services = String::new();
-        self.fixed.iter().for_each(|fixed| fixed_script(&mut services, &self.names.table, fixed));
-        for routes in self.wanted.values() {
-            change(&mut services, &self.names.table, &[], routes);
-        }
-        (format!("{}{services}", self.skeleton.host), format!("{}{services}", self.skeleton.pods))
-    }
-
-    /// The agent's own servers stand where objects say otherwise (the API as this node reaches it).
-    fn without_fixed(&self, mut routes: Vec<Route>) -> Vec<Route> {
-        for route in &mut routes {
-            route.entries.retain(|entry| match entry {
-                Entry::Address(IpAddr::V4(ip), protocol, port) => !self
-                    .fixed
-                    .iter()
-                    .any(|f| (f.address, f.protocol, f.port) == (*ip, *protocol, *port)),
-                // The tables are IPv4's.
-                Entry::Address(IpAddr::V6(_), ..) => false,
-                Entry::NodePort(..) => true,
-            });
-            route.backends.retain(SocketAddr::is_ipv4);
-        }
-        routes.retain(|route| !route.entries.is_empty());
-        routes
-    }
-}
 
 /// A chain's name: a Service's identity in the characters that nft takes. Names that are too long or
 /// would read alike are told apart by a hash.
@@ -188,7 +28,7 @@ fn chain(route: &Route) -> String {
 }
 
 /// FNV-1a: names must be the same in every build.
-fn fnv(text: &str) -> u64 {
+pub(crate) fn fnv(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -205,12 +45,22 @@ fn element(entry: &Entry) -> (&'static str, &'static str, String) {
     }
 }
 
+/// What the names of chains of Services and of fixed ways in begin with, and of the chains of their backends.
+pub(crate) const CHAINS: [&str; 3] = ["svc_", "fixed_", "to_"];
+/// What the names of the sets begin with that remember clients.
+pub(crate) const CLIENTS: &str = "of_";
+
+/// The sets that remember a route's clients.
+pub(crate) fn clients(route: &Route) -> impl Iterator<Item = String> {
+    sticky(route).into_iter().map(|sticky| sticky.clients)
+}
+
 /// Takes the old routes of a Service out and puts the new ones in.
-fn change(script: &mut String, table: &str, old: &[Route], new: &[Route]) {
+pub(crate) fn change(script: &mut String, table: &str, old: &[Route], new: &[Route]) {
     let mut line = |text: String| {
         writeln!(script, "{text}").expect("a String takes every write");
     };
-    let stays: BTreeSet<String> = new.iter().flat_map(sticky).map(|s| s.clients).collect();
+    let stays: BTreeSet<String> = new.iter().flat_map(clients).collect();
     for route in old {
         let chain = chain(route);
         for (map, set, key) in route.entries.iter().map(element) {
@@ -312,7 +162,7 @@ fn sticky(route: &Route) -> Vec<Sticky> {
         let hash = fnv(&format!("{}/{to}/{seconds}", chain(route)));
         Sticky {
             chain: format!("to_{hash:016x}"),
-            clients: format!("of_{hash:016x}"),
+            clients: format!("{CLIENTS}{hash:016x}"),
             to: *to,
             seconds,
         }
@@ -320,8 +170,9 @@ fn sticky(route: &Route) -> Vec<Sticky> {
     route.backends.iter().map(of).collect()
 }
 
-fn fixed_script(script: &mut String, table: &str, fixed: &Fixed) {
-    let Fixed { address, protocol, port, to } = fixed;
+/// Puts a way in to a server of the agent.
+pub(crate) fn fixed(script: &mut String, table: &str, way: &Fixed) {
+    let Fixed { address, protocol, port, to } = way;
     let protocol = protocol.name();
     let chain = format!("fixed_{}_{protocol}_{port}", u32::from(*address));
     writeln!(
@@ -336,6 +187,7 @@ fn fixed_script(script: &mut String, table: &str, fixed: &Fixed) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rimward_api::ObjectKey;
 
     fn route(backends: &[&str], affinity_seconds: Option<u32>) -> Route {
         Route {

@@ -189,7 +189,7 @@ impl Link {
 }
 
 /// A socket's path may be too long for its address: it is named through its directory's descriptor.
-async fn open(data_dir: &Path, name: &str) -> io::Result<UnixStream> {
+pub(super) async fn open(data_dir: &Path, name: &str) -> io::Result<UnixStream> {
     let dir = std::fs::File::open(data_dir.join("run"))?;
     UnixStream::connect(format!("/proc/self/fd/{}/{name}.sock", dir.as_raw_fd())).await
 }

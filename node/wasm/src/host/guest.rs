@@ -21,6 +21,7 @@ use super::cpu::Cpu;
 use super::interfaces::{names, outgoing, sockets};
 use super::ledger::{Account, Ledger, OverLimit};
 use super::log::{GuestOutput, Log, Stream};
+use super::pipe::{self, Pipe};
 use super::resolver::Resolver;
 use crate::address::Addresses;
 
@@ -50,10 +51,23 @@ pub(crate) struct Container {
     pub ledger: Arc<Ledger>,
     pub cpu: Arc<Cpu>,
     pub log: Arc<Log>,
+    /// What attached sessions type, when the container has a stdin.
+    pub stdin: Option<pipe::Guest>,
+    /// The first session's end is stdin's.
+    pub stdin_once: bool,
     pub resolver: Arc<Resolver>,
     pub ca_bundle: Option<PathBuf>,
     pub tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
     noticed: Mutex<Option<Instant>>,
+}
+
+/// What a command in a container is run with: its arguments and its streams.
+pub(crate) struct Io {
+    pub argv: Vec<String>,
+    pub stdin: Arc<Pipe>,
+    pub stdout: Arc<Pipe>,
+    pub stderr: Arc<Pipe>,
+    pub tty: bool,
 }
 
 /// What of the host a container needs.
@@ -83,6 +97,8 @@ impl Container {
             ledger: Ledger::new(spec.resources.memory_limit_bytes),
             cpu: Arc::new(Cpu::new(spec.resources.cpu_limit_millis)),
             log,
+            stdin: spec.stdin.then(|| pipe::Guest { pipe: Pipe::new(), tty: spec.tty }),
+            stdin_once: spec.stdin_once,
             resolver: around.resolver,
             ca_bundle: around.ca_bundle,
             tls: OnceLock::new(),
@@ -108,11 +124,24 @@ impl Container {
         })
     }
 
-    fn wasi(self: &Arc<Self>) -> wasmtime::Result<WasiCtxBuilder> {
+    fn wasi(self: &Arc<Self>, io: Option<&Io>) -> wasmtime::Result<WasiCtxBuilder> {
         let mut builder = WasiCtxBuilder::new();
-        builder.args(&self.argv).envs(&self.env);
-        builder.stdout(GuestOutput::new(&self.log, Stream::Stdout));
-        builder.stderr(GuestOutput::new(&self.log, Stream::Stderr));
+        builder.envs(&self.env);
+        match io {
+            None => {
+                builder.args(&self.argv);
+                if let Some(stdin) = &self.stdin {
+                    builder.stdin(stdin.clone());
+                }
+                builder.stdout(GuestOutput::new(&self.log, Stream::Stdout));
+                builder.stderr(GuestOutput::new(&self.log, Stream::Stderr));
+            }
+            Some(io) => {
+                let end = |pipe: &Arc<Pipe>| pipe::Guest { pipe: pipe.clone(), tty: io.tty };
+                builder.args(&io.argv);
+                builder.stdin(end(&io.stdin)).stdout(end(&io.stdout)).stderr(end(&io.stderr));
+            }
+        }
         if !self.working_dir.is_empty() {
             builder.initial_cwd(&self.working_dir);
         }
@@ -151,14 +180,23 @@ impl Container {
         }
     }
 
-    /// A store for one instance of a component.
+    /// A store for one instance of a component, as the container has it.
     pub fn store(self: &Arc<Self>, engine: &Engine) -> wasmtime::Result<Store<Guest>> {
+        self.store_with(engine, None)
+    }
+
+    /// A store for one instance of a component, with streams of its own or the container's.
+    pub fn store_with(
+        self: &Arc<Self>,
+        engine: &Engine,
+        io: Option<&Io>,
+    ) -> wasmtime::Result<Store<Guest>> {
         let account = Account::open(&self.ledger, INSTANCE_BYTES)?;
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         let guest = Guest {
             table,
-            wasi: self.wasi()?.build(),
+            wasi: self.wasi(io)?.build(),
             http: WasiHttpCtx::new(),
             hooks: Hooks(self.clone()),
             account,
@@ -174,10 +212,11 @@ impl Container {
     pub fn preview1_store(
         self: &Arc<Self>,
         engine: &Engine,
+        io: Option<&Io>,
     ) -> wasmtime::Result<Store<Preview1Guest>> {
         let account = Account::open(&self.ledger, INSTANCE_BYTES)?;
         let mut store =
-            Store::new(engine, Preview1Guest { wasi: self.wasi()?.build_p1(), account });
+            Store::new(engine, Preview1Guest { wasi: self.wasi(io)?.build_p1(), account });
         store.limiter(|guest| &mut guest.account);
         yield_every_epoch(&mut store);
         Ok(store)

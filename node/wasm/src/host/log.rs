@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::pipe::{Pipe, STUCK};
+
 const BUFFER_BYTES_MAX: usize = 256 << 10;
 const LINE_BYTES_MAX: usize = 16 << 10;
 const FILE_BYTES_MAX: u64 = 10 << 20;
@@ -48,6 +50,8 @@ pub(crate) struct Log {
     state: Mutex<State>,
     /// Told whenever the buffer was emptied.
     room: Notify,
+    /// Attached sessions: stdout and stderr of each. Few, and mostly none.
+    taps: Mutex<Vec<[Arc<Pipe>; 2]>>,
 }
 
 #[derive(Default)]
@@ -59,8 +63,8 @@ struct State {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
-    Stdout,
-    Stderr,
+    Stdout = 0,
+    Stderr = 1,
 }
 
 impl Log {
@@ -72,7 +76,32 @@ impl Log {
             writer,
             state: Mutex::default(),
             room: Notify::new(),
+            taps: Mutex::default(),
         }))
+    }
+
+    /// Whatever is printed from now on goes to these too, until they are left or stuck.
+    pub fn attach(&self, stdout: Arc<Pipe>, stderr: Arc<Pipe>) {
+        self.taps.lock().push([stdout, stderr]);
+    }
+
+    /// Nothing more is printed.
+    pub fn detach(&self) {
+        for pipe in self.taps.lock().drain(..).flatten() {
+            pipe.end();
+        }
+    }
+
+    /// Those that still read.
+    fn taps(&self, stream: Stream) -> Vec<Arc<Pipe>> {
+        let mut taps = self.taps.lock();
+        taps.retain(|pipes| {
+            if pipes.iter().any(|pipe| pipe.is_stuck()) {
+                pipes.iter().for_each(|pipe| pipe.leave());
+            }
+            !pipes.iter().all(|pipe| pipe.is_unread())
+        });
+        taps.iter().map(|pipes| pipes[stream as usize].clone()).collect()
     }
 
     /// Adds a line of the host's own, which is dropped when there is no room.
@@ -180,7 +209,25 @@ impl GuestOutput {
         Self(Arc::new(Unfinished { log: log.clone(), stream, line: Mutex::default() }))
     }
 
+    /// What may be printed now: into the log, and to who is attached.
+    fn room(&self) -> usize {
+        let taps = self.0.log.taps(self.0.stream);
+        let attached = taps.iter().map(|pipe| pipe.room()).min().unwrap_or(usize::MAX);
+        self.0.log.room().min(attached)
+    }
+
+    async fn has_room(&self) {
+        self.0.log.has_room().await;
+        for tap in self.0.log.taps(self.0.stream) {
+            // Looked at again when it may be stuck.
+            let _it_reads_or_not = tokio::time::timeout(STUCK, tap.has_room()).await;
+        }
+    }
+
     fn print(&self, bytes: &[u8]) {
+        for tap in self.0.log.taps(self.0.stream) {
+            tap.put(bytes);
+        }
         let mut line = self.0.line.lock();
         let mut lines = Vec::new();
         split(&mut line, bytes, |piece, whole| lines.push((piece.to_vec(), whole)));
@@ -236,7 +283,7 @@ impl StdoutStream for GuestOutput {
 #[async_trait::async_trait]
 impl Pollable for GuestOutput {
     async fn ready(&mut self) {
-        self.0.log.has_room().await;
+        self.has_room().await;
     }
 }
 
@@ -252,7 +299,7 @@ impl OutputStream for GuestOutput {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(self.0.log.room().min(64 << 10))
+        Ok(self.room().min(64 << 10))
     }
 }
 
@@ -273,14 +320,14 @@ impl AsyncWrite for AsyncOutput {
                 std::task::ready!(waiting.as_mut().poll(cx));
                 self.waiting = None;
             }
-            let room = self.output.0.log.room();
+            let room = self.output.room();
             if room > 0 {
                 let taken = bytes.len().min(room);
                 self.output.print(&bytes[..taken]);
                 return Poll::Ready(Ok(taken));
             }
-            let log = self.output.0.log.clone();
-            self.waiting = Some(Box::pin(async move { log.has_room().await }));
+            let output = self.output.clone();
+            self.waiting = Some(Box::pin(async move { output.has_room().await }));
         }
     }
 

@@ -2,6 +2,7 @@
 //! host, whatever number of pods runs it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rimward_node_pod::runtime::StartError;
 use wasmtime::component::{Component, Linker};
@@ -21,6 +22,23 @@ pub(crate) enum Program {
     Command(CommandPre<Guest>),
     CommandP3(CommandP3Pre<Guest>),
     Preview1(Box<wasmtime::InstancePre<Preview1Guest>>),
+}
+
+impl Program {
+    /// The same component as a command: what exec runs. None when it exports no `wasi:cli/run`.
+    pub fn command(self: &Arc<Self>) -> Option<Arc<Self>> {
+        match &**self {
+            Self::Command(_) | Self::CommandP3(_) | Self::Preview1(_) => Some(self.clone()),
+            Self::Handler(handler) => CommandPre::new(handler.instance_pre().clone())
+                .ok()
+                .map(Self::Command)
+                .map(Arc::new),
+            Self::HandlerP3(handler) => CommandP3Pre::new(handler.instance_pre().clone())
+                .ok()
+                .map(Self::CommandP3)
+                .map(Arc::new),
+        }
+    }
 }
 
 /// What programs are linked with: one a host.

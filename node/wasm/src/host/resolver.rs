@@ -19,6 +19,9 @@ use crate::address::Addresses;
 /// For one server to answer one question, as in resolv.conf(5).
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
+/// For servers that refuse: the node's own does while its agent starts again, and is worth waiting for.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 const CACHE_ENTRIES_MAX: usize = 4096;
 const TTL_MAX: Duration = Duration::from_secs(30);
 const TTL_NONE: Duration = Duration::from_secs(2);
@@ -127,20 +130,29 @@ impl Resolver {
         kind: RecordType,
     ) -> Result<(Vec<IpAddr>, Duration), LookupError> {
         let mut last = LookupError::TimedOut;
-        for _ in 0..ATTEMPTS {
+        let begun = Instant::now();
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
+            let mut refused = true;
             for server in &dns.servers {
-                match tokio::time::timeout(ATTEMPT_TIMEOUT, self.exchange(*server, name, kind))
-                    .await
-                {
+                let exchange = self.exchange(*server, name, kind);
+                match tokio::time::timeout(ATTEMPT_TIMEOUT, exchange).await {
                     Ok(Ok(message)) => match message.metadata.response_code {
                         ResponseCode::NoError | ResponseCode::NXDomain => {
                             return Ok(addresses_in(&message));
                         }
-                        _ => last = LookupError::Failed,
+                        _ => (last, refused) = (LookupError::Failed, false),
                     },
-                    Ok(Err(_)) => last = LookupError::Failed,
-                    Err(_) => {}
+                    Ok(Err(error)) => {
+                        last = LookupError::Failed;
+                        refused &= error.kind() == std::io::ErrorKind::ConnectionRefused;
+                    }
+                    Err(_) => refused = false,
                 }
+            }
+            match refused && begun.elapsed() < REFUSED_PATIENCE {
+                true => tokio::time::sleep(REFUSED_PAUSE).await,
+                false => attempts += 1,
             }
         }
         Err(last)
@@ -267,26 +279,7 @@ mod tests {
         check_candidates("a.b.", 5, &["a.b."]);
     }
 
-    #[tokio::test]
-    async fn asks_the_pods_servers_and_remembers() {
-        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let at = server.local_addr().unwrap();
-        let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let count = asked.clone();
-        tokio::spawn(async move {
-            let mut buffer = [0; 512];
-            loop {
-                let (len, from) = server.recv_from(&mut buffer).await.unwrap();
-                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let mut answer = Message::from_vec(&buffer[..len]).unwrap().into_response();
-                let query = answer.queries[0].clone();
-                if query.query_type == RecordType::A && query.name.to_string() == "web.ns.svc." {
-                    let data = RData::A("10.43.0.7".parse::<std::net::Ipv4Addr>().unwrap().into());
-                    answer.add_answer(hickory_proto::rr::Record::from_rdata(query.name, 5, data));
-                }
-                server.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
-            }
-        });
+    fn resolver() -> Resolver {
         let addresses = Addresses {
             bind_ip: "127.0.0.1".parse().unwrap(),
             own_netns: false,
@@ -294,7 +287,32 @@ mod tests {
             maps: vec![],
             first_free_port: 0,
         };
-        let resolver = Resolver::new(addresses, Default::default());
+        Resolver::new(addresses, Default::default())
+    }
+
+    /// A server that knows one name, and counts what it is asked.
+    async fn serve(server: UdpSocket, asked: std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+        let mut buffer = [0; 512];
+        loop {
+            let (len, from) = server.recv_from(&mut buffer).await.unwrap();
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut answer = Message::from_vec(&buffer[..len]).unwrap().into_response();
+            let query = answer.queries[0].clone();
+            if query.query_type == RecordType::A && query.name.to_string() == "web.ns.svc." {
+                let data = RData::A("10.43.0.7".parse::<std::net::Ipv4Addr>().unwrap().into());
+                answer.add_answer(hickory_proto::rr::Record::from_rdata(query.name, 5, data));
+            }
+            server.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn asks_the_pods_servers_and_remembers() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = server.local_addr().unwrap();
+        let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        tokio::spawn(serve(server, asked.clone()));
+        let resolver = resolver();
         let dns = Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5 };
         let found: Vec<IpAddr> = vec!["10.43.0.7".parse().unwrap()];
         assert_eq!(resolver.lookup(&dns, &[], "web").await, Ok(found.clone()));
@@ -304,5 +322,17 @@ mod tests {
         assert_eq!(resolver.lookup(&dns, &[], "192.0.2.1").await.unwrap().len(), 1);
         let hosts = [("192.0.2.9".parse().unwrap(), vec!["db".to_owned()])];
         assert_eq!(resolver.lookup(&dns, &hosts, "db").await.unwrap(), [hosts[0].0]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_starts_again_is_waited_for() {
+        let at = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (resolver, dns) =
+            (resolver(), Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5 });
+        let mut lookup = std::pin::pin!(resolver.lookup(&dns, &[], "web"));
+        let early = tokio::time::timeout(REFUSED_PAUSE * 2, &mut lookup).await;
+        assert!(early.is_err(), "nobody is there, and it gave up: {early:?}");
+        tokio::spawn(serve(UdpSocket::bind(at).await.unwrap(), Default::default()));
+        assert_eq!(lookup.await, Ok(vec!["10.43.0.7".parse().unwrap()]));
     }
 }

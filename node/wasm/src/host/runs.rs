@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rimward_node_pod::runtime::{ContainerSpec, Exit, RunId, StartError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
 use super::cpu::Ticker;
-use super::guest::{Container, Surroundings, below, over_limit};
+use super::guest::{Container, Io, Surroundings, below, over_limit};
 use super::handler::Handler;
+use super::pipe::Pipe;
 use super::program::{Loader, Program};
+use super::session::Session;
 use super::slots::{Slots, Turns};
-use super::{Settings, handler, log, resolver, task};
+use super::{Settings, handler, log, resolver, session, task};
 use crate::artifact::Artifact;
-use crate::protocol::{Reply, Run, ToAgent};
+use crate::protocol::{Reply, Run, Streams, ToAgent};
 
 /// How long a host stays without runs: a shared one is likely to be needed again.
 const LINGER_SHARED: Duration = Duration::from_secs(60);
@@ -55,8 +57,11 @@ struct Running {
     spec_hash: String,
     started_at: jiff::Timestamp,
     container: Arc<Container>,
+    program: Arc<Program>,
     stop: CancellationToken,
     kill: CancellationToken,
+    /// It has ended.
+    over: CancellationToken,
     exit: Mutex<Option<Exit>>,
 }
 
@@ -131,8 +136,10 @@ impl Host {
             spec_hash,
             started_at: jiff::Timestamp::now(),
             container: container.clone(),
+            program: program.clone(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
+            over: CancellationToken::new(),
             exit: Mutex::new(None),
         });
         if artifact.kind.is_handler() {
@@ -259,6 +266,8 @@ impl Host {
 
     fn finished(&self, run: &Running, exit: Exit) {
         *run.exit.lock() = Some(exit.clone());
+        run.over.cancel();
+        run.container.log.detach();
         self.tell(ToAgent::Exited { id: run.id.clone(), exit });
     }
 
@@ -300,6 +309,99 @@ impl Host {
                 host.ended.cancel();
             }
         });
+    }
+
+    /// Begins a command beside what runs: the same component once more, with these arguments.
+    pub fn exec(
+        &self,
+        id: &RunId,
+        args: Vec<String>,
+        wanted: Streams,
+    ) -> Result<Session, StartError> {
+        let run = self.running(id)?;
+        let program = run.program.command().ok_or_else(|| {
+            error(
+                "ExecNotSupported",
+                "the component exports no wasi:cli/run, so there is no command in it to run",
+            )
+        })?;
+        let slot = self.slots.now();
+        let slot = slot.ok_or_else(|| {
+            error("ExecFailed", "no instance is free on this node: too many guests run")
+        })?;
+        let (stdout, stderr) = session::outputs(wanted);
+        let stdin = Pipe::new();
+        if !wanted.stdin {
+            stdin.end();
+        }
+        let name = run.container.argv.first().cloned().unwrap_or_default();
+        let io = Io {
+            argv: std::iter::once(name).chain(args).collect(),
+            stdin: stdin.clone(),
+            stdout: stdout.clone(),
+            stderr: stderr.clone(),
+            tty: wanted.tty,
+        };
+        // Ends with what it runs beside.
+        let stop = run.kill.child_token();
+        let ending = stop.clone();
+        let (told, exit) = oneshot::channel();
+        let running = task::exec(
+            run.container.clone(),
+            program,
+            self.engine.clone(),
+            self.ticker.clone(),
+            io,
+            stop.clone(),
+        );
+        self.tasks.spawn(async move {
+            let _slot = slot;
+            let mut running = std::pin::pin!(running);
+            let exit = tokio::select! {
+                exit = running.as_mut() => exit,
+                // A container that ends takes its commands with it.
+                () = run.over.cancelled() => {
+                    ending.cancel();
+                    running.await
+                }
+            };
+            let _the_agent_may_be_gone = told.send(exit);
+        });
+        Ok(Session {
+            stdin: wanted.stdin.then_some(stdin),
+            ends_stdin: true,
+            stdout,
+            stderr,
+            exit: Some(exit),
+            stop,
+        })
+    }
+
+    /// Connects with what runs.
+    pub fn attach_to(&self, id: &RunId, wanted: Streams) -> Result<Session, StartError> {
+        let run = self.running(id)?;
+        let container = &run.container;
+        let (stdout, stderr) = session::outputs(wanted);
+        container.log.attach(stdout.clone(), stderr.clone());
+        // It may have ended meanwhile, unseen by these.
+        if run.exit.lock().is_some() {
+            container.log.detach();
+        }
+        let stdin = container.stdin.as_ref().filter(|_| wanted.stdin);
+        Ok(Session {
+            stdin: stdin.map(|guest| guest.pipe.clone()),
+            ends_stdin: container.stdin_once,
+            stdout,
+            stderr,
+            exit: None,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn running(&self, id: &RunId) -> Result<Arc<Running>, StartError> {
+        let run = self.state.lock().runs.get(id).cloned();
+        let run = run.filter(|run| run.exit.lock().is_none());
+        run.ok_or_else(|| error("NotFound", &format!("{id} does not run")))
     }
 
     pub fn usage(&self, id: &RunId) -> Reply {

@@ -7,6 +7,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::runs::Host;
+use super::session;
 use crate::protocol::{self, Reply, Request, ToAgent, ToHost};
 
 /// Events and replies that wait for the agent to read them.
@@ -34,6 +35,18 @@ pub(crate) async fn serve(host: Arc<Host>, listener: UnixListener) {
 
 async fn converse(host: Arc<Host>, stream: UnixStream) {
     let (mut reader, mut writer) = stream.into_split();
+    let mut first = match protocol::read(&mut reader).await {
+        Ok(Some(ToHost { seq, request: Request::Exec { id, args, wanted } })) => {
+            let begun = host.exec(&id, args, wanted);
+            return session::serve(reader, writer, seq, begun).await;
+        }
+        Ok(Some(ToHost { seq, request: Request::Attach { id, wanted } })) => {
+            let begun = host.attach_to(&id, wanted);
+            return session::serve(reader, writer, seq, begun).await;
+        }
+        Ok(first) => first,
+        Err(error) => return eprintln!("the agent's connection is closed: {error}"),
+    };
     let (outbox, mut out) = mpsc::channel::<ToAgent>(OUTBOX);
     let written = tokio::spawn(async move {
         while let Some(frame) = out.recv().await {
@@ -43,7 +56,11 @@ async fn converse(host: Arc<Host>, stream: UnixStream) {
         }
     });
     loop {
-        let ToHost { seq, request } = match protocol::read(&mut reader).await {
+        let next = match first.take() {
+            Some(first) => Ok(Some(first)),
+            None => protocol::read(&mut reader).await,
+        };
+        let ToHost { seq, request } = match next {
             Ok(Some(frame)) => frame,
             Ok(None) => break,
             Err(error) => {
@@ -75,6 +92,8 @@ async fn converse(host: Arc<Host>, stream: UnixStream) {
                 Some(Reply::Done)
             }
             Request::Usage { id } => Some(host.usage(&id)),
+            // Only as the first, and then the only one.
+            Request::Exec { .. } | Request::Attach { .. } => break,
             Request::End => {
                 host.end();
                 Some(Reply::Done)

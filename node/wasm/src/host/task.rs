@@ -11,7 +11,7 @@ use wasmtime::{Engine, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::cpu::{Metered, Ticker};
-use super::guest::{Container, over_limit};
+use super::guest::{Container, Io, over_limit};
 use super::program::Program;
 
 const SIGTERM: i32 = 15;
@@ -30,14 +30,9 @@ pub(crate) async fn run(
     started_at: jiff::Timestamp,
     stop: CancellationToken,
 ) -> Exit {
-    let guest =
-        Metered::new(call(container.clone(), program, engine), container.cpu.clone(), ticker);
-    let ended = tokio::select! {
-        biased;
-        () = stop.cancelled() => None,
-        result = guest => Some(result),
-    };
-    let exit = exit(ended, started_at);
+    let guest = call(container.clone(), program, engine, None);
+    let guest = Metered::new(guest, container.cpu.clone(), ticker);
+    let exit = exit(ended(guest, &stop).await, started_at);
     if exit.code == 128 + SIGABRT {
         container.log.note(&format!("rimward: {}", exit.message));
     }
@@ -45,27 +40,63 @@ pub(crate) async fn run(
     exit
 }
 
+/// Runs a command beside it, with streams of its own, to its end or to `stop`.
+pub(crate) async fn exec(
+    container: Arc<Container>,
+    program: Arc<Program>,
+    engine: Engine,
+    ticker: Arc<Ticker>,
+    io: Io,
+    stop: CancellationToken,
+) -> Exit {
+    let started_at = jiff::Timestamp::now();
+    let (stdout, stderr) = (io.stdout.clone(), io.stderr.clone());
+    let guest = call(container.clone(), program, engine, Some(io));
+    let guest = Metered::new(guest, container.cpu.clone(), ticker);
+    let exit = exit(ended(guest, &stop).await, started_at);
+    if exit.code == 128 + SIGABRT {
+        stderr.put(format!("rimward: {}\n", exit.message).as_bytes());
+    }
+    stdout.end();
+    stderr.end();
+    exit
+}
+
+/// None: it was stopped.
+async fn ended(
+    guest: impl Future<Output = wasmtime::Result<Result<(), ()>>>,
+    stop: &CancellationToken,
+) -> Option<wasmtime::Result<Result<(), ()>>> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        result = guest => Some(result),
+    }
+}
+
 /// The guest's own word on how it went: Err(()) is a failure without a code.
 async fn call(
     container: Arc<Container>,
     program: Arc<Program>,
     engine: Engine,
+    io: Option<Io>,
 ) -> wasmtime::Result<Result<(), ()>> {
+    let io = io.as_ref();
     match &*program {
         Program::Command(program) => {
-            let mut store = container.store(&engine)?;
+            let mut store = container.store_with(&engine, io)?;
             let command = program.instantiate_async(&mut store).await?;
             command.wasi_cli_run().call_run(&mut store).await
         }
         Program::CommandP3(program) => {
-            let mut store = container.store(&engine)?;
+            let mut store = container.store_with(&engine, io)?;
             let command = program.instantiate_async(&mut store).await?;
             store
                 .run_concurrent(async |accessor| command.wasi_cli_run().call_run(accessor).await)
                 .await?
         }
         Program::Preview1(program) => {
-            let mut store = container.preview1_store(&engine)?;
+            let mut store = container.preview1_store(&engine, io)?;
             let instance = program.instantiate_async(&mut store).await?;
             let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
             start.call_async(&mut store, ()).await.map(Ok)

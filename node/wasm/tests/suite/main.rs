@@ -9,4 +9,5 @@ mod images;
 mod limits;
 mod node;
 mod outgoing;
+mod sessions;
 mod tasks;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::policy::{Binding, Body, Policy};
 use crate::mirror::Mirrored;
@@ -22,6 +23,8 @@ pub struct Held<B> {
     parts: Mutex<Parts<B>>,
     /// Those that have bindings, by name.
     bound: RwLock<Arc<Vec<Bound<B>>>>,
+    /// Told after each change.
+    pub changed: Notify,
 }
 
 struct Parts<B> {
@@ -32,7 +35,11 @@ struct Parts<B> {
 impl<B> Default for Held<B> {
     fn default() -> Self {
         let parts = Parts { policies: BTreeMap::new(), bindings: BTreeMap::new() };
-        Self { parts: Mutex::new(parts), bound: RwLock::new(Arc::new(Vec::new())) }
+        Self {
+            parts: Mutex::new(parts),
+            bound: RwLock::new(Arc::new(Vec::new())),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -56,6 +63,7 @@ impl<B> Held<B> {
             Some(Bound { policy: parts.policies.get(policy)?.clone(), bindings })
         });
         *self.bound.write() = Arc::new(bound.collect());
+        self.changed.notify_one();
     }
 }
 

@@ -209,7 +209,7 @@ async fn one(
         match after {
             Ok(after) if after == subject.object => {}
             Ok(after) => {
-                changed |= put(server, review, served, after, &mut subject)?;
+                changed |= put(server, review, served, after, &mut subject).await?;
             }
             Err(why) => troubled(invocation, why, Reason::Invalid, troubles),
         }
@@ -224,15 +224,16 @@ async fn one(
 }
 
 /// Makes what a step made of the object the object; whether that changed it.
-fn put(
+async fn put(
     server: &Inner,
     review: &mut Review<'_>,
     served: &Served,
     after: Value,
     subject: &mut Subject,
 ) -> Result<bool, Status> {
-    form::take(server, review, served, after).map_err(|e| Status::internal(e.message))?;
-    let now = form::shown(review, served, review.object);
+    let taken = form::take(server, review, served, after).await;
+    taken.map_err(|e| Status::internal(e.message))?;
+    let now = form::shown(server, review, served, review.object).await?;
     let changed = now != subject.object;
     subject.object = now;
     Ok(changed)

@@ -64,7 +64,8 @@ fn namespace(review: &Review<'_>, served: &Served, reference: &ParamRef) -> Conf
     }
 }
 
-fn value(served: &Served, stored: &Stored) -> Configured<Value> {
+async fn value(server: &Inner, served: &Served, stored: Stored) -> Configured<Value> {
+    let stored = server.present_one(served, stored).await.map_err(|e| e.message)?;
     let object = stored.stored_value(served).map_err(|e| e.message)?;
     let mut object = to_served(served, object);
     object["kind"] = served.kind.kind.as_str().into();
@@ -76,7 +77,7 @@ async fn named(server: &Inner, served: &Arc<Served>, key: ObjectKey) -> Configur
     let entry = server.store.get(&served.key(&key), None).await.map_err(|e| e.to_string())?;
     let Some(entry) = entry else { return Ok(Vec::new()) };
     let stored = Stored::open(&entry).map_err(|e| e.message)?;
-    Ok(vec![value(served, &stored)?])
+    Ok(vec![value(server, served, stored).await?])
 }
 
 async fn selected(
@@ -99,7 +100,7 @@ async fn selected(
         if found.len() == PARAMS_MAX {
             return Err(format!("the selector of paramRef selects more than {PARAMS_MAX} objects"));
         }
-        found.push(value(served, &stored)?);
+        found.push(value(server, served, stored).await?);
     }
     Ok(found)
 }

@@ -37,7 +37,7 @@ impl<B: Body> Policy<B> {
     pub fn compile(name: &str, object: &Value) -> Self {
         let spec = object.get("spec").unwrap_or(&Value::Null);
         let scope = scope(spec, B::PATCHES);
-        let (environment, variables) = declared(spec, scope);
+        let (environment, variables) = declared(spec, environment(scope));
         let null = Value::Null;
         let text = |v: &Value, field: &str| v.get(field).and_then(Value::as_str).map(str::to_owned);
         let param_kind = spec
@@ -67,8 +67,7 @@ pub fn scope(spec: &Value, patches: bool) -> Scope {
 }
 
 /// The environment with the policy's variables, each compiled knowing those before it.
-pub fn declared(spec: &Value, scope: Scope) -> (Environment, Variables) {
-    let base = environment(scope);
+pub fn declared(spec: &Value, base: Environment) -> (Environment, Variables) {
     let mut environment = base.clone();
     let mut variables: Variables = Vec::new();
     let mut types: Vec<(String, Type)> = Vec::new();
@@ -91,6 +90,17 @@ pub enum Action {
     Deny,
     Warn,
     Audit,
+}
+
+impl Action {
+    /// As bindings write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deny => "Deny",
+            Self::Warn => "Warn",
+            Self::Audit => "Audit",
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -25,8 +25,11 @@ pub struct Subject {
 impl Subject {
     pub async fn of(server: &Inner, review: &Review<'_>, served: &Served) -> Result<Self, Status> {
         Ok(Self {
-            object: form::shown(review, served, review.object),
-            old_object: review.old.map_or(Value::Null, |old| form::shown(review, served, old)),
+            object: form::shown(server, review, served, review.object).await?,
+            old_object: match review.old {
+                Some(old) => form::shown(server, review, served, old).await?,
+                None => Value::Null,
+            },
             request: webhooks::request(review, served),
             namespace: namespace(server, review).await?,
         })

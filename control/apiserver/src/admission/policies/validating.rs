@@ -1,18 +1,21 @@
 //! ValidatingAdmissionPolicy: expressions that must hold.
 
+use std::collections::BTreeMap;
+
 use rimward_api::Status;
 use rimward_control_cel::Value as Cel;
 use rimward_control_cel::authorizer::Authorizer;
 use rimward_control_cel::limits::{PER_MATCH_CONDITIONS, PER_REQUEST};
 use rimward_control_cel::rules::usable_message;
 use rimward_control_cel::{Bindings, Budget, Environment, Program, Type};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bound::{Invocation, of_policy};
 use super::policy::{Action, Body, Policy};
 use super::subject::{Asking, Subject};
 use super::{denied, exempt, reckon};
 use crate::admission::Review;
+use crate::audit;
 use crate::server::Inner;
 
 /// Bytes of an audit annotation's value.
@@ -98,11 +101,14 @@ pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Sta
     let all = held.all();
     let mut refused: Option<(String, String)> = None;
     for bound in all.iter() {
+        let mut said = Said::default();
         for invocation in of_policy(server, review, bound).await? {
             let subject = Subject::of(server, review, &invocation.served).await?;
             let asking = Asking { server, user: review.user };
             let objections = match &invocation.params {
-                Ok(params) => reckon(|| objections(invocation.policy, params, &subject, &asking)),
+                Ok(params) => {
+                    reckon(|| objections(invocation.policy, params, &subject, &asking, &mut said))
+                }
                 Err(why) => configuration(&invocation, why).into_iter().collect(),
             };
             for objection in objections {
@@ -110,6 +116,10 @@ pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Sta
                     refused.get_or_insert((refusal, objection.reason));
                 }
             }
+        }
+        for (key, values) in said {
+            let key = format!("{}/{key}", bound.policy.name);
+            audit::annotate(key, || values.join(", "));
         }
     }
     match refused {
@@ -145,10 +155,14 @@ fn act(
         ));
     }
     if binding.actions.contains(&Action::Audit) && !objection.always_denies {
-        tracing::info!(
-            target: "audit", policy, binding = name, index = objection.index, message,
-            key = "validation.policy.admission.k8s.io/validation_failure", "a validation failed"
-        );
+        audit::annotate("validation.policy.admission.k8s.io/validation_failure", || {
+            let actions: Vec<&str> = binding.actions.iter().map(|a| a.word()).collect();
+            json!([{
+                "message": message, "policy": policy, "binding": name,
+                "expressionIndex": objection.index, "validationActions": actions,
+            }])
+            .to_string()
+        });
     }
     let denies = objection.always_denies || binding.actions.contains(&Action::Deny);
     denies.then(|| {
@@ -158,14 +172,19 @@ fn act(
     })
 }
 
+/// What the annotations of a policy said, by key; each value once, in the order in which they were said.
+type Said = BTreeMap<String, Vec<String>>;
+
 /// Evaluates a policy with each of its parameters.
 fn objections(
     policy: &Policy<Validation>,
     params: &[Value],
     subject: &Subject,
     authorizer: &dyn Authorizer,
+    said: &mut Said,
 ) -> Vec<Objection> {
-    params.iter().flat_map(|params| with_params(policy, params, subject, authorizer)).collect()
+    let each = params.iter().flat_map(|p| with_params(policy, p, subject, authorizer, said));
+    each.collect()
 }
 
 fn with_params(
@@ -173,6 +192,7 @@ fn with_params(
     params: &Value,
     subject: &Subject,
     authorizer: &dyn Authorizer,
+    said: &mut Said,
 ) -> Vec<Objection> {
     let failure = |message: String, index: usize| match policy.ignores_failure {
         true => {
@@ -205,7 +225,7 @@ fn with_params(
             break;
         }
     }
-    found.extend(annotations(policy, &bindings, &mut Budget::new(PER_REQUEST)));
+    found.extend(annotations(policy, &bindings, &mut Budget::new(PER_REQUEST), said));
     found
 }
 
@@ -240,6 +260,7 @@ fn annotations<'a>(
     policy: &'a Policy<Validation>,
     bindings: &Bindings<'a>,
     budget: &mut Budget,
+    said: &mut Said,
 ) -> Vec<Objection> {
     let mut wrong = Vec::new();
     for annotation in &policy.body.annotations {
@@ -253,8 +274,10 @@ fn annotations<'a>(
             Ok(Cel::String(text)) if text.trim().is_empty() => {}
             Ok(Cel::String(text)) => {
                 let value: String = text.trim().chars().take(ANNOTATION_BYTES_MAX).collect();
-                let key = format!("{}/{}", policy.name, annotation.key);
-                tracing::info!(target: "audit", key, value, "an annotation of a policy");
+                let values = said.entry(annotation.key.clone()).or_default();
+                if !values.contains(&value) {
+                    values.push(value);
+                }
             }
             Ok(other) => wrong.push(format!(
                 "valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or null.",

@@ -84,7 +84,7 @@ fn of_policy(spec: &Value, mutates: bool) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let scope = scope(spec, mutates);
     conditions(spec, &environment(scope), "spec", &mut errors);
-    let (environment, variables) = declared(spec, scope);
+    let (environment, variables) = declared(spec, environment(scope));
     for ((i, variable), (_, program)) in list(spec, "variables").zip(&variables) {
         if let Err(e) = program {
             let at = format!("spec.variables[{i}].expression");

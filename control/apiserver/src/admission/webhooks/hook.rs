@@ -11,6 +11,7 @@ use super::review::{self, Answer, Failure};
 use crate::admission::Review;
 use crate::admission::matching::Constraints;
 use crate::admission::policies;
+use crate::audit;
 use crate::outbound::{CallError, Destination};
 use crate::served::Served;
 use crate::server::Inner;
@@ -22,6 +23,7 @@ const TIMEOUT_MAX_SECONDS: u64 = 30;
 const ANSWER_BYTES_MAX: usize = 6 << 20;
 
 pub struct Hook {
+    pub configuration: String,
     pub name: String,
     /// Among all webhooks: configuration, name and position.
     pub uid: Arc<str>,
@@ -72,6 +74,7 @@ impl Hook {
             });
         Some(Self {
             uid: format!("{configuration}/{name}/{position}").into(),
+            configuration: configuration.to_owned(),
             constraints,
             conditions: policies::conditions_of(hook),
             destination: Destination::of_client_config(hook.get("clientConfig").unwrap_or(&null)),
@@ -130,6 +133,9 @@ impl Hook {
         let answer =
             server.outbound.post_json(destination, &request, self.timeout, ANSWER_BYTES_MAX).await;
         let answer = answer.map_err(|e| Failure::Call(format!("failed to call webhook: {e}")))?;
+        for (key, value) in review::annotations(&self.name, &answer) {
+            audit::annotate(key, || value);
+        }
         review::read(version, &uid, &self.name, &answer, mutating)
     }
 }

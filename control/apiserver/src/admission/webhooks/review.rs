@@ -14,6 +14,7 @@ pub const V1BETA1: &str = "admission.k8s.io/v1beta1";
 /// Texts of warnings that one answer may bring, and bytes of each.
 const WARNINGS_MAX: usize = 100;
 const WARNING_BYTES_MAX: usize = 4096;
+const ANNOTATION_CHARS_MAX: usize = 10 * 1024;
 
 /// What an allowing webhook says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,16 @@ pub struct Answer {
     /// A JSON patch.
     pub patch: Option<Vec<u8>>,
     pub warnings: Vec<String>,
+}
+
+/// `auditAnnotations` of an answer, under the name of its webhook.
+pub fn annotations(name: &str, answer: &Value) -> Vec<(String, String)> {
+    let given = answer.pointer("/response/auditAnnotations").and_then(Value::as_object);
+    let texts = given.into_iter().flatten().filter_map(|(k, v)| Some((k, v.as_str()?)));
+    texts
+        .take(WARNINGS_MAX)
+        .map(|(k, v)| (format!("{name}/{k}"), v.chars().take(ANNOTATION_CHARS_MAX).collect()))
+        .collect()
 }
 
 /// Why a webhook did not allow.

@@ -68,8 +68,13 @@ impl Fetcher {
             return Err(wrong(format!("it is the configuration of {says:?}, not of {issuer:?}")));
         }
         let place = document["jwks_uri"].as_str().ok_or_else(|| wrong("no jwks_uri".into()))?;
-        let keys = self.json(place).await?;
-        serde_json::from_value(keys).map_err(|e| wrong(e.to_string()))
+        let listed = self.json(place).await?;
+        let listed =
+            listed["keys"].as_array().ok_or_else(|| wrong(format!("{place} lists no keys")))?;
+        // An issuer may have keys of kinds that we do not know, and for encryption: they sign nothing.
+        let signs = |key: &&Value| matches!(key["use"].as_str(), None | Some("sig"));
+        let keys = listed.iter().filter(signs);
+        Ok(JwkSet { keys: keys.filter_map(|k| serde_json::from_value(k.clone()).ok()).collect() })
     }
 
     async fn json(&self, url: &str) -> Result<Value, FetchError> {

@@ -143,6 +143,32 @@ fn frames_are_what_they_were() {
     );
     check(
         w,
+        &SessionRequest {
+            namespace: text("ns"),
+            pod: text("a"),
+            pod_uid: text("u"),
+            container: text("c"),
+            command: vec![text("sh"), text("-c")],
+            stdin: true,
+            stdout: true,
+            stderr: false,
+            tty: true,
+        },
+    );
+    check(
+        w,
+        &PortForwardRequest {
+            namespace: text("ns"),
+            pod: text("a"),
+            pod_uid: text("u"),
+            port: 8080,
+        },
+    );
+    check(w, &SessionData { stream: 1, bytes: vec![6, 0] });
+    check(w, &SessionResize { width: 300, height: 24 });
+    check(w, &SessionEnd { exit_code: Some(-1), message: text("no") });
+    check(
+        w,
         &Join {
             protocol_min: 1,
             protocol_max: 1,

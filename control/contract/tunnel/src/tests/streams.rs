@@ -5,7 +5,10 @@ use bytes::Bytes;
 use super::*;
 use crate::call::{self, CallError};
 use crate::wire::codec::{FRAME_BYTES_MAX, ReadError};
-use crate::wire::{Delta, DialRequest, Down, PodReport, Reply, Request, Up};
+use crate::wire::{
+    Delta, DialRequest, Down, PodReport, Reply, Request, SessionData, SessionEnd, SessionIn,
+    SessionOut, SessionRequest, Up,
+};
 
 #[tokio::test]
 async fn frames_travel_both_ways() {
@@ -201,4 +204,46 @@ async fn packets_travel_both_ways() {
     far.send(Bytes::from_static(b"back")).unwrap();
     assert_eq!(link.recv().await.unwrap(), "back");
     assert!(link.send(Bytes::from(vec![0; 9000])).is_err());
+}
+
+#[tokio::test]
+async fn sessions_carry_pieces_both_ways() {
+    let pair = Pair::new();
+    let (tunnel, node) = pair.connected("edge-1").await;
+    let serve = async {
+        let (request, incoming) =
+            call::accept(&tunnel.connection).await.unwrap().request().await.unwrap();
+        assert!(matches!(request, Request::SessionRequest(s) if s.command == ["cat"]));
+        let begun = incoming.begin(Reply { code: 200, ..Reply::default() }).await.unwrap();
+        let (mut send, mut receive) = begun.into_frames();
+        while let Some(frame) = receive.next().await.unwrap() {
+            let Some(SessionIn::SessionData(data)) = SessionIn::decode(&frame).unwrap() else {
+                continue;
+            };
+            send.send(&SessionData { stream: 1, bytes: data.bytes }).await.unwrap();
+        }
+        send.send(&SessionEnd { exit_code: Some(3), message: String::new() }).await.unwrap();
+        send.finish();
+        tunnel
+    };
+    let ask = async {
+        let request = SessionRequest { command: vec!["cat".into()], ..SessionRequest::default() };
+        let (_, duplex) = call::call(&node.connection, &request).await.unwrap();
+        let (mut send, mut receive) = duplex.into_frames();
+        send.send(&SessionData { stream: 0, bytes: b"abc".to_vec() }).await.unwrap();
+        // Something that an older end does not know is skipped.
+        send.send(&Reply::default()).await.unwrap();
+        send.finish();
+        let frame = receive.next().await.unwrap().unwrap();
+        let data = SessionOut::decode(&frame).unwrap().unwrap();
+        assert_eq!(
+            data,
+            SessionOut::SessionData(SessionData { stream: 1, bytes: b"abc".to_vec() })
+        );
+        let frame = receive.next().await.unwrap().unwrap();
+        let end = SessionEnd { exit_code: Some(3), message: String::new() };
+        assert_eq!(SessionOut::decode(&frame).unwrap(), Some(SessionOut::SessionEnd(end)));
+        assert!(receive.next().await.unwrap().is_none());
+    };
+    let (_tunnel, ()) = tokio::join!(serve, ask);
 }

@@ -102,6 +102,22 @@ frames! {
         limit_bytes: Option<i64>,
     }
 
+    /// A session in a running container; pieces follow (see [`SessionIn`], [`SessionOut`]).
+    SessionRequest = 70 {
+        namespace: String,
+        pod: String,
+        pod_uid: String,
+        container: String,
+        /// To be run in the container; empty attaches to its own main process.
+        command: Vec<String>,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        tty: bool,
+    }
+    /// A byte stream to a port of a pod, as the pod itself reaches it: port-forward.
+    PortForwardRequest = 71 { namespace: String, pod: String, pod_uid: String, port: u16, }
+
     /// Answers a request stream. With a code below 400 the raw bytes of the stream follow.
     Reply = 96 {
         /// An HTTP status code.
@@ -111,6 +127,20 @@ frames! {
         headers: Vec<(String, String)>,
         /// A small answer that is not worth a stream: JSON, or DER certificates' JSON-free bytes.
         body: Vec<u8>,
+    }
+
+    // What follows the good answer to a SessionRequest, in either direction.
+
+    /// Bytes of a stream of the session: 0 is stdin, 1 stdout, 2 stderr. None at all is its end.
+    SessionData = 112 { stream: u8, bytes: Vec<u8>, }
+    /// The client's terminal has this size, in characters.
+    SessionResize = 113 { width: u16, height: u16, }
+    /// The last piece from the node: the command ended, or never began.
+    SessionEnd = 114 {
+        /// None when nothing ran (then `message` says why), or when there is no code: an attached
+        /// session that is over.
+        exit_code: Option<i32>,
+        message: String,
     }
 
     // Joining.
@@ -141,7 +171,18 @@ frame_set! {
 
 frame_set! {
     /// The first frame of a request stream, in either direction.
-    Request: TokenRequest, FetchRequest, RegistryRequest, DialRequest, RenewRequest, LogsRequest
+    Request: TokenRequest, FetchRequest, RegistryRequest, DialRequest, RenewRequest, LogsRequest,
+        SessionRequest, PortForwardRequest
+}
+
+frame_set! {
+    /// What the control plane sends into a session.
+    SessionIn: SessionData, SessionResize
+}
+
+frame_set! {
+    /// What a node sends out of a session.
+    SessionOut: SessionData, SessionEnd
 }
 
 /// Where a DialRequest leads.
@@ -151,11 +192,13 @@ pub enum DialTarget {
     Pod = 0,
     /// The API server (`kubernetes.default`); address and port are ignored.
     Api = 1,
+    /// The node's own API, HTTP/1.1, for the control plane; address and port are ignored.
+    Node = 2,
 }
 
 impl DialTarget {
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Pod, Self::Api].into_iter().find(|target| *target as u8 == number)
+        [Self::Pod, Self::Api, Self::Node].into_iter().find(|target| *target as u8 == number)
     }
 }
 
