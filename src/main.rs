@@ -14,9 +14,10 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    // Wasm hosts and compilers are this binary again: they must start before any thread does.
+    // Wasm hosts, compilers and containers' shims are this binary again: they must start before any thread
+    // does.
     #[cfg(feature = "node")]
-    if let Some(code) = rimward_node_wasm::reexecuted() {
+    if let Some(code) = rimward_node_wasm::reexecuted().or_else(rimward_node_oci::reexecuted) {
         return code;
     }
     let cli = Cli::parse();

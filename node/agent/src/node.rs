@@ -17,7 +17,9 @@ use rimward_node_network::root::{self, RootNetwork};
 use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
 use rimward_node_network::{Backends, Dial, Slices};
+use rimward_node_oci::OciRuntime;
 use rimward_node_pod::outside::Network;
+use rimward_node_pod::runtime::Runtime;
 use rimward_node_pod::{Allocatable, Clock, Pods};
 use rimward_node_wasm::{AddressMap, WasmRuntime};
 use rimward_tunnel::wire::Welcome;
@@ -54,6 +56,8 @@ pub struct Node {
     /// Where the Ingress really listens.
     pub ingress_port: u16,
     wasm: WasmRuntime,
+    /// As root only.
+    oci: Option<OciRuntime>,
     net: Net,
     tasks: TaskTracker,
 }
@@ -117,7 +121,7 @@ impl Node {
         }
         let dns = bind_dns(&config, &agent, &welcome, &network, slices).await?;
 
-        let (pods, wasm) =
+        let Runtimes { pods, wasm, oci } =
             start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
         if agent.desired().is_synced() {
             // Nobody is refused for an index that is not built yet.
@@ -141,7 +145,7 @@ impl Node {
             tracing::info!("ingress listening on {}", server.local_addr()?);
             tasks.spawn(server.run(shutdown.clone()));
         }
-        Ok(Some(Self { agent, pods, ingress_port, wasm, net, tasks }))
+        Ok(Some(Self { agent, pods, ingress_port, wasm, oci, net, tasks }))
     }
 
     /// Waits until the node has ended: after the shutdown, or because something is wrong that only a person
@@ -158,9 +162,13 @@ impl Node {
         outcome.map_err(|e| anyhow::anyhow!("{e}"))
     }
 
-    /// Ends what would outlive this process: the Wasm hosts, and as root the pods' namespace and the rules.
+    /// Ends what would outlive this process: Wasm hosts, containers, and as root the pods' namespaces and the
+    /// rules.
     pub async fn take_down(self) {
         self.wasm.end_hosts().await;
+        if let Some(oci) = self.oci {
+            oci.end_all().await;
+        }
         if let Net::Root(net) = self.net {
             net.remove().await;
         }
@@ -239,6 +247,13 @@ async fn bind_dns(
     Ok(server.await?)
 }
 
+/// What runs pods, and the pods.
+struct Runtimes {
+    pods: Pods,
+    wasm: WasmRuntime,
+    oci: Option<OciRuntime>,
+}
+
 async fn start_pods(
     config: &Config,
     agent: &Agent,
@@ -246,8 +261,9 @@ async fn start_pods(
     net: &Net,
     network: Arc<dyn Network>,
     shutdown: &CancellationToken,
-) -> anyhow::Result<(Pods, WasmRuntime)> {
+) -> anyhow::Result<Runtimes> {
     let mut images = rimward_node_image::Config::new(config.agent.data_dir.join("images"));
+    images.linux = !config.user_mode;
     images.remote = config.remote_registries.clone();
     let registry = TunnelRegistry { agent: agent.clone(), hosts: config.registry_hosts.clone() };
     let images = ImageStore::open(images, Arc::new(registry)).map_err(anyhow::Error::msg)?;
@@ -266,12 +282,15 @@ async fn start_pods(
     let wasm = WasmRuntime::new(wasm).map_err(|e| {
         anyhow::anyhow!("the Wasm runtime in {}: {e}", config.agent.data_dir.display())
     })?;
+    let mut runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(wasm.clone())];
+    let oci = if config.user_mode { None } else { containers(config) };
+    runtimes.extend(oci.clone().map(|oci| Arc::new(oci) as Arc<dyn Runtime>));
     let config = agent.config();
     let free = Capacity::of(&config.data_dir).allocatable();
     let pods = Pods::start(
         rimward_node_pod::Config {
             data_dir: config.data_dir.clone(),
-            runtimes: vec![Arc::new(wasm.clone())],
+            runtimes,
             images: Arc::new(images),
             network: network.clone(),
             objects: agent.objects(),
@@ -291,7 +310,19 @@ async fn start_pods(
     let pods = pods.await?;
     // Every desired pod starts, the node becomes Ready.
     agent.attach(Arc::new(pods.clone()), network);
-    Ok((pods, wasm))
+    Ok(Runtimes { pods, wasm, oci })
+}
+
+/// A machine on which containers cannot run still runs WebAssembly, and says why it runs no more.
+fn containers(config: &Config) -> Option<OciRuntime> {
+    let settings = rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
+    match OciRuntime::new(settings) {
+        Ok(oci) => Some(oci),
+        Err(error) => {
+            tracing::error!(%error, "Linux containers cannot run on this machine; WebAssembly can");
+            None
+        }
+    }
 }
 
 /// `10.42.0.0/16` at `127.42.0.0/16`.

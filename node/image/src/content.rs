@@ -115,7 +115,7 @@ pub(crate) fn digest_of(content: &[u8]) -> String {
     hex_digest(&Sha256::digest(content))
 }
 
-fn hex_digest(hash: &[u8]) -> String {
+pub(crate) fn hex_digest(hash: &[u8]) -> String {
     use std::fmt::Write;
     hash.iter().fold(String::from("sha256:"), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a String takes every write");

@@ -46,6 +46,9 @@ pub(crate) struct Platform {
     pub os: String,
     #[serde(default)]
     pub architecture: String,
+    /// `v7` of `arm`, say.
+    #[serde(default)]
+    pub variant: String,
 }
 
 /// The parts of an image config that decide how it runs.
@@ -57,6 +60,15 @@ pub(crate) struct ImageConfig {
     pub os: String,
     #[serde(default)]
     pub config: RunConfig,
+    #[serde(default)]
+    pub rootfs: RootFs,
+}
+
+/// What the layers unpack to, lowest first.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct RootFs {
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -70,6 +82,10 @@ pub(crate) struct RunConfig {
     pub env: Vec<String>,
     #[serde(default)]
     pub working_dir: String,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default)]
+    pub stop_signal: String,
 }
 
 fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
@@ -83,7 +99,7 @@ pub(crate) enum Plan {
     Entry { digest: String },
     /// One layer is the Wasm itself.
     WasmLayer { digest: String, config: Option<String> },
-    /// The config will tell whether Wasm lies in the layers, or Linux.
+    /// The config will tell whether Wasm lies in the layers, or a Linux root file system.
     ByConfig { config: String },
 }
 
@@ -95,8 +111,8 @@ pub(crate) fn plan(manifest: &Manifest, architecture: &str) -> Result<Plan, Stri
     if !manifest.manifests.is_empty() {
         let rank = |d: &&Descriptor| match &d.platform {
             Some(p) if p.architecture == "wasm" => 0,
-            Some(p) if p.os == "linux" && p.architecture == architecture => 1,
-            None if manifest.manifests.len() == 1 => 2,
+            Some(p) if p.os == "linux" && p.architecture == architecture => 1 + variant(p),
+            None if manifest.manifests.len() == 1 => 4,
             _ => 9,
         };
         return match manifest.manifests.iter().min_by_key(rank) {
@@ -128,6 +144,17 @@ pub(crate) fn plan(manifest: &Manifest, architecture: &str) -> Result<Plan, Stri
         )),
         ([], Some(config)) => Ok(Plan::ByConfig { config: config.digest.clone() }),
         ([], None) => Err("the manifest has neither a config nor a Wasm layer".into()),
+    }
+}
+
+/// Of several variants of the node's architecture the newest that every such machine has: v7 of 32-bit
+/// ARM, v8 of 64-bit, v1 (which need not be said) of amd64.
+fn variant(platform: &Platform) -> u8 {
+    match (platform.architecture.as_str(), platform.variant.as_str()) {
+        (_, "") | ("arm", "v7") | ("arm64", "v8") | ("amd64", "v1") => 0,
+        ("arm", "v6") => 1,
+        ("arm", "v5") => 2,
+        _ => 8,
     }
 }
 
@@ -207,6 +234,11 @@ mod tests {
         check(
             serde_json::json!({"manifests": [entry("linux", "amd64", "l"), entry("wasip2", "wasm", "w")]}),
             Ok(Plan::Entry { digest: "w".into() }),
+        );
+        let older = serde_json::json!({"digest": "v3", "platform": {"os": "linux", "architecture": "amd64", "variant": "v3"}});
+        check(
+            serde_json::json!({"manifests": [older, entry("linux", "arm64", "a"), entry("linux", "amd64", "l")]}),
+            Ok(Plan::Entry { digest: "l".into() }),
         );
         check(
             serde_json::json!({"manifests": [entry("linux", "arm64", "l")]}),

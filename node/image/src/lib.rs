@@ -11,10 +11,13 @@
 mod content;
 mod fetch;
 mod form;
+mod layers;
 mod name;
 mod remote;
 mod store;
+mod unpack;
 
 pub use fetch::{ClusterRegistry, ClusterResponse};
+pub use layers::Limits;
 pub use remote::RemoteConfig;
 pub use store::{Config, ImageStore, StoredImage};

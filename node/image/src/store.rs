@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::content::{Content, ContentError, digest_of};
 use crate::fetch::{ClusterRegistry, FetchError, InCluster, Source};
 use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
+use crate::layers::{Layers, Limits};
 use crate::name::Name;
 use crate::remote::{RemoteConfig, Remotes};
 
@@ -23,11 +24,22 @@ pub struct Config {
     pub layer_bytes_max: u64,
     /// Pulls at once; more wait.
     pub pulls_max: usize,
+    /// Whether this node can unpack and run Linux images: it takes root.
+    pub linux: bool,
+    /// What one layer may unpack to.
+    pub unpack: Limits,
 }
 
 impl Config {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, remote: RemoteConfig::default(), layer_bytes_max: 1 << 30, pulls_max: 4 }
+        Self {
+            dir,
+            remote: RemoteConfig::default(),
+            layer_bytes_max: 4 << 30,
+            pulls_max: 4,
+            linux: rustix::process::geteuid().is_root(),
+            unpack: Limits::default(),
+        }
     }
 }
 
@@ -51,6 +63,8 @@ struct Inner {
     cluster: Arc<dyn ClusterRegistry>,
     remotes: Remotes,
     layer_bytes_max: u64,
+    /// None where Linux images are not for this node.
+    layers: Option<Layers>,
     slots: Semaphore,
     images: Mutex<HashMap<String, StoredImage>>,
     /// One pull a name at a time; the later ones find the first one's result.
@@ -67,12 +81,17 @@ impl ImageStore {
         let content = Content::open(&config.dir).map_err(at)?;
         std::fs::create_dir_all(config.dir.join("names")).map_err(at)?;
         let images = read_names(&config.dir.join("names")).map_err(at)?;
+        let layers = match config.linux {
+            true => Some(Layers::open(&config.dir, config.unpack).map_err(at)?),
+            false => None,
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 content,
                 cluster,
                 remotes: Remotes::new(config.remote)?,
                 layer_bytes_max: config.layer_bytes_max,
+                layers,
                 slots: Semaphore::new(config.pulls_max),
                 images: Mutex::new(images),
                 pulling: Mutex::default(),
@@ -250,13 +269,11 @@ impl Inner {
             }
             Plan::ByConfig { config } => {
                 let image = self.run_config(source, &manifest, Some(&config)).await?;
-                if image.architecture != "wasm" && !image.os.starts_with("wasi") {
-                    return Err(failed(format!(
-                        "{reference} is a {}/{} container image; this node runs WebAssembly images only",
-                        image.os, image.architecture
-                    )));
+                if image.architecture == "wasm" || image.os.starts_with("wasi") {
+                    self.compat(source, &manifest, image.config).await?
+                } else {
+                    self.linux(source, &manifest, image, architecture).await?
                 }
-                self.compat(source, &manifest, image.config).await?
             }
         };
         let id = name.id(&digest);
@@ -348,6 +365,57 @@ impl Inner {
         let stored = self.content.store_own(&content).await;
         let (digest, file) = stored.map_err(|e| FetchError::Failed(e.to_string()))?;
         Ok((wasm_form(file, digest, run), content.len() as u64))
+    }
+
+    /// A root file system: each layer is unpacked once, whoever uses it. A layer that is there is not even
+    /// fetched, so a pull that broke goes on where it was.
+    async fn linux(
+        &self,
+        source: &dyn Source,
+        manifest: &Manifest,
+        image: ImageConfig,
+        architecture: &str,
+    ) -> Result<(ImageForm, u64), FetchError> {
+        let failed = |why: String| FetchError::Failed(why);
+        let kind = format!("{}/{}", image.os, image.architecture);
+        let Some(store) = &self.layers else {
+            return Err(failed(format!(
+                "it is a {kind} container image, which needs a node that runs as root; this one runs WebAssembly images only"
+            )));
+        };
+        if image.os != "linux" || image.architecture != architecture {
+            return Err(failed(format!(
+                "it is a {kind} container image; this node runs linux/{architecture} and WebAssembly"
+            )));
+        }
+        let diff_ids = &image.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(failed(format!(
+                "the manifest has {} layers, the config names {}",
+                manifest.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        let (mut layers, mut size_bytes) = (Vec::with_capacity(diff_ids.len()), 0u64);
+        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
+            size_bytes += layer.size;
+            let dir = match store.present(diff_id).map_err(failed)? {
+                Some(dir) => dir,
+                None => {
+                    let blob =
+                        self.blob(source, &layer.digest, layer.size, self.layer_bytes_max).await?;
+                    let dir = store.unpack(&blob, diff_id).await;
+                    // What was unpacked is not needed packed; what cannot be unpacked even less.
+                    let _none_needs_it = tokio::fs::remove_file(&blob).await;
+                    dir.map_err(|e| failed(format!("layer {}: {e}", layer.digest)))?
+                }
+            };
+            layers.push(dir);
+        }
+        let RunConfig { entrypoint, cmd, env, working_dir, user, stop_signal } = image.config;
+        let form =
+            ImageForm::Linux { layers, entrypoint, cmd, env, working_dir, user, stop_signal };
+        Ok((form, size_bytes))
     }
 
     /// Keeps the record on disk, then in memory.

@@ -83,6 +83,16 @@ impl Addresses {
         Ok(address)
     }
 
+    /// The pod's address, if it has one.
+    pub fn of(&self, pod_uid: &str) -> Option<Ipv4Addr> {
+        self.state.lock().by_pod.get(pod_uid).copied()
+    }
+
+    /// Whether a pod has this address.
+    pub fn holds(&self, address: Ipv4Addr) -> bool {
+        self.state.lock().used.contains(&address.into())
+    }
+
     pub fn take_back(&self, pod_uid: &str) {
         let mut state = self.state.lock();
         if let Some(address) = state.by_pod.remove(pod_uid) {

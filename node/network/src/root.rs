@@ -14,6 +14,8 @@
 //! The host has a route for the Service network, to the veth: the kernel looks for a route before it applies
 //! the rules, and a machine need not have a default one.
 //!
+//! Containers have a namespace of their pod's own (see `pods`).
+//!
 //! What exists is kept: Wasm hosts live in the namespace across restarts of the agent, requests find their way
 //! while there is none. Packets to other nodes wait for the next one: the TUN device and its route stay, so that
 //! what is lost meanwhile is sent again rather than refused.
@@ -21,10 +23,12 @@
 mod command;
 mod namespace;
 mod overlay;
+mod pods;
 mod routing;
 mod rules;
 mod tables;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,6 +76,8 @@ pub const DEVICE_PREFIX: &str = "rw";
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     pub namespace: String,
+    /// What the names of all its devices begin with.
+    pub devices: String,
     pub veth: String,
     pub tun: String,
     pub table: String,
@@ -85,6 +91,7 @@ impl Names {
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
         Self {
             namespace: format!("rimward-{hash:08x}"),
+            devices: format!("{DEVICE_PREFIX}{hash:08x}"),
             veth: format!("{DEVICE_PREFIX}{hash:08x}h"),
             tun: format!("{DEVICE_PREFIX}{hash:08x}t"),
             table: format!("rimward_{hash:08x}"),
@@ -95,6 +102,8 @@ impl Names {
 /// Pod addresses in the pods' namespace.
 pub struct RootNetwork {
     addresses: Addresses,
+    /// Pods whose namespace is known to be there: their further containers need not look.
+    own_namespaces: Mutex<BTreeMap<Ipv4Addr, PathBuf>>,
     names: Names,
     /// Until [`RootNetwork::run_services`] takes them.
     tables: Mutex<Option<Tables>>,
@@ -113,7 +122,8 @@ impl RootNetwork {
         let tables = Tables::open(names.clone(), &config, Arc::new(Programs)).await;
         let tables = Mutex::new(Some(tables.map_err(|e| e.to_string())?));
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
-        Ok(Self { addresses, names, tables, config })
+        pods::sweep(&names, &config, Some(&addresses)).await;
+        Ok(Self { addresses, own_namespaces: Mutex::default(), names, tables, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -128,6 +138,7 @@ impl RootNetwork {
 
     /// Removes everything that was made. Pods must have ended.
     pub async fn remove(&self) {
+        pods::sweep(&self.names, &self.config, None).await;
         overlay::remove(&self.names).await;
         tables::remove(&self.names, &Programs).await;
         namespace::remove(&self.names).await;
@@ -180,7 +191,22 @@ impl Network for RootNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
     }
 
+    async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
+        let address = self.addresses.give(pod_uid)?;
+        if let Some(path) = self.own_namespaces.lock().get(&address) {
+            return Ok(path.clone());
+        }
+        let made = pods::ensure(&self.names, &self.config, address).await;
+        let path = Path::new("/run/netns").join(made.map_err(|e| e.to_string())?);
+        self.own_namespaces.lock().insert(address, path.clone());
+        Ok(path)
+    }
+
     async fn detach(&self, pod_uid: &str) {
+        if let Some(address) = self.addresses.of(pod_uid) {
+            self.own_namespaces.lock().remove(&address);
+            pods::remove(&self.names, &self.config, address).await;
+        }
         self.addresses.take_back(pod_uid);
     }
 

@@ -194,7 +194,22 @@ async fn start(
         error: StartError { reason: "CreateContainerConfigError".into(), message },
         seen: sources.versions(),
     };
-    let attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    let mut attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    let on_host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    if !on_host
+        && attachment.netns.is_none()
+        && (handle.node.runtime(runtime).needs_namespace()
+            || shares_a_namespace(handle, &pod, &container.name).await)
+    {
+        let own = config.network.own_namespace(&handle.uid).await.map_err(|e| StartFailure {
+            error: StartError {
+                reason: "CreateContainerError".into(),
+                message: format!("failed to set up the pod's network namespace: {e}"),
+            },
+            seen: Vec::new(),
+        })?;
+        attachment.netns = Some(own);
+    }
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
     let own = if links { config.objects.services(&namespace) } else { Vec::new() };
     let services = env::service_variables(&own, &config.objects.services("default"), links);
@@ -223,6 +238,36 @@ async fn start(
         })?;
     }
     handle.node.runtime(runtime).start(spec).await.map_err(create)
+}
+
+/// Whether another container of the pod needs a namespace of the pod's own: then this one is in it too,
+/// whichever starts first. What an image is, only the image tells, so it is fetched now if it is not here;
+/// one that cannot be had needs nothing yet.
+async fn shares_a_namespace(handle: &Handle, pod: &Pod, name: &str) -> bool {
+    let config = &handle.node.config;
+    if !config.runtimes.iter().any(|runtime| runtime.needs_namespace()) {
+        return false;
+    }
+    let spec = pod.spec.as_ref();
+    let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
+    let main = spec.into_iter().flat_map(|s| &s.containers);
+    for other in main.chain(init).filter(|other| other.name != name) {
+        let reference = other.image.as_deref().unwrap_or_default();
+        let image = match config.images.present(reference).await {
+            Some(image) => Some(image),
+            None => {
+                let (images, objects) = (&*config.images, &*config.objects);
+                image_pull::ensure(pod, other, images, objects, &|_| {}).await.ok()
+            }
+        };
+        let needs = |image: &Image| {
+            config.runtimes.iter().any(|runtime| runtime.needs_namespace() && runtime.runs(image))
+        };
+        if image.is_some_and(|image| needs(&image)) {
+            return true;
+        }
+    }
+    false
 }
 
 fn attachment(state: &PodState) -> Option<Attachment> {
@@ -333,6 +378,9 @@ async fn forget(handle: &Arc<Handle>, id: &RunId, runtime: usize) {
 }
 
 async fn release(handle: &Arc<Handle>) {
+    for runtime in &handle.node.config.runtimes {
+        runtime.release(&handle.uid).await;
+    }
     handle.node.config.network.detach(&handle.uid).await;
     let places = handle.places();
     let result = match tokio::task::spawn_blocking(move || places.release()).await {

@@ -1,5 +1,7 @@
 //! Everything that a runtime must know to start one container, from the pod's spec.
 
+mod linux;
+
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -58,7 +60,7 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         tcp_ports: tcp_ports(container),
         resources: resources(container)?,
         log_path,
-        user: user(spec, container)?,
+        user: user(spec, container, image)?,
         dns: given.dns,
         hosts: crate::dns::hosts(pod, pod_ip, given.cluster_domain),
         runtime_class: spec.runtime_class_name.clone().unwrap_or_default(),
@@ -66,6 +68,7 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        linux: linux::of(pod, container, image, given.cluster_domain)?,
         id: given.id,
         env,
         image: given.image,
@@ -164,21 +167,43 @@ fn resources(container: &Container) -> Result<Resources, String> {
     })
 }
 
-fn user(spec: &PodSpec, container: &Container) -> Result<User, String> {
+fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, String> {
     let pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
     let uid = own.and_then(|c| c.run_as_user).or(pod.and_then(|p| p.run_as_user));
     let gid = own.and_then(|c| c.run_as_group).or(pod.and_then(|p| p.run_as_group));
     let non_root = own.and_then(|c| c.run_as_non_root).or(pod.and_then(|p| p.run_as_non_root));
-    if non_root == Some(true) && uid == Some(0) {
-        return Err(format!(
-            "container's runAsUser breaks non-root policy (container: {})",
-            container.name
-        ));
+    if non_root == Some(true) {
+        not_root(uid, image, &container.name)?;
     }
     let mut supplemental_gids = pod.and_then(|p| p.supplemental_groups.clone()).unwrap_or_default();
     supplemental_gids.extend(pod.and_then(|p| p.fs_group));
     Ok(User { uid, gid, supplemental_gids })
+}
+
+/// runAsNonRoot, in the kubelet's words. A component is never root, whatever its image says.
+fn not_root(uid: Option<i64>, image: &Image, container: &str) -> Result<(), String> {
+    match (uid, &image.form) {
+        (Some(0), _) => Err(format!(
+            "container's runAsUser breaks non-root policy (container: {container})"
+        )),
+        (None, ImageForm::Linux { user, .. }) => {
+            let name = user.split(':').next().unwrap_or_default();
+            match name.parse::<u32>() {
+                Ok(0) => Err(root_image(container)),
+                Ok(_) => Ok(()),
+                Err(_) if name.is_empty() => Err(root_image(container)),
+                Err(_) => Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root (container: {container})"
+                )),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn root_image(container: &str) -> String {
+    format!("container has runAsNonRoot and image will run as root (container: {container})")
 }
 
 fn mounts(

@@ -41,6 +41,9 @@ pub enum ImageForm {
         env: Vec<String>,
         working_dir: String,
         user: String,
+        /// `SIGTERM`, `15`; empty when the image does not say.
+        #[serde(default)]
+        stop_signal: String,
     },
 }
 
@@ -98,6 +101,13 @@ pub struct Attachment {
 pub trait Network: Send + Sync + 'static {
     /// `host_network` pods get the node's own address.
     async fn attach(&self, pod_uid: &str, host_network: bool) -> Result<Attachment, String>;
+
+    /// A network namespace of the pod's own, with its address and ways to everywhere in it: for
+    /// containers that make their own system calls. The pod was attached and is not on the host's
+    /// network. May be repeated; `detach` undoes it.
+    async fn own_namespace(&self, _pod_uid: &str) -> Result<PathBuf, String> {
+        Err("this node gives pods no network namespaces of their own: it does not run as root".into())
+    }
 
     async fn detach(&self, pod_uid: &str);
 

@@ -12,6 +12,10 @@ use tokio::sync::mpsc;
 
 use crate::outside::Image;
 
+mod linux;
+
+pub use linux::{Linux, PodLimits, QosClass, Seccomp};
+
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RunId {
@@ -69,6 +73,8 @@ pub struct ContainerSpec {
     pub stdin_once: bool,
     pub tty: bool,
     pub annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    pub linux: Linux,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +230,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// then on.
     async fn adopt(&self, events: mpsc::Sender<RuntimeEvent>) -> Result<Vec<Known>, StartError>;
 
+    /// Whether its containers want a network namespace of their pod's own
+    /// (see [`crate::outside::Network::own_namespace`]).
+    fn needs_namespace(&self) -> bool {
+        false
+    }
+
     /// Makes sure that what can be done before a start is done: compiles the image, say. `start`
     /// does it too when this was not called.
     async fn prepare(&self, image: &Image) -> Result<(), StartError>;
@@ -236,6 +248,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Forgets an ended run.
     async fn remove(&self, id: &RunId);
+
+    /// The pod is over and its runs were removed: what they shared goes too. Not known is fine.
+    async fn release(&self, _pod_uid: &str) {}
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
 

@@ -3,6 +3,7 @@
 //!
 //! A [`Cluster`] stops its processes, by pid, when it is dropped, and shows their logs when the test failed.
 
+pub mod busybox;
 pub mod fleet;
 pub mod hosts;
 pub mod registry;

@@ -86,6 +86,7 @@ fn only_their_homes_link_the_heavy_libraries() {
     check(&all, "wasmtime", &["rimward-node-wasm", "rimward-control-registry"]);
     check(&all, "bincode", &["rimward-tunnel"]);
     check(&all, "redb", &["rimward-node-agent"]);
+    check(&all, "libcontainer", &["rimward-node-oci"]);
 }
 
 #[test]

@@ -50,7 +50,7 @@ async fn refuse_second_node(veth: &str) -> Result<(), CommandError> {
 
 /// The host routes for its pods. Replies to clients on loopback come in by the veth, hence
 /// route_localnet on that device alone.
-async fn forward(veth: &str) -> Result<(), CommandError> {
+pub(super) async fn forward(veth: &str) -> Result<(), CommandError> {
     for (path, what) in [
         ("net/ipv4/ip_forward".to_owned(), "forwarding"),
         (format!("net/ipv4/conf/{veth}/route_localnet"), "loopback clients of NodePorts"),

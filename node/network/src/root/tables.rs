@@ -63,15 +63,17 @@ impl Frame {
     }
 
     fn on_host(names: &Names, config: &Config) -> Self {
-        let Names { veth, tun, .. } = names;
+        let Names { tun, devices, .. } = names;
+        // The veths, all of them, and the TUN device.
+        let own = format!("\"{devices}*\"");
         let block = config.pod_block;
         // What leaves for a Service may carry the veth's address, which no other machine can answer.
         let nat = format!(
             "chain postrouting {{ type nat hook postrouting priority srcnat;
-               oifname {veth:?} ip saddr 127.0.0.0/8 masquerade
+               oifname {own} ip saddr 127.0.0.0/8 masquerade
                oifname {tun:?} ip saddr != {block} masquerade
-               ip saddr {block} oifname != {{ {veth:?}, {tun:?} }} masquerade
-               ip saddr {HOST_END} oifname != {veth:?} masquerade
+               ip saddr {block} oifname != {own} masquerade
+               ip saddr {HOST_END} oifname != {own} masquerade
              }}"
         );
         Self::new(config, &nat)

@@ -99,6 +99,7 @@ impl Node {
             stdin_once: false,
             tty: false,
             annotations: Default::default(),
+            linux: Default::default(),
         }
     }
 

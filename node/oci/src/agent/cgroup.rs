@@ -1,0 +1,385 @@
+//! The cgroups of pods: `rimward-<node>/kubepods/[burstable|besteffort/]pod<uid>/<container>.<attempt>`, in
+//! every hierarchy of cgroup v1, in the one of v2; in a hybrid, v1's controllers are what counts.
+//!
+//! libcontainer makes and limits a container's own; here are those above it, and what is read or removed.
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rimward_node_pod::runtime::{ContainerSpec, QosClass, RunId, Usage};
+
+use crate::spec::cpu_quota;
+use crate::spec::cpu_shares;
+
+pub(super) struct Cgroups {
+    /// This node's own part, relative to each hierarchy's root.
+    base: PathBuf,
+    kind: Kind,
+    /// Hierarchies without controllers of ours, by which service managers know what belongs to a service.
+    services: Vec<PathBuf>,
+}
+
+enum Kind {
+    V2(PathBuf),
+    V1(Vec<Hierarchy>),
+}
+
+struct Hierarchy {
+    root: PathBuf,
+    controllers: Vec<String>,
+}
+
+impl Cgroups {
+    pub fn of_machine(node_key: &str) -> io::Result<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let (kind, services) = hierarchies(&mounts);
+        let kind = kind.ok_or_else(|| {
+            io::Error::other("no cgroup hierarchy is mounted: containers cannot be limited")
+        })?;
+        // FNV-1a, as the network's names: the same in every build.
+        let hash = node_key
+            .bytes()
+            .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        Ok(Self { base: format!("rimward-{hash:08x}").into(), kind, services })
+    }
+
+    fn roots(&self) -> Vec<&Path> {
+        match &self.kind {
+            Kind::V2(root) => vec![root],
+            Kind::V1(hierarchies) => hierarchies.iter().map(|h| h.root.as_path()).collect(),
+        }
+    }
+
+    fn controller(&self, name: &str) -> Option<&Path> {
+        match &self.kind {
+            Kind::V2(root) => Some(root),
+            Kind::V1(hierarchies) => {
+                let found = hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == name));
+                found.map(|h| h.root.as_path())
+            }
+        }
+    }
+
+    fn qos(&self, class: QosClass) -> PathBuf {
+        let pods = self.base.join("kubepods");
+        match class {
+            QosClass::Guaranteed => pods,
+            QosClass::Burstable => pods.join("burstable"),
+            QosClass::BestEffort => pods.join("besteffort"),
+        }
+    }
+
+    /// Where a run's cgroup is to be, relative to the root.
+    pub fn of_run(&self, spec: &ContainerSpec) -> PathBuf {
+        let RunId { pod_uid, container, attempt } = &spec.id;
+        self.qos(spec.linux.qos)
+            .join(format!("pod{pod_uid}"))
+            .join(format!("{container}.{attempt}"))
+    }
+
+    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
+    pub fn ensure_pod(&self, spec: &ContainerSpec, pids_max: u64) -> io::Result<()> {
+        let run = self.of_run(spec);
+        let pod = run.parent().expect("a run's cgroup lies in its pod's");
+        match &self.kind {
+            Kind::V1(hierarchies) => {
+                for hierarchy in hierarchies {
+                    let dir = hierarchy.root.join(pod);
+                    std::fs::create_dir_all(&dir)?;
+                    if hierarchy.controllers.iter().any(|c| c == "cpuset") {
+                        fill_cpuset(&hierarchy.root, pod)?;
+                    }
+                }
+            }
+            Kind::V2(root) => delegate(root, pod)?,
+        }
+        self.limit_pod(spec, pod, pids_max)
+    }
+
+    fn limit_pod(&self, spec: &ContainerSpec, pod: &Path, pids_max: u64) -> io::Result<()> {
+        let limits = &spec.linux.pod;
+        let v2 = matches!(self.kind, Kind::V2(_));
+        let set = |controller: &str, v1: &str, v2_name: &str, value: String| -> io::Result<()> {
+            let Some(root) = self.controller(controller) else { return Ok(()) };
+            let file = root.join(pod).join(if v2 { v2_name } else { v1 });
+            std::fs::write(&file, value)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
+        };
+        let shares = cpu_shares(limits.cpu_request_millis);
+        if v2 {
+            set("cpu", "", "cpu.weight", weight(shares).to_string())?;
+        } else {
+            set("cpu", "cpu.shares", "", shares.to_string())?;
+        }
+        if let Some(millis) = limits.cpu_limit_millis {
+            let (quota, period) = cpu_quota(millis);
+            if v2 {
+                set("cpu", "", "cpu.max", format!("{quota} {period}"))?;
+            } else {
+                set("cpu", "cpu.cfs_period_us", "", period.to_string())?;
+                set("cpu", "cpu.cfs_quota_us", "", quota.to_string())?;
+            }
+        }
+        if let Some(bytes) = limits.memory_limit_bytes {
+            set("memory", "memory.limit_in_bytes", "memory.max", bytes.to_string())?;
+        }
+        set("pids", "pids.max", "pids.max", pids_max.to_string())
+    }
+
+    /// `cgroup.procs` of a place for shims, one a hierarchy that can have one. What a service manager ends
+    /// with the agent's service is not in it then, containers included.
+    pub fn of_shims(&self) -> Vec<PathBuf> {
+        let dir = self.base.join("shims");
+        let roots = self.roots().into_iter().chain(self.services.iter().map(PathBuf::as_path));
+        let made = roots.map(|root| root.join(&dir)).filter(|dir| {
+            // A cpuset must be filled before anything can be in it; the shims' needs none.
+            std::fs::create_dir_all(dir).is_ok() && !dir.join("cpuset.cpus").exists()
+        });
+        made.map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// Processes in the shims' cgroup, where containers are not.
+    pub fn shims(&self) -> Vec<i32> {
+        let dirs = self.roots().into_iter().map(|root| root.join(&self.base).join("shims"));
+        let mut all: Vec<i32> = dirs.flat_map(|dir| procs(&dir)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Where the kernel counts processes that it killed for memory.
+    pub fn oom_file(&self, run: &Path) -> Option<PathBuf> {
+        let name = match self.kind {
+            Kind::V2(_) => "memory.events",
+            Kind::V1(_) => "memory.oom_control",
+        };
+        Some(self.controller("memory")?.join(run).join(name))
+    }
+
+    pub fn usage(&self, run: &Path) -> Option<Usage> {
+        let read = |controller: &str, file: &str| {
+            std::fs::read_to_string(self.controller(controller)?.join(run).join(file)).ok()
+        };
+        let stat = read("memory", "memory.stat")?;
+        let field = |text: &str, name: &str| -> Option<u64> {
+            text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        };
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        // The working set: without what could be dropped at once.
+        Some(match self.kind {
+            Kind::V2(_) => Usage {
+                cpu_nanos: field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
+                memory_bytes: number(read("memory", "memory.current")?)?
+                    .saturating_sub(field(&stat, "inactive_file").unwrap_or(0)),
+            },
+            Kind::V1(_) => Usage {
+                cpu_nanos: number(read("cpuacct", "cpuacct.usage")?)?,
+                memory_bytes: number(read("memory", "memory.usage_in_bytes")?)?
+                    .saturating_sub(field(&stat, "total_inactive_file").unwrap_or(0)),
+            },
+        })
+    }
+
+    /// Ends what is in a run's cgroup, children included.
+    pub fn kill(&self, run: &Path) {
+        for root in self.roots() {
+            kill_tree(&root.join(run));
+        }
+    }
+
+    /// Removes a run's cgroup, which nothing is in any more.
+    pub fn remove(&self, run: &Path) {
+        for root in self.roots() {
+            remove_tree(&root.join(run));
+        }
+    }
+
+    /// Removes a pod's cgroup in whatever class it is, and what is left in it.
+    pub fn remove_pod(&self, uid: &str) {
+        for root in self.roots() {
+            for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+                let dir = root.join(self.qos(class)).join(format!("pod{uid}"));
+                if dir.exists() {
+                    kill_tree(&dir);
+                    remove_tree(&dir);
+                }
+            }
+        }
+    }
+
+    /// UIDs of pods that have a cgroup.
+    pub fn pods(&self) -> Vec<String> {
+        let mut uids = Vec::new();
+        for root in self.roots() {
+            for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+                let dirs = std::fs::read_dir(root.join(self.qos(class))).into_iter().flatten();
+                let names =
+                    dirs.flatten().map(|dir| dir.file_name().to_string_lossy().into_owned());
+                uids.extend(names.filter_map(|name| Some(name.strip_prefix("pod")?.to_owned())));
+            }
+        }
+        uids.sort_unstable();
+        uids.dedup();
+        uids
+    }
+
+    /// Everything of this node.
+    pub fn remove_tree(&self) {
+        let services = self.services.iter().map(PathBuf::as_path);
+        for root in self.roots().into_iter().chain(services) {
+            let dir = root.join(&self.base);
+            kill_tree(&dir);
+            remove_tree(&dir);
+        }
+    }
+}
+
+/// From the text of mountinfo: what counts, and what is there besides.
+fn hierarchies(mountinfo: &str) -> (Option<Kind>, Vec<PathBuf>) {
+    let (mut v1, mut v2, mut named) = (Vec::new(), None, Vec::new());
+    for line in mountinfo.lines() {
+        // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS … - TYPE SOURCE SUPER-OPTIONS
+        let Some((front, back)) = line.split_once(" - ") else { continue };
+        let mut back = back.split(' ');
+        let (kind, options) = (back.next(), back.nth(1).unwrap_or_default());
+        let Some(root) = front.split(' ').nth(4).map(PathBuf::from) else { continue };
+        match kind {
+            Some("cgroup2") => v2 = v2.or(Some(root)),
+            Some("cgroup") => {
+                let controllers: Vec<String> = options
+                    .split(',')
+                    .filter(|o| !matches!(*o, "rw" | "ro") && !o.contains('='))
+                    .map(str::to_owned)
+                    .collect();
+                match controllers.is_empty() {
+                    true => named.push(root),
+                    false => v1.push(Hierarchy { root, controllers }),
+                }
+            }
+            _ => {}
+        }
+    }
+    if v1.is_empty() {
+        return (v2.map(Kind::V2), named);
+    }
+    named.extend(v2);
+    (Some(Kind::V1(v1)), named)
+}
+
+/// In v2 a controller must be handed down level by level.
+fn delegate(root: &Path, pod: &Path) -> io::Result<()> {
+    let mut at = root.to_owned();
+    let parts: Vec<_> = pod.components().collect();
+    for (index, part) in parts.iter().enumerate() {
+        let file = at.join("cgroup.subtree_control");
+        for controller in ["+cpu", "+memory", "+pids", "+cpuset", "+io", "+hugetlb"] {
+            let handed = std::fs::write(&file, controller);
+            if index > 0 && matches!(controller, "+cpu" | "+memory" | "+pids") {
+                handed.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))?;
+            }
+        }
+        at.push(part);
+        match std::fs::create_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A cpuset of v1 is empty when it is made, and takes no process then.
+fn fill_cpuset(root: &Path, pod: &Path) -> io::Result<()> {
+    let mut at = root.to_owned();
+    for part in pod.components() {
+        let parent = at.clone();
+        at.push(part);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if std::fs::read_to_string(at.join(file))?.trim().is_empty() {
+                std::fs::write(at.join(file), std::fs::read(parent.join(file))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// v1's shares (2 to 262144) on v2's scale (1 to 10000), as the kubelet and runc do.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+fn procs(dir: &Path) -> Vec<i32> {
+    let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+fn kill_tree(dir: &Path) {
+    if std::fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    for child in children(dir) {
+        kill_tree(&child);
+    }
+    // Whatever forks meanwhile is seen in the next round; a bomb is held by its limit of processes.
+    for _ in 0..16 {
+        let pids = procs(dir);
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            // SAFETY: kill has no memory effects; the kernel has just named the process in this cgroup.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+}
+
+/// A cgroup can be removed once the last killed process is reaped, which takes its parent a moment.
+fn remove_tree(dir: &Path) {
+    for child in children(dir) {
+        remove_tree(&child);
+    }
+    for attempt in 0..20u32 {
+        match std::fs::remove_dir(dir) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(1 << attempt.min(6)));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return tracing::warn!(%error, "cannot remove the cgroup {}", dir.display());
+            }
+            _ => return,
+        }
+    }
+    tracing::warn!("the cgroup {} is still in use", dir.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setups() {
+        let hybrid = "30 24 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+            31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
+            32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+            33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let (Some(Kind::V1(found)), services) = hierarchies(hybrid) else { panic!("v1 counts") };
+        let others = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        assert_eq!(services, others);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].controllers, ["cpu", "cpuacct"]);
+        let unified = "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n";
+        let (Some(Kind::V2(root)), _) = hierarchies(unified) else { panic!("v2") };
+        assert_eq!(root, Path::new("/sys/fs/cgroup"));
+        assert!(hierarchies("1 2 3:4 / / rw - ext4 /dev/x rw\n").0.is_none());
+    }
+
+    #[test]
+    fn weights() {
+        assert_eq!((weight(2), weight(1024), weight(262_144), weight(0)), (1, 39, 10_000, 1));
+    }
+}

@@ -1,0 +1,114 @@
+//! What the containers of a pod share besides its network: IPC and UTS namespaces, and /dev/shm.
+//!
+//! A namespace lives as long as something names it: a file that it is mounted on, instead of a process
+//! that does nothing but wait.
+
+use std::ffi::CString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rimward_node_pod::runtime::ContainerSpec;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+use crate::layout;
+
+/// As much shared memory as other runtimes give.
+const SHM: &str = "mode=1777,size=65536k";
+
+pub(super) struct Sandbox {
+    /// None with hostIPC.
+    pub ipc: Option<PathBuf>,
+    /// None with hostNetwork: such a pod has the machine's name.
+    pub uts: Option<PathBuf>,
+    pub shm: PathBuf,
+}
+
+/// Makes what is missing.
+pub(super) fn ensure(data_dir: &Path, spec: &ContainerSpec) -> io::Result<Sandbox> {
+    let dir = layout::pods(data_dir).join(&spec.id.pod_uid);
+    std::fs::create_dir_all(&dir)?;
+    let linux = &spec.linux;
+    let sandbox = Sandbox {
+        ipc: (!linux.host_ipc).then(|| dir.join("ipc")),
+        uts: (!linux.host_network).then(|| dir.join("uts")),
+        shm: if linux.host_ipc { PathBuf::from("/dev/shm") } else { dir.join("shm") },
+    };
+    let missing = |file: &Option<PathBuf>| file.as_ref().is_some_and(|file| !is_namespace(file));
+    if missing(&sandbox.ipc) || missing(&sandbox.uts) {
+        make_namespaces(&sandbox, &linux.hostname)?;
+    }
+    if !linux.host_ipc && !is_mount(&sandbox.shm) {
+        std::fs::create_dir_all(&sandbox.shm)?;
+        let options = CString::new(SHM).expect("options have no NUL");
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount("shm", &sandbox.shm, "tmpfs", flags, options.as_c_str())?;
+    }
+    Ok(sandbox)
+}
+
+/// By a thread that enters new ones, names them, and ends.
+fn make_namespaces(sandbox: &Sandbox, hostname: &str) -> io::Result<()> {
+    let (ipc, uts, hostname) = (sandbox.ipc.clone(), sandbox.uts.clone(), hostname.to_owned());
+    let work = move || -> io::Result<()> {
+        let mut flags = UnshareFlags::empty();
+        if ipc.is_some() {
+            flags |= UnshareFlags::NEWIPC;
+        }
+        if uts.is_some() {
+            flags |= UnshareFlags::NEWUTS;
+        }
+        // SAFETY: neither namespace is about memory or descriptors; only this thread is moved.
+        unsafe { rustix::thread::unshare_unsafe(flags) }?;
+        if let Some(uts) = uts {
+            // 64 bytes is all that the kernel takes.
+            rustix::system::sethostname(&hostname.as_bytes()[..hostname.len().min(64)])?;
+            pin("uts", &uts)?;
+        }
+        if let Some(ipc) = ipc {
+            pin("ipc", &ipc)?;
+        }
+        Ok(())
+    };
+    let thread = std::thread::Builder::new().name("namespaces".into()).spawn(work)?;
+    thread.join().map_err(|_| io::Error::other("the thread that makes namespaces panicked"))?
+}
+
+fn pin(kind: &str, file: &Path) -> io::Result<()> {
+    let _ = rustix::mount::unmount(file, UnmountFlags::DETACH);
+    std::fs::File::create(file)?;
+    rustix::mount::mount_bind(format!("/proc/thread-self/ns/{kind}"), file).map_err(Into::into)
+}
+
+fn is_namespace(file: &Path) -> bool {
+    // NSFS_MAGIC
+    rustix::fs::statfs(file).is_ok_and(|stat| stat.f_type as u64 == 0x6e73_6673)
+}
+
+pub(super) fn is_mount(dir: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
+    dir.parent().is_some_and(|parent| device(dir).is_some() && device(dir) != device(parent))
+}
+
+/// UIDs of pods that have one.
+pub(super) fn pods(data_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(layout::pods(data_dir)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Undoes what is there; safe without.
+pub(super) fn remove(data_dir: &Path, pod_uid: &str) {
+    let dir = layout::pods(data_dir).join(pod_uid);
+    for name in ["ipc", "uts", "shm"] {
+        let path = dir.join(name);
+        if is_namespace(&path) || is_mount(&path) {
+            let _gone_already = rustix::mount::unmount(&path, UnmountFlags::DETACH);
+        }
+    }
+    if let Err(error) = std::fs::remove_dir_all(&dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "cannot remove {}", dir.display());
+    }
+}

@@ -1,0 +1,219 @@
+//! The steps of a start, in the order in which they need each other; and their undoing, which is safe
+//! without the doing.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rimward_node_pod::outside::ImageForm;
+use rimward_node_pod::runtime::{ContainerSpec, RuntimeEvent, Seccomp, StartError};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::rootfs::{self, Root};
+use super::{Inner, Run, refused, sandbox};
+use crate::capabilities;
+use crate::layout::{Confinement, Kept, RunDir, Settings, Started};
+use crate::shim::Created;
+use crate::spec;
+
+/// Making a container takes milliseconds; a machine that is out of everything may take a while.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
+
+pub(super) async fn start(this: &Arc<Inner>, spec: ContainerSpec) -> Result<(), StartError> {
+    if this.runs.lock().get(&spec.id).is_some_and(|run| run.exit.is_none()) {
+        return Ok(());
+    }
+    let id = spec.id.clone();
+    let dir = RunDir::of(&this.config.data_dir, &id);
+    let cgroup = this.cgroups.of_run(&spec);
+    let prepared = {
+        let (this, dir, spec) = (this.clone(), dir.clone(), spec.clone());
+        tokio::task::spawn_blocking(move || prepare(&this, &dir, &spec)).await
+    };
+    let outcome = match prepared {
+        Ok(Ok(())) => create(this, &dir).await,
+        Ok(Err(error)) => Err(error),
+        Err(panic) => Err(refused("CreateContainerError", panic.to_string())),
+    };
+    let outcome = match outcome {
+        Ok(started) => {
+            let at = started.at;
+            let run = Run {
+                spec: Arc::new(spec),
+                dir: dir.clone(),
+                cgroup: cgroup.clone(),
+                started: Some(started),
+                link: None,
+                exit: None,
+            };
+            this.runs.lock().insert(id.clone(), run);
+            let _ = this.events.send(RuntimeEvent::Started { id: id.clone(), at });
+            if this.follow(&id, &dir).await.is_err() {
+                // It has ended already; or its shim has, which ends it.
+                this.ended(&id).await;
+            }
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    let this = this.clone();
+    let undo = move || clean_up(&this, &dir, &cgroup);
+    let _finished_or_panicked = tokio::task::spawn_blocking(undo).await;
+    Err(outcome)
+}
+
+/// Everything up to the shim's own part.
+fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), StartError> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |e: std::io::Error| refused("CreateContainerError", format!("failed to {what}: {e}"))
+    };
+    let wrong = |why: String| refused("CreateContainerConfigError", why);
+    let ImageForm::Linux { layers, user, .. } = &spec.image.form else {
+        let why = format!("image {:?} is not a Linux image", spec.image.reference);
+        return Err(refused("CreateContainerError", why));
+    };
+    // Decided before anything is touched.
+    let capabilities = capabilities::of(&spec.linux, capabilities::available()).map_err(wrong)?;
+    if let Seccomp::Localhost(profile) = &spec.linux.seccomp {
+        return Err(wrong(format!(
+            "seccomp profile {:?} of type Localhost is not supported by this node yet: the container is not started unconfined",
+            this.config.seccomp_dir.join(profile).display()
+        )));
+    }
+    clean_up(this, dir, &this.cgroups.of_run(spec));
+    std::fs::create_dir_all(&dir.0).map_err(failed("make the container's directory"))?;
+    std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o711))
+        .map_err(failed("make the container's directory"))?;
+    let kept = Kept {
+        spec: spec.clone(),
+        boot_id: this.boot_id.clone(),
+        cgroup: this.cgroups.of_run(spec),
+    };
+    dir.write("spec.json", &kept).map_err(failed("keep the container's spec"))?;
+    let shared =
+        sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?;
+    rootfs::mount(dir, layers).map_err(failed("mount the root file system"))?;
+    let root = Root::open(&dir.rootfs()).map_err(failed("open the root file system"))?;
+    let user =
+        spec::user::resolve(user, &spec.user, &root.read("etc/passwd"), &root.read("etc/group"))
+            .map_err(|why| refused("CreateContainerError", why))?;
+    if spec.working_dir.starts_with('/') {
+        root.ensure_dir(Path::new(&spec.working_dir), user.uid, user.gid)
+            .map_err(failed("make the working directory"))?;
+    }
+    write_etc(dir, spec).map_err(failed("write the container's files"))?;
+    this.cgroups
+        .ensure_pod(spec, this.config.pod_pids_max)
+        .map_err(failed("make the pod's cgroup"))?;
+    let cgroup = this.cgroups.of_run(spec);
+    let given = spec::Given {
+        dir,
+        user: &user,
+        cgroup: &cgroup,
+        ipc: shared.ipc.as_deref(),
+        uts: shared.uts.as_deref(),
+        shm: &shared.shm,
+        devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
+    };
+    let config = spec::build(spec, &given).map_err(wrong)?;
+    dir.write("config.json", &config).map_err(failed("write config.json"))?;
+    let settings = Settings {
+        log_path: spec.log_path.clone(),
+        log_bytes_max: this.config.log_bytes_max,
+        stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
+        tty: spec.tty,
+        own_cgroups: this.cgroups.of_shims(),
+        oom_file: this.cgroups.oom_file(&cgroup),
+        oom_score_adj: spec::oom_score_adj(spec, memory_of_machine()),
+        confinement: Confinement {
+            capabilities,
+            seccomp: spec.linux.seccomp == Seccomp::RuntimeDefault,
+        },
+    };
+    dir.write("shim.json", &settings).map_err(failed("write shim.json"))
+}
+
+fn memory_of_machine() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir.file("etc"))?;
+    // On the machine's network a pod has the machine's name.
+    let hostname = match spec.linux.host_network {
+        true => std::fs::read_to_string("/proc/sys/kernel/hostname")?,
+        false => format!("{}\n", spec.linux.hostname),
+    };
+    for (name, text) in [
+        ("etc/hosts", spec::files::hosts(spec)),
+        ("etc/hostname", hostname),
+        ("etc/resolv.conf", spec::files::resolv_conf(&spec.dns)),
+    ] {
+        std::fs::write(dir.file(name), text)?;
+        std::fs::set_permissions(dir.file(name), PermissionsExt::from_mode(0o644))?;
+    }
+    // Any user may leave last words.
+    std::fs::write(dir.termination(), "")?;
+    std::fs::set_permissions(dir.termination(), PermissionsExt::from_mode(0o666))
+}
+
+/// Has a shim make the container and start its program.
+async fn create(this: &Arc<Inner>, dir: &RunDir) -> Result<Started, StartError> {
+    let failed = |why: String| refused("RunContainerError", why);
+    let mut shim = spawn(this, dir).map_err(|e| failed(format!("cannot start a shim: {e}")))?;
+    let mut line = String::new();
+    let mut stdout = BufReader::new(shim.stdout.take().expect("it is piped"));
+    let answer = tokio::time::timeout(CREATE_TIMEOUT, stdout.read_line(&mut line)).await;
+    match (answer, serde_json::from_str(line.trim())) {
+        (Ok(Ok(_)), Ok(Created::Started { pid, at })) => {
+            // Reaped when it ends, by whoever is its parent then.
+            tokio::spawn(async move { shim.wait().await });
+            return Ok(Started { pid, at });
+        }
+        (Ok(Ok(_)), Ok(Created::Failed { message })) => {
+            let _ = shim.wait().await;
+            return Err(failed(message));
+        }
+        _ => {}
+    }
+    let _ = shim.start_kill();
+    let _ = shim.wait().await;
+    let said = std::fs::read_to_string(dir.file("shim.log")).unwrap_or_default();
+    let last: Vec<&str> = said.lines().rev().take(3).collect();
+    let said = last.into_iter().rev().collect::<Vec<_>>().join(" ");
+    Err(failed(format!("the shim said nothing and ended: {said}")))
+}
+
+fn spawn(this: &Inner, dir: &RunDir) -> std::io::Result<Child> {
+    let log = std::fs::File::create(dir.file("shim.log"))?;
+    let mut command = Command::new(this.exe.path());
+    command.arg("oci-shim").arg("create").arg(&dir.0);
+    // No environment: nothing of the agent's is the container's business.
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: setsid is async-signal-safe. In a session of its own no terminal's or group's signal that
+    // ends the agent reaches the shim.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(std::io::Error::from));
+    }
+    command.spawn()
+}
+
+/// Nothing of a run is left after it.
+pub(super) fn clean_up(this: &Inner, dir: &RunDir, cgroup: &Path) {
+    this.cgroups.kill(cgroup);
+    this.cgroups.remove(cgroup);
+    rootfs::unmount(dir);
+    if let Err(error) = std::fs::remove_dir_all(&dir.0)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "cannot remove {}", dir.0.display());
+    }
+}

@@ -1,0 +1,42 @@
+//! What the node tells this runtime about itself.
+
+use std::path::PathBuf;
+
+/// Settings of the container runtime. [`Config::new`] has the defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's directory; see the crate's page for what lies in it.
+    pub data_dir: PathBuf,
+    /// The binary whose `oci-shim` subcommand is [`crate::reexecuted`].
+    pub exe: PathBuf,
+    /// Tells the cgroups of several nodes on one machine apart; stable over restarts.
+    pub node_key: String,
+    /// A log file of this size is rotated.
+    pub log_bytes_max: u64,
+    /// Files that one run's log has at most, the current one included.
+    pub log_files_max: usize,
+    /// Processes and threads of one pod: a fork bomb ends at it.
+    pub pod_pids_max: u64,
+    /// Directory of seccomp profiles of type Localhost.
+    pub seccomp_dir: PathBuf,
+}
+
+impl Config {
+    pub fn new(data_dir: PathBuf, exe: PathBuf) -> Self {
+        Self {
+            node_key: data_dir.display().to_string(),
+            seccomp_dir: data_dir.join("seccomp"),
+            data_dir,
+            exe,
+            // As the kubelet has them.
+            log_bytes_max: 10 << 20,
+            log_files_max: 5,
+            pod_pids_max: pids_of_machine() / 4,
+        }
+    }
+}
+
+fn pids_of_machine() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(32768)
+}

@@ -1,0 +1,112 @@
+//! Where everything of one run lies, and the files that agent and shim leave for each other.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rimward_node_pod::runtime::{ContainerSpec, RunId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The directory of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunDir(pub PathBuf);
+
+/// What libcontainer calls each container: its state has a directory of its own anyway.
+pub(crate) const CONTAINER_ID: &str = "c";
+
+/// `spec.json`
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub spec: ContainerSpec,
+    /// A run of another boot is over, whatever files say.
+    pub boot_id: String,
+    /// Relative to each hierarchy's root.
+    pub cgroup: PathBuf,
+}
+
+/// `shim.json`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub log_path: PathBuf,
+    /// The agent is told when the log has this size.
+    pub log_bytes_max: u64,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub tty: bool,
+    /// Files that take the shim's pid, to be in cgroups of its own.
+    pub own_cgroups: Vec<PathBuf>,
+    /// Where the kernel counts what it killed for memory: `memory.events`, `memory.oom_control`.
+    pub oom_file: Option<PathBuf>,
+    pub oom_score_adj: i32,
+    pub confinement: Confinement,
+}
+
+/// What the container's program, and each that is run in it, may not do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    /// Bits by capability number.
+    pub capabilities: u64,
+    pub seccomp: bool,
+}
+
+/// `started.json`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Started {
+    pub pid: i32,
+    pub at: jiff::Timestamp,
+}
+
+/// `exit.json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// 128 + signal when a signal ended it.
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub out_of_memory: bool,
+    pub at: jiff::Timestamp,
+}
+
+impl RunDir {
+    pub fn of(data_dir: &Path, id: &RunId) -> Self {
+        let name = format!("{}.{}.{}", id.pod_uid, id.container, id.attempt);
+        Self(runs(data_dir).join(name))
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.file("rootfs")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.file("shim.sock")
+    }
+
+    pub fn termination(&self) -> PathBuf {
+        self.file("etc/termination-log")
+    }
+
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> std::io::Result<T> {
+        let content = std::fs::read(self.file(name))?;
+        serde_json::from_slice(&content).map_err(Into::into)
+    }
+
+    /// Whole or not at all, for whoever reads it at the same time.
+    pub fn write<T: Serialize>(&self, name: &str, value: &T) -> std::io::Result<()> {
+        let (path, new) = (self.file(name), self.file(&format!("{name}.new")));
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&serde_json::to_vec(value).expect("it is plain data"))?;
+        std::fs::rename(new, path)
+    }
+}
+
+pub(crate) fn runs(data_dir: &Path) -> PathBuf {
+    data_dir.join("run").join("oci")
+}
+
+/// What a pod's containers share.
+pub(crate) fn pods(data_dir: &Path) -> PathBuf {
+    data_dir.join("run").join("oci-pods")
+}

@@ -1,0 +1,69 @@
+//! The process beside a container. One thread, no executor: each of its three works is one page.
+//!
+//! It has no one to log to: what it has to say is an answer to the agent, or the end of its standard
+//! error, which is a file in the container's directory.
+
+mod create;
+pub(crate) mod exec;
+mod guest_log;
+mod pages;
+mod program;
+mod seccomp;
+mod tend;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::layout::RunDir;
+
+/// `oci-shim create DIR`, `oci-shim tend DIR FDS`, `oci-shim exec DIR REQUEST`
+pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
+    let work = args.next().unwrap_or_default();
+    let dir = RunDir(PathBuf::from(args.next().unwrap_or_default()));
+    let rest = args.next().unwrap_or_default();
+    match work.as_str() {
+        "create" => create::run(&dir),
+        "tend" => tend::run(dir, &rest),
+        "exec" => exec::run(&dir, &rest),
+        other => {
+            eprintln!("oci-shim: no such work: {other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The answer to `create`, a line on standard output.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Created {
+    Started { pid: i32, at: jiff::Timestamp },
+    Failed { message: String },
+}
+
+/// Makes descriptors survive the next execve, or not.
+fn keep_over_exec(fd: impl AsFd, keep: bool) -> std::io::Result<()> {
+    let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    rustix::io::fcntl_setfd(fd, flags).map_err(Into::into)
+}
+
+/// An error with all that caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A pipe that no other program inherits.
+fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Into::into)
+}

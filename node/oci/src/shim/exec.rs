@@ -1,0 +1,169 @@
+//! Runs one command in a container that runs, as a child of the agent: the two end together.
+//!
+//! Without a terminal the command has this process's standard streams, which the agent made. With one, its
+//! master end goes to the agent over the report's socket, and nothing is copied here. libcontainer enters
+//! the container's namespaces and cgroups; user, capabilities, system calls are those of the container.
+
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+use super::create::{listen, receive_terminal};
+use super::program::Program;
+use super::{chain, keep_over_exec, pipe};
+use crate::layout::{CONTAINER_ID, RunDir, Settings};
+
+/// What the agent asks, as an argument.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// Names this call among those of the container.
+    pub name: String,
+    pub tty: bool,
+    /// A socket: gets the terminal, then one [`Report`].
+    pub report: RawFd,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Report {
+    Failed { message: String },
+    Exited { code: i32, signal: Option<i32> },
+}
+
+pub(super) fn run(dir: &RunDir, request: &str) -> ExitCode {
+    let request: Request = match serde_json::from_str(request) {
+        Ok(request) => request,
+        Err(error) => {
+            eprintln!("oci-shim exec: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // SAFETY: the agent left the descriptor open for this process alone.
+    let report = UnixStream::from(unsafe { OwnedFd::from_raw_fd(request.report) });
+    let answer = match begin(dir, &request, &report) {
+        Ok(pid) => wait(pid, &report),
+        Err(message) => Report::Failed { message },
+    };
+    let text = serde_json::to_vec(&answer).expect("it is plain data");
+    // An agent that is gone does not mind.
+    let _ = (&report).write_all(&text);
+    ExitCode::SUCCESS
+}
+
+fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, String> {
+    let text = |e: std::io::Error| e.to_string();
+    keep_over_exec(report, false).map_err(text)?;
+    let settings: Settings = dir.read("shim.json").map_err(text)?;
+    let (status, status_end) = pipe().map_err(text)?;
+    let program = Program::new(&settings.confinement, status_end.as_raw_fd(), true)?;
+    let mut builder = ContainerBuilder::new(CONTAINER_ID.into(), SyscallType::default())
+        .with_root_path(dir.file("lc"))
+        .map_err(|e| chain(&e))?
+        .with_executor(program);
+    let console_name = format!("{}.console", request.name);
+    let console = match request.tty {
+        true => {
+            let console = listen(dir, &console_name).map_err(text)?;
+            builder = builder.with_console_socket(Some(dir.file(&console_name)));
+            Some(console)
+        }
+        false => {
+            let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(text);
+            builder = builder
+                .with_stdin(copy(&std::io::stdin())?)
+                .with_stdout(copy(&std::io::stdout())?)
+                .with_stderr(copy(&std::io::stderr())?);
+            None
+        }
+    };
+    let process = dir.file(&format!("{}.json", request.name));
+    let built = builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
+    drop(status_end);
+    let _ = std::fs::remove_file(&process);
+    let pid = match built {
+        Ok(pid) => pid.as_raw(),
+        Err(error) => {
+            let mut said = String::new();
+            let mut status = std::fs::File::from(status);
+            let _ = std::io::Read::read_to_string(&mut status, &mut said);
+            return Err(if said.is_empty() { chain(&error) } else { said });
+        }
+    };
+    if let Some(console) = console {
+        let terminal = receive_terminal(&console).map_err(text)?;
+        let _ = std::fs::remove_file(dir.file(&console_name));
+        send(report, &terminal).map_err(text)?;
+    } else {
+        // Their ends are to be known by the command's end, not by this process's.
+        close_standard_streams().map_err(text)?;
+    }
+    let mut said = String::new();
+    let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
+    if said.is_empty() { Ok(pid) } else { Err(said) }
+}
+
+fn close_standard_streams() -> std::io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn send(report: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    let fds = [terminal.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let byte = [std::io::IoSlice::new(b"t")];
+    rustix::net::sendmsg(report, &byte, &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+/// Until the command has ended. When the agent is gone, which the report's socket tells, it is made to.
+fn wait(pid: i32, report: &UnixStream) -> Report {
+    let failed = |what: &str, error: nix::errno::Errno| Report::Failed {
+        message: format!("{what} the command: {error}"),
+    };
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    let signals = mask
+        .thread_block()
+        .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC));
+    let signals = match signals {
+        Ok(signals) => signals,
+        Err(error) => return failed("watching", error),
+    };
+    let mut agent = true;
+    loop {
+        match waitpid(nix::unistd::Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => return Report::Exited { code, signal: None },
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                let signal = signal as i32;
+                return Report::Exited { code: 128 + signal, signal: Some(signal) };
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return failed("waiting for", error),
+        }
+        let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        if agent {
+            fds.push(PollFd::new(report, PollFlags::empty()));
+        }
+        let _interrupted_is_a_turn_too = rustix::event::poll(&mut fds, None);
+        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+            agent = false;
+            // SAFETY: kill has no memory effects; the child was not waited for, so the number is its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        while let Ok(Some(_)) = signals.read_signal() {}
+    }
+}

@@ -1,0 +1,333 @@
+//! A container's spec as the OCI runtime specification says it: decided here, without touching anything.
+//! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>
+//!
+//! Capabilities and system calls are not in it: see `shim::program`, which sees to both.
+
+pub(crate) mod devices;
+pub(crate) mod files;
+mod mounts;
+pub(crate) mod user;
+
+use std::path::Path;
+
+use rimward_node_pod::runtime::{ContainerSpec, ExecRequest, QosClass};
+use serde_json::{Value, json};
+
+use crate::layout::RunDir;
+use devices::Device;
+use user::Resolved;
+
+/// What is known once the container's surroundings were made.
+pub(crate) struct Given<'a> {
+    pub dir: &'a RunDir,
+    pub user: &'a Resolved,
+    pub cgroup: &'a Path,
+    pub ipc: Option<&'a Path>,
+    pub uts: Option<&'a Path>,
+    pub shm: &'a Path,
+    /// The machine's, for a privileged container.
+    pub devices: Vec<Device>,
+}
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What tells of the machine or changes it.
+const MASKED: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// # Errors
+/// Names a mount that cannot be: the message of CreateContainerConfigError.
+pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, String> {
+    let linux = &spec.linux;
+    let open = linux.privileged || linux.proc_unmasked;
+    let paths = |paths: &[&str]| if open { json!([]) } else { json!(paths) };
+    let mut config = json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": given.dir.rootfs(), "readonly": linux.read_only_root},
+        "process": process(spec, given.user),
+        "mounts": mounts::of(spec, given)?,
+        "linux": {
+            "namespaces": namespaces(spec, given),
+            "cgroupsPath": Path::new("/").join(given.cgroup),
+            "resources": resources(spec),
+            "maskedPaths": paths(&MASKED),
+            "readonlyPaths": paths(&READ_ONLY),
+            "rootfsPropagation": "slave",
+        },
+    });
+    // They are the pod's, and set by each of its containers alike.
+    if !linux.sysctls.is_empty() && !linux.host_network {
+        config["linux"]["sysctl"] =
+            linux.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    }
+    if !given.devices.is_empty() {
+        config["linux"]["devices"] = given.devices.iter().map(Device::to_json).collect();
+    }
+    Ok(config)
+}
+
+fn process(spec: &ContainerSpec, user: &Resolved) -> Value {
+    let mut env: Vec<String> = Vec::with_capacity(spec.env.len() + 2);
+    if !spec.env.iter().any(|(name, _)| name == "PATH") {
+        env.push(format!("PATH={PATH}"));
+    }
+    if spec.tty && !spec.env.iter().any(|(name, _)| name == "TERM") {
+        env.push("TERM=xterm".into());
+    }
+    if !spec.env.iter().any(|(name, _)| name == "HOME") {
+        env.push(format!("HOME={}", user.home));
+    }
+    env.extend(spec.env.iter().map(|(name, value)| format!("{name}={value}")));
+    let cwd = if spec.working_dir.starts_with('/') { spec.working_dir.as_str() } else { "/" };
+    let mut process = json!({
+        "terminal": spec.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+        "args": spec.argv,
+        "env": env,
+        "cwd": cwd,
+    });
+    if spec.linux.no_new_privileges {
+        process["noNewPrivileges"] = json!(true);
+    }
+    process
+}
+
+/// The process of a command in a container, from that container's config.json.
+pub(crate) fn exec_process(mut config: Value, request: &ExecRequest) -> Option<Value> {
+    let mut process = config.get_mut("process")?.take();
+    process["args"] = json!(request.argv);
+    process["terminal"] = json!(request.tty);
+    let env = process["env"].as_array_mut()?;
+    if request.tty && !env.iter().any(|e| e.as_str().is_some_and(|e| e.starts_with("TERM="))) {
+        env.push(json!("TERM=xterm"));
+    }
+    Some(process)
+}
+
+fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
+    let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
+    if !spec.linux.host_pid {
+        list.push(json!({"type": "pid"}));
+    }
+    let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
+    for (kind, path) in shared {
+        if let Some(path) = path {
+            list.push(json!({"type": kind, "path": path}));
+        }
+    }
+    Value::Array(list)
+}
+
+fn resources(spec: &ContainerSpec) -> Value {
+    let resources = &spec.resources;
+    let mut cpu = json!({"shares": cpu_shares(resources.cpu_request_millis)});
+    if let Some(millis) = resources.cpu_limit_millis {
+        let (quota, period) = cpu_quota(millis);
+        cpu["quota"] = json!(quota);
+        cpu["period"] = json!(period);
+    }
+    let privileged = spec.linux.privileged;
+    // Devices that every container has are allowed after this, by libcontainer.
+    let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
+    if let Some(bytes) = resources.memory_limit_bytes {
+        result["memory"] = json!({"limit": bytes});
+    }
+    result
+}
+
+/// Thousandths of a core as cgroup v1's shares, as the kubelet does: never nothing.
+pub(crate) fn cpu_shares(millis: u64) -> u64 {
+    (millis * 1024 / 1000).clamp(2, 262_144)
+}
+
+/// A limit as microseconds in a period.
+pub(crate) fn cpu_quota(millis: u64) -> (u64, u64) {
+    const PERIOD: u64 = 100_000;
+    ((millis * PERIOD / 1000).max(1000), PERIOD)
+}
+
+/// Who goes first when the machine has no memory left.
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
+pub(crate) fn oom_score_adj(spec: &ContainerSpec, machine_bytes: u64) -> i32 {
+    match spec.linux.qos {
+        QosClass::Guaranteed => -997,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
+            let share = 1000 * spec.linux.memory_request_bytes / machine_bytes.max(1);
+            (1000 - share.min(1000) as i32).clamp(3, 999)
+        }
+    }
+}
+
+/// A stop signal's number: `SIGTERM`, `TERM`, `15`, `RTMIN+3`. What nobody knows is SIGTERM.
+pub(crate) fn signal(name: &str) -> i32 {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Ok(number) = bare.parse::<i32>() {
+        return if (1..=64).contains(&number) { number } else { libc::SIGTERM };
+    }
+    let real_time = |rest: &str| rest.strip_prefix(['+', '-'])?.parse::<i32>().ok();
+    if let Some(rest) = bare.strip_prefix("RTMIN") {
+        return 34 + real_time(rest).unwrap_or(0).clamp(0, 30);
+    }
+    if let Some(rest) = bare.strip_prefix("RTMAX") {
+        return 64 - real_time(rest).unwrap_or(0).clamp(0, 30);
+    }
+    let known = format!("SIG{bare}").parse::<nix::sys::signal::Signal>();
+    known.map_or(libc::SIGTERM, |signal| signal as i32)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use rimward_node_pod::outside::{Image, ImageForm};
+    use rimward_node_pod::runtime::{Dns, Linux, Resources, RunId, User};
+
+    pub(crate) fn container() -> ContainerSpec {
+        let ip = "10.42.0.5".parse().unwrap();
+        ContainerSpec {
+            id: RunId { pod_uid: "u".into(), container: "c".into(), attempt: 0 },
+            pod_namespace: "n".into(),
+            pod_name: "p".into(),
+            spec_hash: String::new(),
+            image: Image {
+                reference: "busybox".into(),
+                id: String::new(),
+                digest: String::new(),
+                form: ImageForm::Linux {
+                    layers: Vec::new(),
+                    entrypoint: Vec::new(),
+                    cmd: Vec::new(),
+                    env: Vec::new(),
+                    working_dir: String::new(),
+                    user: String::new(),
+                    stop_signal: String::new(),
+                },
+            },
+            argv: vec!["sh".into()],
+            env: vec![("A".into(), "1".into())],
+            working_dir: String::new(),
+            mounts: Vec::new(),
+            pod_ip: ip,
+            bind_ip: ip,
+            netns: Some("/run/netns/x".into()),
+            tcp_ports: Vec::new(),
+            resources: Resources::default(),
+            log_path: "/log".into(),
+            user: User::default(),
+            dns: Dns::default(),
+            hosts: Vec::new(),
+            runtime_class: String::new(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            annotations: Default::default(),
+            linux: Linux::default(),
+        }
+    }
+
+    pub(crate) fn built(spec: &ContainerSpec) -> Result<Value, String> {
+        let dir = RunDir("/run/x".into());
+        let user = Resolved { uid: 5, gid: 6, groups: vec![7], home: "/h".into() };
+        build(
+            spec,
+            &Given {
+                dir: &dir,
+                user: &user,
+                cgroup: Path::new("rimward-1/kubepods/podu/c.0"),
+                ipc: Some(Path::new("/ipc")),
+                uts: Some(Path::new("/uts")),
+                shm: Path::new("/shm"),
+                devices: Vec::new(),
+            },
+        )
+    }
+
+    #[test]
+    fn an_ordinary_container() {
+        let config = built(&container()).unwrap();
+        assert_eq!(config["process"]["env"], json!([format!("PATH={PATH}"), "HOME=/h", "A=1"]));
+        assert_eq!(config["process"]["cwd"], "/");
+        assert_eq!(config["process"].get("noNewPrivileges"), None);
+        assert_eq!(config["process"]["user"]["additionalGids"], json!([7]));
+        let kinds: Vec<_> = config["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ns| ns["type"].as_str().unwrap())
+            .collect();
+        assert_eq!(kinds, ["mount", "cgroup", "pid", "ipc", "uts", "network"]);
+        assert_eq!(config["linux"]["resources"]["cpu"]["shares"], 2);
+        assert_eq!(config["linux"]["resources"]["devices"][0]["allow"], false);
+        assert_eq!(config["linux"]["maskedPaths"].as_array().unwrap().len(), MASKED.len());
+        assert_eq!(config["linux"]["cgroupsPath"], "/rimward-1/kubepods/podu/c.0");
+    }
+
+    #[test]
+    fn limits_and_rights() {
+        let mut spec = container();
+        spec.resources = Resources {
+            memory_limit_bytes: Some(1 << 20),
+            cpu_limit_millis: Some(500),
+            cpu_request_millis: 250,
+        };
+        spec.linux.no_new_privileges = true;
+        spec.linux.privileged = true;
+        spec.linux.host_pid = true;
+        let config = built(&spec).unwrap();
+        let resources = &config["linux"]["resources"];
+        assert_eq!(resources["cpu"], json!({"shares": 256, "quota": 50_000, "period": 100_000}));
+        assert_eq!(resources["memory"], json!({"limit": 1 << 20}));
+        assert_eq!(resources["devices"][0]["allow"], true);
+        assert_eq!(config["process"]["noNewPrivileges"], true);
+        assert_eq!(config["linux"]["maskedPaths"], json!([]));
+        let request = ExecRequest { argv: vec!["ls".into()], tty: true };
+        let process = exec_process(config, &request).unwrap();
+        assert_eq!(process["args"], json!(["ls"]));
+        assert_eq!(process["env"].as_array().unwrap().last().unwrap(), "TERM=xterm");
+        assert_eq!(process["user"]["uid"], 5);
+    }
+
+    #[test]
+    fn scores() {
+        let mut spec = container();
+        let machine = 1000 << 20;
+        assert_eq!(oom_score_adj(&spec, machine), 1000);
+        spec.linux.qos = QosClass::Burstable;
+        spec.linux.memory_request_bytes = 250 << 20;
+        assert_eq!(oom_score_adj(&spec, machine), 750);
+        spec.linux.memory_request_bytes = 2000 << 20;
+        assert_eq!(oom_score_adj(&spec, machine), 3);
+        spec.linux.qos = QosClass::Guaranteed;
+        assert_eq!(oom_score_adj(&spec, machine), -997);
+    }
+
+    #[test]
+    fn signals() {
+        for (name, number) in [
+            ("", 15),
+            ("SIGQUIT", 3),
+            ("usr1", 10),
+            ("9", 9),
+            ("99", 15),
+            ("SIGRTMIN+3", 37),
+            ("SIGRTMAX-1", 63),
+            ("NONSENSE", 15),
+        ] {
+            assert_eq!(signal(name), number, "{name}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a container may take, and what its shim takes.
+
+use std::path::Path;
+
+use rimward_node_pod::runtime::{PodLimits, QosClass, Resources, Runtime};
+
+use crate::node::{Node, cgroups, shims, until};
+
+#[tokio::test]
+async fn a_container_that_takes_too_much_memory_is_told_so() {
+    let mut node = Node::new().await;
+    let mut spec = node.spec("tail /dev/zero");
+    spec.linux.qos = QosClass::Burstable;
+    spec.resources = Resources { memory_limit_bytes: Some(16 << 20), ..Resources::default() };
+    let exit = node.run(&spec).await;
+    assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+    // Its child may be what the kernel ends; it still was for memory, and the container's own end counts.
+    let mut child = node.spec("tail /dev/zero; exit 0");
+    child.resources = spec.resources.clone();
+    assert_eq!(node.run(&child).await.reason, "Completed");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn limits_are_the_kernels() {
+    let mut node = Node::new().await;
+    let mut spec = node.spec("cat /proc/self/oom_score_adj; cat /proc/self/cgroup; sleep 60");
+    spec.linux.qos = QosClass::Burstable;
+    spec.resources = Resources {
+        memory_limit_bytes: Some(64 << 20),
+        cpu_limit_millis: Some(300),
+        cpu_request_millis: 100,
+    };
+    spec.linux.pod = PodLimits {
+        cpu_request_millis: 100,
+        cpu_limit_millis: Some(300),
+        memory_limit_bytes: Some(64 << 20),
+    };
+    node.runtime.start(spec.clone()).await.unwrap();
+    let find = |name: &str| -> Vec<String> {
+        let pod = format!("kubepods/burstable/pod{}", spec.id.pod_uid);
+        let read = |dir: &Path| std::fs::read_to_string(dir.join(name)).ok();
+        cgroups(&node.dir)
+            .iter()
+            .flat_map(|base| [base.join(&pod).join("main.0"), base.join(&pod)])
+            .filter_map(|dir| read(&dir))
+            .map(|text| text.trim().to_owned())
+            .collect()
+    };
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (memory, cpu) = match v2 {
+        true => (find("memory.max"), find("cpu.max")),
+        false => (find("memory.limit_in_bytes"), find("cpu.cfs_quota_us")),
+    };
+    let limit = (64u64 << 20).to_string();
+    assert_eq!(memory, [limit.clone(), limit]);
+    let quota = if v2 { "30000 100000" } else { "30000" };
+    assert_eq!(cpu, [quota, quota]);
+    let usage = node.runtime.usage(&spec.id).await.unwrap();
+    assert!(usage.memory_bytes > 0 && usage.memory_bytes < 64 << 20, "{usage:?}");
+    until("CPU time is counted", async || {
+        node.runtime.usage(&spec.id).await.is_some_and(|usage| usage.cpu_nanos > 0)
+    })
+    .await;
+    node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
+    node.exit(&spec.id).await;
+    assert_eq!(node.runtime.usage(&spec.id).await, None);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_fork_bomb_ends_at_its_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = crate::node::config(dir.path());
+    config.pod_pids_max = 20;
+    let mut node = Node::with(config).await;
+    let spec = node.spec("for i in $(seq 1 100); do sleep 60 & done; echo unreachable");
+    let exit = node.run(&spec).await;
+    assert_ne!(exit.code, 0, "{exit:?}");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_shim_is_small() {
+    let mut node = Node::new().await;
+    let spec = node.spec("echo ready; sleep 60");
+    node.runtime.start(spec.clone()).await.unwrap();
+    node.until_logged(&spec, "ready").await;
+    let pids = shims(&node.dir);
+    assert_eq!(pids.len(), 1);
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pids[0])).unwrap();
+    let kib = |name: &str| -> u64 {
+        let line = rollup.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let private = kib("Private_Dirty:") + kib("Private_Clean:");
+    println!(
+        "a shim's own memory: {} KiB dirty, {private} KiB with its file's pages",
+        kib("Private_Dirty:")
+    );
+    assert!(kib("Private_Dirty:") <= 2048, "{rollup}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pids[0])).unwrap();
+    assert!(status.contains("Threads:\t1\n"), "{status}");
+    node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
+    node.exit(&spec.id).await;
+    node.end().await;
+}

@@ -1,0 +1,11 @@
+//! The runtime with real shims and real containers, of Debian's busybox-static. As root.
+
+// In a test, and in what only tests call, a panic is the message.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
+
+mod adopt;
+mod commands;
+mod confinement;
+mod life;
+mod limits;
+mod node;

@@ -1,0 +1,59 @@
+//! What a Linux container is told beyond what every container is told: isolation, rights, cgroups.
+
+use serde::{Deserialize, Serialize};
+
+/// A Linux container's part of its spec. A runtime of sandboxes that have no system calls ignores it.
+/// <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/>
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Linux {
+    pub hostname: String,
+    pub host_network: bool,
+    pub host_pid: bool,
+    pub host_ipc: bool,
+    pub privileged: bool,
+    pub read_only_root: bool,
+    /// `allowPrivilegeEscalation: false`
+    pub no_new_privileges: bool,
+    /// `NET_ADMIN`, or `ALL`; with or without `CAP_`.
+    pub capabilities_add: Vec<String>,
+    pub capabilities_drop: Vec<String>,
+    pub seccomp: Seccomp,
+    /// `procMount: Unmasked`
+    pub proc_unmasked: bool,
+    /// Names as `net.ipv4.ip_unprivileged_port_start`; only such as belong to the pod's namespaces.
+    pub sysctls: Vec<(String, String)>,
+    pub qos: QosClass,
+    pub memory_request_bytes: u64,
+    pub pod: PodLimits,
+    /// Where the container may leave its last words.
+    pub termination_message_path: String,
+    /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
+    pub stop_signal: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    /// A profile's path below the node's directory of profiles.
+    Localhost(String),
+}
+
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QosClass {
+    Guaranteed,
+    Burstable,
+    #[default]
+    BestEffort,
+}
+
+/// What all containers of the pod get together. A limit is there when each container has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodLimits {
+    pub cpu_request_millis: u64,
+    pub cpu_limit_millis: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+}
