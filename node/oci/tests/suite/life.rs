@@ -163,6 +163,25 @@ async fn containers_of_a_pod_share_what_a_pod_shares() {
     node.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_start_at_once_share_too() {
+    let mut node = Node::new().await;
+    for _ in 0..5 {
+        let first = node.spec("readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts");
+        let mut second = first.clone();
+        second.id.container = "second".into();
+        second.log_path = first.log_path.with_file_name("second.log");
+        let (one, two) =
+            tokio::join!(node.runtime.start(first.clone()), node.runtime.start(second.clone()));
+        (one.unwrap(), two.unwrap());
+        node.exit(&first.id).await;
+        node.exit(&second.id).await;
+        assert_eq!(log(&first), log(&second));
+        assert_eq!(log(&first).len(), 2);
+    }
+    node.end().await;
+}
+
 #[tokio::test]
 async fn a_log_is_whole_and_rotates() {
     let dir = tempfile::tempdir().unwrap();
