@@ -184,9 +184,9 @@ fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, St
 /// runAsNonRoot, in the kubelet's words. A component is never root, whatever its image says.
 fn not_root(uid: Option<i64>, image: &Image, container: &str) -> Result<(), String> {
     match (uid, &image.form) {
-        (Some(0), _) => Err(format!(
-            "container's runAsUser breaks non-root policy (container: {container})"
-        )),
+        (Some(0), _) => {
+            Err(format!("container's runAsUser breaks non-root policy (container: {container})"))
+        }
         (None, ImageForm::Linux { user, .. }) => {
             let name = user.split(':').next().unwrap_or_default();
             match name.parse::<u32>() {

@@ -106,7 +106,8 @@ pub trait Network: Send + Sync + 'static {
     /// containers that make their own system calls. The pod was attached and is not on the host's
     /// network. May be repeated; `detach` undoes it.
     async fn own_namespace(&self, _pod_uid: &str) -> Result<PathBuf, String> {
-        Err("this node gives pods no network namespaces of their own: it does not run as root".into())
+        Err("this node gives pods no network namespaces of their own: it does not run as root"
+            .into())
     }
 
     async fn detach(&self, pod_uid: &str);

@@ -173,7 +173,8 @@ async fn containers_that_start_at_once_share_too() {
         second.log_path = first.log_path.with_file_name("second.log");
         let (one, two) =
             tokio::join!(node.runtime.start(first.clone()), node.runtime.start(second.clone()));
-        (one.unwrap(), two.unwrap());
+        one.unwrap();
+        two.unwrap();
         node.exit(&first.id).await;
         node.exit(&second.id).await;
         assert_eq!(log(&first), log(&second));

@@ -73,7 +73,9 @@ fn profile(profile: Option<&SeccompProfile>) -> Result<Seccomp, String> {
     match profile.type_.as_str() {
         "RuntimeDefault" => Ok(Seccomp::RuntimeDefault),
         "Unconfined" => Ok(Seccomp::Unconfined),
-        "Localhost" => Ok(Seccomp::Localhost(profile.localhost_profile.clone().unwrap_or_default())),
+        "Localhost" => {
+            Ok(Seccomp::Localhost(profile.localhost_profile.clone().unwrap_or_default()))
+        }
         other => Err(format!("seccompProfile type {other:?} is not known")),
     }
 }
@@ -142,7 +144,8 @@ fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
     let together: Vec<&Container> =
         spec.containers.iter().chain(init.iter().copied().filter(sidecar)).collect();
     let alone: Vec<&Container> = init.into_iter().filter(|c| !sidecar(c)).collect();
-    let all = |list: &[&Container]| list.iter().map(|c| resources(c)).collect::<Result<Vec<_>, _>>();
+    let all =
+        |list: &[&Container]| list.iter().map(|c| resources(c)).collect::<Result<Vec<_>, _>>();
     let (together, alone) = (all(&together)?, all(&alone)?);
     let limit = |of: fn(&crate::runtime::Resources) -> Option<u64>| {
         let sum = together.iter().map(of).sum::<Option<u64>>()?;
@@ -196,7 +199,9 @@ mod tests {
     #[test]
     fn sysctls_of_the_pod_only() {
         let with = |name: &str| {
-            spec(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}))
+            spec(
+                json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}),
+            )
         };
         let name = "net.ipv4.tcp_syncookies";
         assert_eq!(sysctls(&with(name)), Ok(vec![(name.into(), "1".into())]));
