@@ -99,11 +99,14 @@ impl Names {
     }
 }
 
+type OwnNamespace = Arc<tokio::sync::Mutex<Option<PathBuf>>>;
+
 /// Pod addresses in the pods' namespace.
 pub struct RootNetwork {
     addresses: Addresses,
-    /// Pods whose namespace is known to be there: their further containers need not look.
-    own_namespaces: Mutex<BTreeMap<Ipv4Addr, PathBuf>>,
+    /// Pods whose namespace is known to be there: their further containers need not look. One lock a pod,
+    /// since its containers start at the same time.
+    own_namespaces: Mutex<BTreeMap<Ipv4Addr, OwnNamespace>>,
     names: Names,
     /// Until [`RootNetwork::run_services`] takes them.
     tables: Mutex<Option<Tables>>,
@@ -193,12 +196,14 @@ impl Network for RootNetwork {
 
     async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
         let address = self.addresses.give(pod_uid)?;
-        if let Some(path) = self.own_namespaces.lock().get(&address) {
+        let slot = self.own_namespaces.lock().entry(address).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(path) = &*slot {
             return Ok(path.clone());
         }
         let made = pods::ensure(&self.names, &self.config, address).await;
         let path = Path::new("/run/netns").join(made.map_err(|e| e.to_string())?);
-        self.own_namespaces.lock().insert(address, path.clone());
+        *slot = Some(path.clone());
         Ok(path)
     }
 

@@ -41,6 +41,8 @@ struct Inner {
     exe: SelfExe,
     boot_id: String,
     runs: Mutex<HashMap<RunId, Run>>,
+    /// Held while a pod's sandbox is made: containers of a pod start at the same time.
+    sandboxes: Mutex<()>,
     /// Not bounded by itself: a run has two events.
     events: mpsc::UnboundedSender<RuntimeEvent>,
     /// Taken by `adopt`.
@@ -82,6 +84,7 @@ impl OciRuntime {
             exe: SelfExe::of(&config.exe),
             boot_id: boot_id(),
             runs: Mutex::default(),
+            sandboxes: Mutex::default(),
             events,
             outbox: Mutex::new(Some(outbox)),
             config,

@@ -94,8 +94,10 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup: this.cgroups.of_run(spec),
     };
     dir.write("spec.json", &kept).map_err(failed("keep the container's spec"))?;
-    let shared =
-        sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?;
+    let shared = {
+        let _one_at_a_time = this.sandboxes.lock();
+        sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?
+    };
     rootfs::mount(dir, layers).map_err(failed("mount the root file system"))?;
     let root = Root::open(&dir.rootfs()).map_err(failed("open the root file system"))?;
     let user =
