@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pods with this image run but never become ready.
 pub const NEVER_READY: &str = "never-ready";
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a condition may take to come about on a machine that builds meanwhile.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct Cluster {
     pub admin: Client,
