@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use rimward_api::{GroupVersionResource, ObjectKey};
 use rimward_control_kinds::custom::version::{Definition, Version};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -127,6 +128,16 @@ impl Mirrored for Definitions {
         }
         self.publish();
     }
+}
+
+/// A custom kind whose definition is stored but not yet mirrored: who read in its status that it is established
+/// must find it, however soon after.
+pub async fn just_come(server: &Inner, gvr: &GroupVersionResource) -> Option<Arc<Served>> {
+    let kind = keeper::definitions_kind(server);
+    let key = ObjectKey::new("", format!("{}.{}", gvr.resource, gvr.group));
+    let entry = server.store.get(&kind.key(&key), None).await.ok()??;
+    server.mirrors.caught_up(&kind.kind.storage, entry.revision).await;
+    server.registry().get(gvr).cloned()
 }
 
 /// The kinds of a definition. Those who watch a version go on with its next form.

@@ -17,7 +17,7 @@ use crate::reviews;
 use crate::served::Served;
 use crate::server::Inner;
 use crate::views::Stored;
-use crate::{aggregation, paths, watch};
+use crate::{aggregation, definitions, paths, watch};
 
 pub mod binding;
 pub mod components;
@@ -42,7 +42,10 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     let Some(target) = call.attributes.resource.clone() else {
         return paths::serve(server, call).boxed().await;
     };
-    call.served = server.registry().get(&target.gvr()).cloned();
+    call.served = match server.registry().get(&target.gvr()).cloned() {
+        Some(served) => Some(served),
+        None => definitions::just_come(server, &target.gvr()).await,
+    };
     let Some(served) = call.served.clone() else {
         return match server.registry().has_version(&target.group, &target.version) {
             true => Err(error::no_such_resource()),

@@ -123,7 +123,7 @@ async fn name(server: &Arc<Inner>, group: &[Arc<Value>]) -> Result<(), Status> {
     Ok(())
 }
 
-fn definitions_kind(server: &Inner) -> Arc<Served> {
+pub fn definitions_kind(server: &Inner) -> Arc<Served> {
     let found = server.registry().resource("apiextensions.k8s.io", "customresourcedefinitions");
     found.expect("a built-in kind")
 }

@@ -1,7 +1,7 @@
 //! Hints on pods: fields and labels that do nothing or soon will not, definitions that hide one another.
 //! In the order in which Kubernetes says them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -192,21 +192,23 @@ fn hidden_variables(container: &Value, at: &str) -> Vec<String> {
     found
 }
 
+/// Ports of one number that a port is compared with. Whoever has more of them has read enough.
+const SAME_PORTS_MAX: usize = 16;
+
 /// Ports that say the same, or contradict one another.
 fn ports(spec: &Value, at: &str) -> Vec<String> {
     struct Port<'v> {
-        key: (i64, &'v str),
         host: (&'v str, i64),
         path: String,
     }
-    let mut all: Vec<Port<'_>> = Vec::new();
+    let mut all: HashMap<(i64, &str), Vec<Port<'_>>> = HashMap::new();
     let mut found = Vec::new();
     for (container, path) in containers(spec, at) {
         for (i, port) in container.list("ports").iter().enumerate() {
             let number = |field: &str| port.int(field).unwrap_or(0);
             let protocol = Some(port.text("protocol")).filter(|p| !p.is_empty()).unwrap_or("TCP");
+            let same = all.entry((number("containerPort"), protocol)).or_default();
             let new = Port {
-                key: (number("containerPort"), protocol),
                 host: (port.text("hostIP"), number("hostPort")),
                 path: format!("{path}.ports[{i}]"),
             };
@@ -215,11 +217,11 @@ fn ports(spec: &Value, at: &str) -> Vec<String> {
                     "{}: hostIP set without hostPort: {{Name:{} HostPort:0 ContainerPort:{} Protocol:{protocol} HostIP:{}}}",
                     new.path,
                     port.text("name"),
-                    new.key.0,
+                    number("containerPort"),
                     new.host.0
                 ));
             }
-            for other in all.iter().filter(|other| other.key == new.key) {
+            for other in same.iter() {
                 let one_sided = new.host.0.is_empty() != other.host.0.is_empty();
                 let how = if new.host == other.host {
                     "duplicate"
@@ -232,7 +234,9 @@ fn ports(spec: &Value, at: &str) -> Vec<String> {
                 };
                 found.push(format!("{}: {how} port definition with {}", new.path, other.path));
             }
-            all.push(new);
+            if same.len() < SAME_PORTS_MAX {
+                same.push(new);
+            }
         }
     }
     found
