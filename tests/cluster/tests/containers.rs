@@ -121,12 +121,16 @@ fn a_pod_of_both_kinds() {
     let (cluster, image) = cluster();
     cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
     let ask = "until wget -q -O - http://$POD_IP:8080/; do sleep 0.1; done; echo asked; sleep 3600";
-    let ip = json!([{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    let field = |name: &str, path: &str| json!([{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}]);
+    cluster.ok(&["create", "configmap", "greeter", "--from-literal=greeting=Hello"]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "both"}, "spec": {
     "terminationGracePeriodSeconds": 1,
+    "volumes": [{"name": "greeting", "configMap": {"name": "greeter"}}],
     "containers": [
-        {"name": "web", "image": "greeter:v1", "ports": [{"containerPort": 8080}]},
-        {"name": "client", "image": image, "args": [ask], "env": ip},
+        {"name": "web", "image": "greeter:v1", "ports": [{"containerPort": 8080}],
+         "env": field("POD_NAME", "metadata.name"),
+         "volumeMounts": [{"name": "greeting", "mountPath": "/etc/greeter"}]},
+        {"name": "client", "image": image, "args": [ask], "env": field("POD_IP", "status.podIP")},
     ]}});
     cluster.apply(&pod.to_string());
     cluster.ok(&["wait", "--for=condition=Ready", "pod/both", "--timeout=90s"]);
