@@ -120,7 +120,7 @@ fn a_pod_of_both_kinds() {
     }
     let (cluster, image) = cluster();
     cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
-    let ask = "until wget -q -O - http://$POD_IP:8080/; do sleep 0.1; done; echo asked; sleep 3600";
+    let ask = "until wget -q -O - http://$POD_IP:8080/ 2>/dev/null; do sleep 0.1; done; echo asked; sleep 3600";
     let field = |name: &str, path: &str| json!([{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}]);
     cluster.ok(&["create", "configmap", "greeter", "--from-literal=greeting=Hello"]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "both"}, "spec": {
