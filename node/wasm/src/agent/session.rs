@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::link;
-use super::terminal::Terminal;
+use super::terminal::{Closed, Terminal};
 use crate::protocol::{
     self, EXIT, PIECE_BYTES_MAX, Reply, Request, STDERR, STDIN, STDOUT, ToAgent, ToHost,
 };
@@ -82,13 +82,19 @@ async fn carry_typed(
     let terminal = Terminal::open().map_err(|e| lost(&format!("no terminal: {e}")))?;
     let (inner, client) = terminal.join(stdin, stdout, resize);
     let mut client = std::pin::pin!(client);
-    let ended = tokio::select! {
-        ended = carry(reader, writer, inner) => ended,
-        () = client.as_mut() => return Ok(Ended::Interrupted),
-    };
-    // What the terminal still holds goes to the client first.
-    client.await;
-    ended
+    let mut guest = std::pin::pin!(carry(reader, writer, inner));
+    tokio::select! {
+        ended = guest.as_mut() => {
+            // What the terminal still holds goes to the client first.
+            client.await;
+            ended
+        }
+        closed = client.as_mut() => match closed {
+            Closed::Interrupted => Ok(Ended::Interrupted),
+            // A guest that has closed its streams tells how it ended when it has.
+            Closed::Shown => guest.await,
+        },
+    }
 }
 
 fn wanted(streams: &Streams, tty: bool) -> protocol::Streams {

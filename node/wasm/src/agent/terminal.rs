@@ -28,6 +28,15 @@ pub(super) struct Terminal {
     guest: End,
 }
 
+/// Why a terminal carries no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Closed {
+    /// The guest holds neither stdin nor output any more, and what it printed was shown. It may still run.
+    Shown,
+    /// The client asked to end the guest.
+    Interrupted,
+}
+
 #[derive(Clone)]
 struct End(Arc<AsyncFd<OwnedFd>>);
 
@@ -42,14 +51,13 @@ impl Terminal {
         Ok(Self { client: End::new(client)?, guest: End::new(guest)? })
     }
 
-    /// The guest's streams, and what carries the client's: it ends when the guest's output is at its
-    /// end and shown, or when the client asked to end the guest.
+    /// The guest's streams, and what carries the client's.
     pub fn join(
         self,
         stdin: Option<Input>,
         stdout: Option<Output>,
         resize: Option<mpsc::Receiver<TerminalSize>>,
-    ) -> (Streams, impl Future<Output = ()>) {
+    ) -> (Streams, impl Future<Output = Closed>) {
         let Self { client, guest } = self;
         let streams = Streams {
             stdin: stdin.is_some().then(|| Box::new(Lines(guest.clone())) as Input),
@@ -60,9 +68,9 @@ impl Terminal {
             let keys = keys(client.clone(), stdin);
             let sizes = sizes(client.clone(), resize);
             tokio::select! {
-                () = show(client, stdout) => {}
-                () = keys => {}
-                () = sizes => {}
+                () = show(client, stdout) => Closed::Shown,
+                () = keys => Closed::Interrupted,
+                () = sizes => unreachable!("it waits for ever"),
             }
         };
         (streams, carry)
@@ -89,7 +97,7 @@ async fn show(mut client: End, mut stdout: Option<Output>) {
     }
 }
 
-/// Hands in keys; ends at Ctrl-C.
+/// Hands in keys; ends at Ctrl-C only.
 async fn keys(mut client: End, stdin: Option<Input>) {
     if let Some(mut stdin) = stdin {
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -226,7 +234,8 @@ mod tests {
             screen.read_to_end(&mut rest).await.unwrap();
         };
         let all = async { tokio::join!(guest, client, carry) };
-        tokio::time::timeout(std::time::Duration::from_secs(20), all).await.unwrap();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), all).await.unwrap();
+        assert_eq!(ended.2, Closed::Shown);
     }
 
     #[tokio::test]
