@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     if let Some(code) = rimward_node_wasm::reexecuted().or_else(rimward_node_oci::reexecuted) {
         return code;
     }
+    memory::give_back_what_is_free();
     let cli = Cli::parse();
     cli.start_log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -9,6 +9,27 @@
 use std::ffi::c_void;
 use std::time::Duration;
 
+// A control plane allocates and frees much on many threads at once, RocksDB's among them. A slim node does
+// not: there libc's allocator is the smaller.
+#[cfg(feature = "control")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Lets a thread give the kernel back what has been free for a second. Not for the processes that this
+/// program starts of itself: they begin with one thread.
+pub fn give_back_what_is_free() {
+    #[cfg(feature = "control")]
+    {
+        const FREE_FOR_MILLIS: isize = 1000;
+        // Without it freed memory is given back a little later, by the threads that free.
+        let _it_is_only_later = tikv_jemalloc_ctl::background_thread::write(true);
+        for name in [&b"arenas.dirty_decay_ms\0"[..], b"arenas.muzzy_decay_ms\0"] {
+            // SAFETY: the option exists and is an `isize`, as jemalloc's manual says under its name.
+            let _as_it_was = unsafe { tikv_jemalloc_ctl::raw::write(name, FREE_FOR_MILLIS) };
+        }
+    }
+}
+
 /// From "everything runs" until what runs has settled.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -57,9 +78,9 @@ fn release() -> std::io::Result<u64> {
     Ok(released)
 }
 
-/// Gives the kernel back what is free within the heap.
+/// Gives the kernel back what is free within libc's heap. jemalloc does so by itself.
 fn trim() {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_env = "gnu", not(feature = "control")))]
     // SAFETY: it may be called at any time, from any thread; what is in use is not touched.
     unsafe {
         libc::malloc_trim(0);
