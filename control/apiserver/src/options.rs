@@ -97,6 +97,10 @@ impl ListOptions {
             // A limit below zero asks for everything, as kube-apiserver reads it.
             text => text.parse::<i64>().map_err(|_| bad_number("limit", text))?.max(0) as usize,
         };
+        // Any state will do: kube-apiserver answers from its watch cache, which knows no pages. Events
+        // are not in it.
+        let cached = kind.resource != "events";
+        let limit = if since == Some(0) && token.is_empty() && cached { 0 } else { limit };
         let mut at = match (since, mode) {
             (Some(r), "Exact") => At::Exact(r),
             // The legacy meaning of a version with a limit and without a match is the exact one.
@@ -180,6 +184,12 @@ fn check_match(
                 "resourceVersionMatch",
                 &json!(mode),
                 &["NotOlderThan"],
+            ));
+        }
+        if !mode.is_empty() && !token.is_empty() {
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
             ));
         }
     } else {

@@ -64,8 +64,7 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
             Err(status) => error::respond_to(&call, &status),
         };
     if call.attributes.is_long() && response.status().is_success() {
-        response =
-            body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)), None);
+        response = body::keep_until_sent(response, Some(server.metrics.lasting(&call)), None);
     }
     warn(&mut response, &call.warnings);
     if let Some(ids) = ids {
@@ -77,7 +76,8 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     {
         call.served = server.registry().get(&resource.gvr()).cloned();
     }
-    server.metrics.answered(&call.attributes, call.served.as_deref(), code, took);
+    let bytes = http_body::Body::size_hint(response.body()).exact();
+    server.metrics.answered(&call, code, took, bytes);
     tracing::debug!(
         user = %call.user.name, verb = %call.attributes.verb, path = %call.attributes.path, code, ?took, "answered"
     );

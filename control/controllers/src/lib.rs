@@ -29,6 +29,7 @@ pub mod endpointslice;
 pub mod garbage;
 pub mod indexes;
 pub mod ingress;
+pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod pod_gc;
@@ -119,6 +120,7 @@ pub const ALL: &[Entry] = &[
     entry(role_aggregation::NAME, role_aggregation::start),
     entry(service_account_token::NAME, service_account_token::start),
     entry(token_cleaner::NAME, token_cleaner::start),
+    entry(legacy_token_cleaner::NAME, legacy_token_cleaner::start),
     Entry {
         name: csr_approving::NAME,
         identity: csr_signing::IDENTITY,
