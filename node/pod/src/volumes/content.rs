@@ -1,9 +1,14 @@
 //! What a volume is to contain, decided from the pod and the objects it refers to.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Volume, VolumeProjection,
+};
 
+use super::claimed::Claimed;
+use crate::container_spec::pod_limits;
 use crate::downward::{self, Facts};
 use crate::sources::{Name, Sources};
 
@@ -28,6 +33,24 @@ pub(crate) enum Content {
         kind: String,
     },
     Files(Files),
+    /// The volume behind a claim.
+    Claimed(Claimed),
+    Nfs(Nfs),
+    /// What an image holds; the layers, lowest first, once it is here.
+    Image {
+        reference: String,
+        policy: Option<String>,
+        layers: Vec<PathBuf>,
+    },
+}
+
+/// An export of an NFS server.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Nfs {
+    pub server: String,
+    pub path: String,
+    pub read_only: bool,
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,10 +77,29 @@ pub(crate) fn of(
         };
         let size_limit = empty.size_limit.as_ref().map(downward::parse).transpose()?;
         let size_limit = size_limit.map(|q| q.value().max(0) as u64).filter(|n| *n > 0);
+        let size_limit = match memory {
+            true => memory_size(pod.spec.as_ref(), size_limit, facts)?,
+            false => size_limit,
+        };
         return Ok(Content::EmptyDir { memory, size_limit });
     }
     if let Some(host) = &volume.host_path {
         return Ok(Content::HostPath { kind: host.type_.clone().unwrap_or_default() });
+    }
+    if let Some(nfs) = &volume.nfs {
+        return Ok(Content::Nfs(Nfs {
+            server: nfs.server.clone(),
+            path: nfs.path.clone(),
+            read_only: nfs.read_only == Some(true),
+            options: Vec::new(),
+        }));
+    }
+    if let Some(image) = &volume.image {
+        return Ok(Content::Image {
+            reference: image.reference.clone().unwrap_or_default(),
+            policy: image.pull_policy.clone(),
+            layers: Vec::new(),
+        });
     }
     let mut files = Files::new();
     if let Some(source) = &volume.config_map {
@@ -80,6 +122,18 @@ pub(crate) fn of(
         return Err(format!("this node does not support volumes of type {}", kind(volume)));
     }
     Ok(Content::Files(files))
+}
+
+/// A file system in memory holds no more than the pod may have, nor than the node has for pods.
+/// <https://kubernetes.io/docs/concepts/storage/volumes/#emptydir>
+fn memory_size(
+    spec: Option<&PodSpec>,
+    size_limit: Option<u64>,
+    facts: &Facts,
+) -> Result<Option<u64>, String> {
+    let pod = spec.map(pod_limits).transpose()?.and_then(|limits| limits.memory_limit_bytes);
+    let node = Some(facts.allocatable.memory_bytes).filter(|n| *n > 0);
+    Ok([size_limit, pod, node].into_iter().flatten().min())
 }
 
 /// The name of the volume's source as the manifest has it.
@@ -145,9 +199,11 @@ fn keys(
             Some(data) => insert(files, &item.path, data.to_vec(), item.mode.unwrap_or(mode))?,
             None if optional => {}
             None => {
-                let kind =
-                    if matches!(name, Name::Secret(_)) { "secret key" } else { "config key" };
-                return Err(format!("references non-existent {kind}: {}", item.key));
+                let what = match name {
+                    Name::ConfigMap(_) => "configmap references non-existent config key",
+                    _ => "references non-existent secret key",
+                };
+                return Err(format!("{what}: {}", item.key));
             }
         }
     }
@@ -251,15 +307,15 @@ mod tests {
         check(json!({"name": "v", "secret": {"secretName": "x"}}), Err("secret \"x\" not found"));
         check(
             json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "z", "path": "z"}]}}),
-            Err("references non-existent config key: z"),
+            Err("configmap references non-existent config key: z"),
         );
         check(
             json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a", "path": "../../etc/x"}]}}),
             Err("invalid path \"../../etc/x\": it must be relative and stay inside the volume"),
         );
         check(
-            json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}),
-            Err("this node does not support volumes of type persistentVolumeClaim"),
+            json!({"name": "v", "csi": {"driver": "d"}}),
+            Err("this node does not support volumes of type csi"),
         );
         check(
             json!({"name": "v", "emptyDir": {"medium": "Tape"}}),
