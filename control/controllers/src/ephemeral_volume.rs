@@ -45,12 +45,8 @@ pub fn start(context: &Context) {
         }
     });
     let caches = vec![synced(&pods), synced(&claims)];
-    let controller = Ephemeral {
-        client: context.client.clone(),
-        recorder: context.recorder(),
-        pods,
-        claims,
-    };
+    let controller =
+        Ephemeral { client: context.client.clone(), recorder: context.recorder(), pods, claims };
     context.run(Arc::new(controller), keys, WORKERS, caches);
 }
 
@@ -94,9 +90,8 @@ impl Controller for Ephemeral {
             let claim_key = ObjectKey::of_meta(&claim.metadata);
             if let Some(there) = self.claims.get_key(&claim_key) {
                 if !volumes::is_owned_by(&there, &pod) {
-                    let message = format!(
-                        "PVC {claim_key} was not created for pod {key} (pod is not owner)"
-                    );
+                    let message =
+                        format!("PVC {claim_key} was not created for pod {key} (pod is not owner)");
                     self.recorder.event(&*pod, EventType::Warning, "FailedCreate", message);
                 }
                 continue;
@@ -104,7 +99,9 @@ impl Controller for Ephemeral {
             match self.client.create(&claim).await {
                 Err(e) if e.is_already_exists() || e.is_namespace_terminating() => {}
                 Err(e) => {
-                    let message = format!("ephemeral volume controller failed to create claim {claim_key}: {e}");
+                    let message = format!(
+                        "ephemeral volume controller failed to create claim {claim_key}: {e}"
+                    );
                     self.recorder.event(&*pod, EventType::Warning, "FailedCreate", message);
                     return Err(e);
                 }

@@ -65,13 +65,8 @@ pub fn start(context: &Context) {
         volumes::claims_of(pod).iter().map(ToString::to_string).collect()
     });
     wake(&keys, &claims, &volumes, &classes);
-    let caches = vec![
-        synced(&claims),
-        synced(&volumes),
-        synced(&classes),
-        synced(&nodes),
-        synced(&pods),
-    ];
+    let caches =
+        vec![synced(&claims), synced(&volumes), synced(&classes), synced(&nodes), synced(&pods)];
     let controller = Binder {
         client: context.client.clone(),
         recorder: context.recorder(),
@@ -109,9 +104,7 @@ fn wake(
                 None => waiting(&all, |_| true).for_each(|claim| queue.add(claim)),
             }
         }
-        let named = |claim: &PersistentVolumeClaim| {
-            volumes::volume_name(claim) == change.key.name
-        };
+        let named = |claim: &PersistentVolumeClaim| volumes::volume_name(claim) == change.key.name;
         if change.old.is_none() || change.new.is_none() {
             all.list()
                 .into_iter()
@@ -290,8 +283,7 @@ impl Binder {
     ) -> Result<(), Error> {
         match self.client.create(volume).await {
             Ok(volume) => {
-                let message =
-                    format!("Successfully provisioned volume {}", name(&volume.metadata));
+                let message = format!("Successfully provisioned volume {}", name(&volume.metadata));
                 self.recorder.event(claim, EventType::Normal, "ProvisioningSucceeded", message);
                 Ok(())
             }

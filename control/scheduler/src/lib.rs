@@ -23,9 +23,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use parking_lot::Mutex;
 use rimward_client::{Client, Informers, Recorder, Transport};
@@ -87,7 +85,11 @@ impl Scheduler {
     ) -> Self {
         let client = Client::new(transport);
         let recorder = Recorder::new(client.clone(), &config.name, shutdown.clone());
-        let shared = Arc::new(Shared { world: Mutex::default(), wake: Notify::new(), claims: Notify::new() });
+        let shared = Arc::new(Shared {
+            world: Mutex::default(),
+            wake: Notify::new(),
+            claims: Notify::new(),
+        });
         let nodes = informers.of::<Node>();
         let (pods, namespaces) = (informers.of::<Pod>(), informers.of::<Namespace>());
         let (claims, volumes, classes) = (

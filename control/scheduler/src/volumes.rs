@@ -35,7 +35,8 @@ impl Volumes {
     }
 
     pub fn set_volume(&mut self, name: &str, volume: Option<Arc<PersistentVolume>>) {
-        let has_claim = |v: &PersistentVolume| v.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
+        let has_claim =
+            |v: &PersistentVolume| v.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
         if volume.as_ref().is_none_or(|v| has_claim(v)) {
             self.assumed.remove(name);
         }
@@ -129,9 +130,10 @@ impl Demands {
     }
 
     fn add(&mut self, pod: &PodInfo, key: &ObjectKey, all: &Volumes) -> Result<(), String> {
-        let made_for_pod = pod.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).any(|v| {
-            v.ephemeral.is_some() && format!("{}-{}", pod.key.name, v.name) == key.name
-        });
+        let made_for_pod =
+            pod.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).any(|v| {
+                v.ephemeral.is_some() && format!("{}-{}", pod.key.name, v.name) == key.name
+            });
         let Some(claim) = all.claims.get(key) else {
             return Err(match made_for_pod {
                 true => format!(
@@ -168,9 +170,10 @@ impl Demands {
         if !wanted.is_empty() || !volumes::waits_for_consumer(class.map(|c| &**c)) {
             return Err("pod has unbound immediate PersistentVolumeClaims".into());
         }
-        let free = all.volumes.iter().filter(|(name, _)| {
-            all.assumed.get(*name).is_none_or(|other| other == key)
-        });
+        let free = all
+            .volumes
+            .iter()
+            .filter(|(name, _)| all.assumed.get(*name).is_none_or(|other| other == key));
         self.open.push(Open {
             claim: claim.clone(),
             candidates: free.map(|(name, v)| (name.clone(), (v.clone(), reach(v)))).collect(),

@@ -76,9 +76,9 @@ pub fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool 
     reference.is_some_and(|r| {
         r.name == claim.metadata.name
             && r.namespace == claim.metadata.namespace
-            && r.uid.as_deref().is_none_or(|uid| {
-                uid.is_empty() || Some(uid) == claim.metadata.uid.as_deref()
-            })
+            && r.uid
+                .as_deref()
+                .is_none_or(|uid| uid.is_empty() || Some(uid) == claim.metadata.uid.as_deref())
     })
 }
 
@@ -258,7 +258,8 @@ mod tests {
         for (key, value) in spec.as_object().into_iter().flatten() {
             whole[key] = value.clone();
         }
-        let object = json!({"metadata": {"name": "c", "namespace": "n", "uid": "u"}, "spec": whole});
+        let object =
+            json!({"metadata": {"name": "c", "namespace": "n", "uid": "u"}, "spec": whole});
         serde_json::from_value(object).unwrap()
     }
 
@@ -282,10 +283,14 @@ mod tests {
 
     #[test]
     fn the_smallest_that_is_large_enough() {
-        let volumes =
-            ["1Gi", "20Gi", "5Gi", "10Gi"].map(|size| volume(size, size, json!({})));
+        let volumes = ["1Gi", "20Gi", "5Gi", "10Gi"].map(|size| volume(size, size, json!({})));
         check(json!({}), &volumes, false, Some("5Gi"));
-        check(json!({"selector": {"matchLabels": {"name": "20Gi"}}}), &volumes, false, Some("20Gi"));
+        check(
+            json!({"selector": {"matchLabels": {"name": "20Gi"}}}),
+            &volumes,
+            false,
+            Some("20Gi"),
+        );
         check(json!({"resources": {"requests": {"storage": "21Gi"}}}), &volumes, false, None);
         check(json!({"accessModes": ["ReadWriteMany"]}), &volumes, false, None);
         check(json!({"storageClassName": "fast"}), &volumes, false, None);
@@ -296,7 +301,8 @@ mod tests {
 
     #[test]
     fn one_that_is_for_the_claim_goes_first() {
-        let reference = json!({"claimRef": {"namespace": "n", "name": "c"}, "storageClassName": "x"});
+        let reference =
+            json!({"claimRef": {"namespace": "n", "name": "c"}, "storageClassName": "x"});
         let volumes = [volume("small", "5Gi", json!({})), volume("own", "9Gi", reference)];
         check(json!({}), &volumes, false, Some("own"));
         check(json!({}), &volumes, true, Some("own"));
@@ -324,7 +330,10 @@ mod tests {
             assert_eq!(mismatch(&volume("v", "5Gi", json!({})), &claim(spec)), expected);
         };
         check(json!({}), None);
-        check(json!({"resources": {"requests": {"storage": "6Gi"}}}), Some("requested PV is too small"));
+        check(
+            json!({"resources": {"requests": {"storage": "6Gi"}}}),
+            Some("requested PV is too small"),
+        );
         check(json!({"storageClassName": "x"}), Some("storageClassName does not match"));
         check(json!({"volumeMode": "Block"}), Some("incompatible volumeMode"));
         check(json!({"accessModes": ["ReadOnlyMany"]}), Some("incompatible accessMode"));

@@ -17,8 +17,8 @@ use rimward_tunnel::wire::{Delta, Digest, ObjectKind, Offer, Want};
 use tokio::sync::watch;
 
 use crate::PodHandler;
-use crate::volumes;
 use crate::ledger::{Change, Ledger, LedgerError};
+use crate::volumes;
 
 /// Keys asked for in one frame.
 const WANT_KEYS: usize = 4096;

@@ -29,7 +29,9 @@ pub fn volume(
         return Err("claim Selector is not supported".into());
     }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err("volumeMode Block is not supported: a volume of this class is a directory".into());
+        return Err(
+            "volumeMode Block is not supported: a volume of this class is a directory".into()
+        );
     }
     if let Some(mode) = modes.iter().find(|m| !m.starts_with("ReadWriteOnce")) {
         return Err(format!(

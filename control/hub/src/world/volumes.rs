@@ -41,7 +41,8 @@ impl World {
     fn concerns(&self, interest: &Interest, node: &str, volume: &PersistentVolume) -> bool {
         home_of(volume) == Some(node)
             || claim_of(volume).is_some_and(|key| {
-                let used = interest.references.get(&(ObjectKind::PersistentVolumeClaim, key.clone()));
+                let used =
+                    interest.references.get(&(ObjectKind::PersistentVolumeClaim, key.clone()));
                 let bound = || {
                     let claim = self.claims.get_key(&key)?;
                     Some(volume_of(&claim)? == volume.metadata.name.as_deref()?)
@@ -111,10 +112,8 @@ fn home_of(volume: &PersistentVolume) -> Option<&str> {
         return None;
     }
     let terms = &volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
-    let mut expressions = terms
-        .node_selector_terms
-        .iter()
-        .flat_map(|term| term.match_expressions.iter().flatten());
+    let mut expressions =
+        terms.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
     let named = expressions.find(|e| e.key == HOSTNAME)?;
     named.values.as_ref()?.first().map(String::as_str)
 }

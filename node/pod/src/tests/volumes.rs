@@ -62,10 +62,7 @@ async fn what_is_not_supported_says_so() {
         waiting(&status).1,
         "MountVolume.SetUp failed for volume \"v\" : this node does not support volumes of type csi"
     );
-    b.set(&deleted(
-        pod(json!({"volumes": [{"name": "v", "csi": {"driver": "d"}}]})),
-        30,
-    ));
+    b.set(&deleted(pod(json!({"volumes": [{"name": "v", "csi": {"driver": "d"}}]})), 30));
     b.until_terminated().await;
 }
 
@@ -153,7 +150,12 @@ async fn a_claim_is_waited_for_and_leads_to_its_volume() {
     let processing = "Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/c: ";
     let missing = "failed to fetch PVC from API server: persistentvolumeclaim \"c\" not found";
     assert_eq!(b.message("FailedMount"), format!("{processing}{missing}"));
-    b.world.objects.put_volume("pvc-1", "c", json!({"local": {"path": &keeps}}), "rimward.dev/local-path");
+    b.world.objects.put_volume(
+        "pvc-1",
+        "c",
+        json!({"local": {"path": &keeps}}),
+        "rimward.dev/local-path",
+    );
     b.world.objects.put_claim("default", "c", Some("pvc-1"));
     b.until_ready().await;
     let mounts = b.world.runtime.spec(&run("c", 0)).unwrap().mounts;
@@ -168,7 +170,9 @@ async fn a_claim_is_waited_for_and_leads_to_its_volume() {
 #[tokio::test(start_paused = true)]
 async fn a_claim_whose_volume_is_not_there_says_so() {
     let b = Bench::new().await;
-    let claim = |name: &str| pod(json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}));
+    let claim = |name: &str| {
+        pod(json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}))
+    };
     b.world.objects.put_volume("pv-1", "c", json!({"local": {"path": "/nowhere/at/all"}}), "");
     b.world.objects.put_claim("default", "c", Some("pv-1"));
     b.set(&claim("c"));

@@ -132,7 +132,8 @@ fn source(volume: &PersistentVolume) -> Result<Source, String> {
     let value = serde_json::to_value(spec).unwrap_or_default();
     let fields = value.as_object().into_iter().flatten();
     let known = ["claimRef", "nodeAffinity", "capacity"];
-    let kind = fields.filter(|(k, v)| v.is_object() && !known.contains(&k.as_str())).map(|(k, _)| k);
+    let kind =
+        fields.filter(|(k, v)| v.is_object() && !known.contains(&k.as_str())).map(|(k, _)| k);
     let kind = kind.into_iter().next().cloned().unwrap_or_else(|| "(none)".into());
     Err(format!("this node does not support volumes of type {kind}"))
 }
@@ -179,10 +180,12 @@ mod tests {
         let claim = |uid: &str| -> PersistentVolumeClaim {
             serde_json::from_value(json!({"metadata": {"name": "c", "uid": uid}})).unwrap()
         };
-        let volume = json!({"metadata": {"name": "v"}, "spec": {"claimRef": {"name": "c", "uid": "u"}}});
+        let volume =
+            json!({"metadata": {"name": "v"}, "spec": {"claimRef": {"name": "c", "uid": "u"}}});
         let volume: PersistentVolume = serde_json::from_value(volume).unwrap();
         assert_eq!(belongs(&volume, &claim("u")), Ok(()));
-        let other = "found PV object v but its pv.Spec.ClaimRef.UID u does not point to claim.UID w";
+        let other =
+            "found PV object v but its pv.Spec.ClaimRef.UID u does not point to claim.UID w";
         assert_eq!(belongs(&volume, &claim("w")), Err(other.into()));
     }
 }

@@ -17,6 +17,8 @@ use crate::sources::{Name, Sources};
 pub(crate) struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Whose it is, if not this process's own.
+    pub user: Option<u32>,
 }
 
 /// By path relative to the volume.
@@ -170,7 +172,14 @@ fn projection(
     }
     if let Some(s) = &source.service_account_token {
         let token = tokens.by_path.get(&s.path).ok_or("failed to fetch token")?;
+        // As the kubelet has it: a token is for the one user that reads it, where there is one.
+        let user = only_user(pod);
+        let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()?.fs_group);
+        let mode = if user.is_some() || group.is_some() { 0o600 } else { mode };
         insert(files, &s.path, token.clone().into_bytes(), mode)?;
+        if let Some(file) = files.get_mut(&s.path) {
+            file.user = user;
+        }
     }
     if source.cluster_trust_bundle.is_some() {
         return Err("this node does not support projections of type clusterTrustBundle".into());
@@ -179,6 +188,20 @@ fn projection(
         return Err("this node does not support projections of type podCertificate".into());
     }
     Ok(())
+}
+
+/// The user as whom all containers of a pod run, if there is one such.
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let users = containers
+        .map(|c| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod))
+        .collect::<Option<std::collections::BTreeSet<i64>>>()?;
+    match (users.len(), users.first()) {
+        (1, Some(user)) => u32::try_from(*user).ok(),
+        _ => None,
+    }
 }
 
 fn keys(
@@ -239,7 +262,7 @@ fn insert(files: &mut Files, path: &str, data: Vec<u8>, mode: i32) -> Result<(),
             "invalid path {path:?}: it must be relative and stay inside the volume"
         ));
     }
-    files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32 });
+    files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32, user: None });
     Ok(())
 }
 
@@ -270,7 +293,7 @@ mod tests {
         let seen = of(&pod, &volume, &sources, &tokens, &facts);
         let expected = expected.map_err(String::from).map(|files| {
             let file = |(path, data, mode): &(&str, &str, u32)| {
-                (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode })
+                (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode, user: None })
             };
             Content::Files(files.iter().map(file).collect())
         });
@@ -299,6 +322,25 @@ mod tests {
             Ok(&[("ca.crt", "1", 0o644), ("namespace", "n", 0o644), ("token", "t", 0o644)]),
         );
         check(json!({"name": "v", "configMap": {"name": "x", "optional": true}}), Ok(&[]));
+    }
+
+    #[test]
+    fn whose_a_token_is() {
+        let check = |spec: Value, expected: Option<u32>| {
+            let pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            assert_eq!(only_user(&pod), expected);
+        };
+        let as_user = |user: Value| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        check(json!({"containers": [as_user(json!(7))]}), Some(7));
+        check(json!({"containers": [as_user(json!(7)), as_user(json!(8))]}), None);
+        check(json!({"containers": [as_user(json!(null))]}), None);
+        let pods = json!({"runAsUser": 9});
+        check(json!({"securityContext": pods, "containers": [as_user(json!(null))]}), Some(9));
+        check(
+            json!({"securityContext": pods, "containers": [as_user(json!(7))],
+            "initContainers": [as_user(json!(null))]}),
+            None,
+        );
     }
 
     #[test]

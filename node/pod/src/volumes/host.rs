@@ -54,7 +54,8 @@ pub(super) fn is_mount(dir: &Path) -> bool {
 /// Undoes a mount if there is one; safe without.
 pub(super) fn unmount(dir: &Path) {
     if is_mount(dir)
-        && let Err(error) = rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        && let Err(error) =
+            rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
     {
         tracing::warn!(dir = %dir.display(), %error, "cannot unmount a volume");
     }
@@ -145,8 +146,12 @@ fn give(path: &Path, group: u32) -> io::Result<()> {
 /// bind mount. What leads out of the volume is refused.
 pub(crate) fn sub_path(volume: &Path, sub: &str, links: Option<&Path>) -> Result<PathBuf, String> {
     let relative = Path::new(sub);
+    // In the kubelet's words.
+    if relative.is_absolute() {
+        return Err(format!("error SubPath `{sub}` must not be an absolute path"));
+    }
     if relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("subPath {sub:?} must be relative and must not contain '..'"));
+        return Err(format!("unable to provision SubPath `{sub}`: must not contain '..'"));
     }
     let io = |e: io::Error| format!("cannot prepare subPath {sub:?}: {e}");
     let base = volume.canonicalize().map_err(io)?;

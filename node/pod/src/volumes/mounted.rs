@@ -14,7 +14,8 @@ use super::host::is_mount;
 /// A server that does not answer must not hold a pod's set-up for ever; it is tried again.
 const NFS_TIMEOUT: Duration = Duration::from_secs(120);
 /// Where distributions keep `mount.nfs`.
-const HELPERS: [&str; 4] = ["/sbin/mount.nfs", "/usr/sbin/mount.nfs", "/bin/mount.nfs", "/usr/bin/mount.nfs"];
+const HELPERS: [&str; 4] =
+    ["/sbin/mount.nfs", "/usr/sbin/mount.nfs", "/bin/mount.nfs", "/usr/bin/mount.nfs"];
 
 /// The files of an image's layers (lowest first), read-only.
 pub(super) fn image(dir: &Path, layers: &[PathBuf]) -> io::Result<()> {
@@ -62,7 +63,8 @@ pub(super) async fn nfs(dir: &Path, nfs: &Nfs) -> Result<(), String> {
         )
     };
     if !HELPERS.iter().any(|helper| Path::new(helper).exists()) {
-        let output = "this node has no mount.nfs: install its NFS client (package nfs-common, nfs-utils)";
+        let output =
+            "this node has no mount.nfs: install its NFS client (package nfs-common, nfs-utils)";
         return Err(failed("no helper program", output));
     }
     let run = tokio::process::Command::new("mount")
