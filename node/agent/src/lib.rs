@@ -25,6 +25,7 @@ mod reach;
 mod reports;
 mod serving;
 mod sessions;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -204,7 +205,7 @@ impl Agent {
         let directory = |cause| Error::Directory { path: config.data_dir.clone(), cause };
         std::fs::create_dir_all(&config.data_dir).map_err(directory)?;
         let ledger = Arc::new(ledger::Ledger::open(&config.data_dir)?);
-        let desired = Desired::load(ledger.clone())?;
+        let desired = Desired::load(ledger.clone(), &config.data_dir)?;
         let reports = Arc::new(reports::Outgoing::load(ledger.clone(), &config.name)?);
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
