@@ -36,6 +36,7 @@ mod shell;
 mod slow_bodies;
 mod streams;
 mod tls;
+mod usage;
 mod warnings;
 mod watches;
 mod webhooks;
