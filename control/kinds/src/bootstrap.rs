@@ -19,6 +19,7 @@ pub fn objects() -> Vec<Value> {
     objects.extend(token_controller());
     objects.extend(ingress_controller());
     objects.extend(local_path_provisioner());
+    objects.push(metrics_reader());
     objects
 }
 
@@ -113,6 +114,25 @@ fn local_path_provisioner() -> [Value; 2] {
         json!({ "apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["create"] }),
     ];
     own_role("system:rimward:local-path-provisioner", "local-path-provisioner", &rules)
+}
+
+/// Who may look at a namespace may see what its pods use: the role that metrics-server brings, under its name.
+fn metrics_reader() -> Value {
+    let aggregate = |to: &str| format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {
+            "name": "system:aggregated-metrics-reader",
+            "labels": {
+                "kubernetes.io/bootstrapping": "rbac-defaults",
+                aggregate("admin"): "true", aggregate("edit"): "true", aggregate("view"): "true",
+            },
+            "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "true" },
+        },
+        "rules": [{
+            "apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"],
+        }],
+    })
 }
 
 /// A role that Kubernetes does not have, and its binding to a ServiceAccount of kube-system.

@@ -165,6 +165,7 @@ fn schema_package(group: &str, version: &str) -> String {
         "apiregistration.k8s.io" => {
             format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}")
         }
+        "metrics.k8s.io" => format!("io.k8s.metrics.pkg.apis.metrics.{version}"),
         // rbac.authorization.k8s.io → rbac, flowcontrol.apiserver.k8s.io → flowcontrol, apps → apps.
         group => format!("io.k8s.api.{}.{version}", group.split('.').next().unwrap_or(group)),
     }
@@ -228,6 +229,8 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("", "PodTemplate") => apps::POD_TEMPLATE,
         ("", "ReplicationController") => apps::replicaset::REPLICATION_CONTROLLER,
         ("", "ComponentStatus") => cluster::COMPONENT_STATUS,
+        ("metrics.k8s.io", "NodeMetrics") => cluster::NODE_METRICS,
+        ("metrics.k8s.io", "PodMetrics") => cluster::POD_METRICS,
         ("apps", "Deployment") => apps::deployment::DEPLOYMENT,
         ("apps", "ReplicaSet") => apps::replicaset::REPLICASET,
         ("apps", "StatefulSet") => apps::statefulset::STATEFULSET,
@@ -293,7 +296,7 @@ mod tests {
     #[test]
     fn lookups() {
         let catalog = Catalog::builtin();
-        assert_eq!(catalog.all().len(), 68);
+        assert_eq!(catalog.all().len(), 70);
         #[track_caller]
         fn check(catalog: &Catalog, group: &str, resource: &str, schema: &str, storage: &str) {
             let kind = catalog.by_resource(group, "v1", resource).expect("is served");

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::{Core, Parts};
+use crate::{Core, Parts, stats};
 
 /// How long the control plane may take to send a request's head.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
@@ -49,6 +49,14 @@ async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -> Answer {
     match words.as_slice() {
         ["healthz"] => text(StatusCode::OK, "ok"),
         ["pods"] => pods(core).await,
+        ["stats", "summary"] => {
+            let query = request.uri().query().unwrap_or_default();
+            let brief = query.split('&').any(|pair| pair == "only_cpu_and_memory=true");
+            json(&stats::summary(core, parts, brief).await)
+        }
+        ["metrics", "resource"] => metrics(stats::resource_metrics(core, parts).await),
+        ["metrics", "cadvisor"] => metrics(stats::container_metrics(core, parts).await),
+        ["rimward", "usage"] => json(&stats::usage(core, parts).await),
         ["containerLogs", namespace, pod, container] => {
             let wanted = match log_request(container, request.uri().query().unwrap_or_default()) {
                 Ok(wanted) => wanted,
@@ -71,6 +79,16 @@ fn typed(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     let content_type = header::HeaderValue::from_static(content_type);
     answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    let bytes = serde_json::to_vec(value).expect("it has only string keys");
+    typed(StatusCode::OK, "application/json", bytes)
+}
+
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>
+fn metrics(text: String) -> Answer {
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
 /// The pods that are bound to this node, as the control plane told them: the ledger's bytes, since nothing

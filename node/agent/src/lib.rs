@@ -9,7 +9,7 @@
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
 //! pod needs from both, `serving` what the control plane asks for (`sessions` the streams of it, `api`
-//! the node's own), [`machine`] what this node is, [`node`] the assembly.
+//! the node's own, `stats` what it tells of usage), [`machine`] what this node is, [`node`] the assembly.
 
 pub mod desired;
 pub mod disk;
@@ -25,6 +25,7 @@ mod reach;
 mod reports;
 mod serving;
 mod sessions;
+mod stats;
 mod volumes;
 
 #[cfg(test)]
@@ -40,7 +41,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
 use rimward_node_pod::outside::{Attachment, Network};
-use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
+use rimward_node_pod::{LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
 use rimward_tunnel::packets::PacketLink;
@@ -120,6 +121,14 @@ pub trait PodHandler: Send + Sync + 'static {
     ) -> Result<RunningContainer, NoSession>;
     /// A pod's place in the network, for port-forward.
     fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession>;
+    /// What the running containers of all pods use.
+    async fn usage(&self) -> Vec<PodUsage> {
+        Vec::new()
+    }
+    /// What pods have written on this node's disk.
+    async fn disk(&self) -> Vec<PodDisk> {
+        Vec::new()
+    }
 }
 
 #[async_trait]
@@ -159,6 +168,14 @@ impl PodHandler for rimward_node_pod::Pods {
     fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession> {
         Self::attachment(self, namespace, name, uid)
     }
+
+    async fn usage(&self) -> Vec<PodUsage> {
+        Self::usage(self).await
+    }
+
+    async fn disk(&self) -> Vec<PodDisk> {
+        Self::disk(self).await
+    }
 }
 
 /// A running agent. Clones are handles.
@@ -181,6 +198,7 @@ pub(crate) struct Core {
     parts: watch::Sender<Option<Parts>>,
     images: watch::Sender<Vec<ContainerImage>>,
     disk: disk::Disk,
+    stats: stats::Stats,
     /// Held while a change is applied.
     applying: Arc<tokio::sync::Mutex<()>>,
     /// How the link ended for good.
@@ -222,6 +240,7 @@ impl Agent {
             parts: watch::Sender::new(None),
             images: watch::Sender::new(Vec::new()),
             disk,
+            stats: stats::Stats::default(),
             applying: Arc::default(),
             ended: watch::Sender::new(None),
             shutdown,

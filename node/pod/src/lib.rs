@@ -42,6 +42,7 @@ mod probe;
 mod references;
 mod sessions;
 mod sources;
+mod usage;
 mod volumes;
 
 pub mod logs;
@@ -53,6 +54,7 @@ mod tests;
 
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};
-pub use pods::{Allocatable, Config, ContainerUsage, Error, Pods, memory_dir};
+pub use pods::{Allocatable, Config, Error, Pods, memory_dir};
 pub use probe::connect_text;
 pub use sessions::{NoSession, RunningContainer};
+pub use usage::{ContainerUsage, DiskUsage, PodDisk, PodUsage};

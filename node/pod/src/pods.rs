@@ -19,8 +19,8 @@ use crate::logs::{self, LogError, LogRequest, LogWatch};
 use crate::outside::{Images, Network, Objects, Reports};
 use crate::record::{self, Record};
 use crate::references::References;
-use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Usage};
-use crate::state::{KnownRun, Phase, PodState};
+use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError};
+use crate::state::{KnownRun, PodState};
 use crate::task::{self, Handle};
 
 /// Events of one runtime that may wait for the pods to take them.
@@ -139,13 +139,6 @@ impl Node {
     }
 }
 
-/// One running container and what it uses, for node and pod metrics.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ContainerUsage {
-    pub id: RunId,
-    pub usage: Usage,
-}
-
 impl Pods {
     /// Connects to every runtime, learns what an earlier agent left running, and waits for the first
     /// [`Pods::set`]. When `shutdown` is cancelled, nothing is stopped: containers outlive the agent.
@@ -258,28 +251,13 @@ impl Pods {
         logs::open(handle, request).await
     }
 
-    /// What the pod's running containers use.
-    pub async fn usage(&self, uid: &str) -> Vec<ContainerUsage> {
-        let Some(handle) = self.inner.pods.lock().get(uid).cloned() else { return Vec::new() };
-        let running: Vec<(RunId, usize)> = handle.look(|state| {
-            let running = (0..state.containers.len())
-                .filter(|i| matches!(state.containers[*i].phase, Phase::Running(_)));
-            running
-                .map(|i| (state.run_id(i), state.containers[i].runtime.map_or(0, |r| r.0)))
-                .collect()
-        });
-        let mut list = Vec::with_capacity(running.len());
-        for (id, runtime) in running {
-            if let Some(usage) = self.inner.node.runtime(runtime).usage(&id).await {
-                list.push(ContainerUsage { id, usage });
-            }
-        }
-        list
-    }
-
     /// UIDs of all pods that still have something on this node.
     pub fn uids(&self) -> Vec<String> {
         self.inner.pods.lock().keys().map(|uid| uid.to_string()).collect()
+    }
+
+    pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
+        self.inner.pods.lock().values().cloned().collect()
     }
 
     pub(crate) fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {

@@ -27,7 +27,7 @@ use claimed::{Claimed, Source};
 use content::{Content, Tokens};
 
 /// No container can be called this.
-const FOLDER: &str = "_volumes";
+pub(crate) const FOLDER: &str = "_volumes";
 
 /// What set-up saw and left: enough to know later whether files are stale.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ pub mod quantity;
 pub mod resource;
 pub mod selector;
 pub mod status;
+pub mod usage;
 pub mod user;
 
 pub use block::Block;
