@@ -496,8 +496,11 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
             }
         }
     }
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        for source in container.env_from.iter().flatten() {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let all = containers.map(|c| (&c.env_from, &c.env));
+    for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {
+        for source in env_from.iter().flatten() {
             if let Some(source) = &source.config_map_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }
@@ -505,7 +508,7 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
                 add(ObjectKind::Secret, &source.name);
             }
         }
-        for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+        for source in env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
             if let Some(source) = &source.config_map_key_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }

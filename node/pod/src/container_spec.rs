@@ -1,6 +1,6 @@
 //! Everything that a runtime must know to start one container, from the pod's spec.
 
-mod linux;
+pub(crate) mod linux;
 
 pub(crate) use linux::pod_limits;
 
