@@ -52,6 +52,7 @@ mod paths;
 mod reviews;
 
 mod forward;
+mod lingering;
 mod proxy;
 mod streams;
 
