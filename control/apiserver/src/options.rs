@@ -315,6 +315,8 @@ fn go_json_error(bytes: &[u8], error: &serde_json::Error) -> String {
 pub struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,
+    /// `fieldManager` and `fieldValidation` as they were sent: what admission is shown.
+    pub sent: (String, String),
     pub validation: FieldValidation,
     pub force: bool,
 }
@@ -354,9 +356,16 @@ impl WriteOptions {
         if !errors.is_empty() {
             return Err(invalid(kind, &errors));
         }
+        let sent = (manager.to_owned(), text.to_owned());
         let manager = if manager.is_empty() { agent } else { manager };
         let manager = if manager.is_empty() { "unknown" } else { manager };
-        Ok(Self { dry_run, manager: manager.to_owned(), validation, force: force == Some(true) })
+        Ok(Self {
+            dry_run,
+            manager: manager.to_owned(),
+            sent,
+            validation,
+            force: force == Some(true),
+        })
     }
 }
 

@@ -49,7 +49,10 @@ async fn check(cluster: &Cluster, case: Case, strict: &str, warnings: &[&str]) {
         let texts: Vec<String> = answer
             .warnings()
             .iter()
-            .map(|w| w.trim_start_matches("299 - \"").trim_end_matches('"').replace("\\\"", "\""))
+            .map(|w| {
+                let quoted = w.strip_prefix("299 - \"").and_then(|w| w.strip_suffix('"'));
+                quoted.expect("a quoted text").replace("\\\"", "\"")
+            })
             .collect();
         assert_eq!(texts, expected, "{method} {content} {validation}");
     }
