@@ -241,6 +241,11 @@ impl Binder {
         if let Some(next) = volumes::volume_to(&volume, claim) {
             volume = self.client.update(&next).await?;
         }
+        if let Some(next) = bind::grown(&volume, claim) {
+            volume = self.client.update(&next).await?;
+            let message = "Resize volume succeeded";
+            self.recorder.event(claim, EventType::Normal, "VolumeResizeSuccessful", message);
+        }
         if let Some(next) = bind::volume_status(&volume, "Bound", "") {
             self.client.update_status(&next).await?;
         }

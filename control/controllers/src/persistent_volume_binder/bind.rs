@@ -4,6 +4,7 @@
 use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, PersistentVolumeStatus,
 };
+use rimward_api::local_volumes;
 use rimward_control_volumes as volumes;
 
 /// The claim, with this volume and marked as bound.
@@ -31,13 +32,28 @@ pub fn claim_status(
         None => (status.access_modes, status.capacity) = (None, None),
         Some(spec) => {
             status.access_modes = spec.access_modes.clone();
-            // Of a bound claim it is the resizer's.
-            if !was_bound || status.capacity.is_none() {
+            // Of a bound claim it is the resizer's: of a directory, which has any size, this controller.
+            if !was_bound || status.capacity.is_none() || volume.is_some_and(is_directory) {
                 status.capacity = spec.capacity.clone();
             }
         }
     }
     (next != *claim).then_some(next)
+}
+
+/// The volume, as large as its claim now wants it; a class that lets claims grow is why it may.
+pub fn grown(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<PersistentVolume> {
+    if !is_directory(volume) || volumes::requested(claim) <= volumes::capacity(volume) {
+        return None;
+    }
+    let mut next = volume.clone();
+    let wanted = claim.spec.as_ref().and_then(|s| s.resources.as_ref()?.requests.clone());
+    next.spec.get_or_insert_default().capacity = wanted;
+    Some(next)
+}
+
+fn is_directory(volume: &PersistentVolume) -> bool {
+    volumes::volume_annotation(volume, volumes::PROVISIONED_BY) == Some(local_volumes::PROVISIONER)
 }
 
 /// The volume with its phase. What a user may have said beside it stays while the phase does.

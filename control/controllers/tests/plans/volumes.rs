@@ -221,6 +221,24 @@ fn a_status_that_a_user_wrote_stays_while_the_phase_does() {
 }
 
 #[test]
+fn a_directory_grows_with_its_claim() {
+    let ours = json!({"pv.kubernetes.io/provisioned-by": "rimward.dev/local-path"});
+    let wants =
+        |size: &str| claim_with(json!({}), json!({"resources": {"requests": {"storage": size}}}));
+    assert_eq!(bind::grown(&volume_with(ours.clone(), json!({})), &wants("2Gi")), None);
+    assert_eq!(bind::grown(&volume_with(json!({}), json!({})), &wants("3Gi")), None);
+    let larger = bind::grown(&volume_with(ours, json!({})), &wants("3Gi")).expect("it grows");
+    let capacity = larger.spec.and_then(|s| s.capacity).expect("a capacity");
+    assert_eq!(capacity["storage"].0, "3Gi");
+    let mut claim = wants("3Gi");
+    claim.status = Some(read(json!({"phase": "Bound", "capacity": {"storage": "2Gi"}})));
+    let ours = json!({"pv.kubernetes.io/provisioned-by": "rimward.dev/local-path"});
+    let volume = volume_with(ours, json!({"capacity": {"storage": "3Gi"}}));
+    let told = bind::claim_status(&claim, "Bound", Some(&volume)).expect("it is told");
+    assert_eq!(told.status.and_then(|s| s.capacity).expect("a capacity")["storage"].0, "3Gi");
+}
+
+#[test]
 fn the_newest_default_class_counts() {
     let default = |name: &str, made: &str, is: &str| -> StorageClass {
         read(json!({"metadata": {"name": name, "creationTimestamp": made,
