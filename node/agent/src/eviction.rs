@@ -31,6 +31,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an Event says that something is short.
 const SAID_EVERY: Duration = Duration::from_secs(60);
+/// How long what a pod had takes to come free once its containers have ended: volumes in memory, caches.
+const SETTLE: Duration = Duration::from_secs(5);
 /// What a pod gets of its grace period when it is urgent.
 const GRACE_SECONDS: i64 = 1;
 
@@ -83,9 +85,15 @@ pub(crate) struct Evictor {
     limited: HashMap<String, Option<Arc<Demand>>>,
     /// When what was last said to be short.
     told: HashMap<Signal, Instant>,
-    /// The last pod that was ended, until it is gone.
-    ending: Option<(String, Instant)>,
+    /// The last pod that was ended, until it is gone, and then for a moment.
+    ending: Option<Ending>,
     measured: Option<Instant>,
+}
+
+struct Ending {
+    uid: String,
+    since: Instant,
+    gone: Option<Instant>,
 }
 
 impl Evictor {
@@ -133,15 +141,21 @@ impl Evictor {
         }
     }
 
-    /// Whether the pod that was ended last is still about to go.
+    /// Whether the pod that was ended last is still about to go, or its room about to show.
     async fn is_busy(&mut self, node: &Around<'_>) -> bool {
-        let Some((uid, since)) = &self.ending else { return false };
-        let runs =
-            since.elapsed() < PATIENCE && node.pods.usage().await.iter().any(|pod| pod.uid == *uid);
-        if !runs {
+        let Some(ending) = &mut self.ending else { return false };
+        if ending.gone.is_none() {
+            let runs = node.pods.usage().await.iter().any(|pod| pod.uid == ending.uid);
+            ending.gone = (!runs).then(Instant::now);
+        }
+        let busy = match ending.gone {
+            Some(gone) => gone.elapsed() < SETTLE,
+            None => ending.since.elapsed() < PATIENCE,
+        };
+        if !busy {
             self.ending = None;
         }
-        runs
+        busy
     }
 
     /// Ends the pods that have written more than they may.
@@ -175,7 +189,8 @@ impl Evictor {
             let grace = if met.hard { GRACE_SECONDS } else { node.soft_grace_seconds };
             if node.pods.evict(&subject.uid, message.clone(), true, grace) {
                 tracing::warn!(pod = subject.demand.name, message, "a pod was evicted");
-                self.ending = Some((subject.uid.clone(), Instant::now()));
+                self.ending =
+                    Some(Ending { uid: subject.uid.clone(), since: Instant::now(), gone: None });
                 return Some(subject.uid);
             }
         }
