@@ -51,6 +51,7 @@ mod paths;
 mod reviews;
 
 mod forward;
+mod lingering;
 mod proxy;
 mod streams;
 
