@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::local_volumes;
 
 use crate::Config;
-use crate::disk::Disk;
+use crate::pressure::{Kind, Pressure};
 
 /// What pods may not have: room for the node itself, as the kubelet's eviction thresholds leave it.
 const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
@@ -145,7 +145,7 @@ pub fn describe(
     config: &Config,
     server: &str,
     ready: bool,
-    disk: &Disk,
+    pressure: &Pressure,
     images: Vec<ContainerImage>,
 ) -> Node {
     let mut labels: BTreeMap<String, String> = config.labels.clone();
@@ -175,7 +175,7 @@ pub fn describe(
                 address("InternalIP", ip.to_string()),
                 address("Hostname", config.name.clone()),
             ]),
-            conditions: Some(conditions(ready, disk)),
+            conditions: Some(conditions(ready, pressure)),
             images: (!images.is_empty()).then_some(images),
             node_info: Some(NodeSystemInfo {
                 architecture: architecture().into(),
@@ -196,7 +196,7 @@ pub fn describe(
 }
 
 /// The conditions of <https://kubernetes.io/docs/reference/node/node-status/#condition>.
-fn conditions(ready: bool, disk: &Disk) -> Vec<NodeCondition> {
+fn conditions(ready: bool, pressure: &Pressure) -> Vec<NodeCondition> {
     let condition = |type_: &str, status: &str, reason: &str, message: &str| NodeCondition {
         type_: type_.into(),
         status: status.into(),
@@ -209,15 +209,13 @@ fn conditions(ready: bool, disk: &Disk) -> Vec<NodeCondition> {
     } else {
         condition("Ready", "False", "KubeletNotReady", "the agent is starting")
     };
-    let (full, why, told) = disk.condition();
+    let under = |type_: &str, kind: Kind| {
+        let (status, reason, message) = pressure.condition(kind);
+        condition(type_, status, reason, &message)
+    };
     vec![
-        condition(
-            "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "the node has enough memory",
-        ),
-        condition("DiskPressure", full, why, &told),
+        under("MemoryPressure", Kind::Memory),
+        under("DiskPressure", Kind::Disk),
         condition(
             "PIDPressure",
             "False",

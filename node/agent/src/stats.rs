@@ -89,7 +89,7 @@ impl Stats {
         {
             return disk.clone();
         }
-        let disk = Arc::new(pods.disk().await);
+        let disk = Arc::new(pods.disk(None).await);
         *kept = Some((Instant::now(), disk.clone()));
         disk
     }

@@ -256,6 +256,10 @@ impl Pods {
         self.inner.pods.lock().keys().map(|uid| uid.to_string()).collect()
     }
 
+    pub(crate) fn runtimes(&self) -> &[Arc<dyn Runtime>] {
+        &self.inner.node.config.runtimes
+    }
+
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
         self.inner.pods.lock().values().cloned().collect()
     }

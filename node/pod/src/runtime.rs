@@ -260,6 +260,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
 
+    /// The images of all runs that it knows and whose files it still needs.
+    fn images(&self) -> Vec<Image> {
+        Vec::new()
+    }
+
     /// The directory that holds what a run has written into its root file system, if it has one.
     fn written(&self, _id: &RunId) -> Option<PathBuf> {
         None

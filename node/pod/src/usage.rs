@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 
+use crate::outside::{Image, ImageForm};
 use crate::pods::Pods;
 use crate::runtime::{RunId, Usage};
-use crate::state::Phase;
+use crate::state::{ImageStep, Phase};
 use crate::task::Handle;
 use crate::volumes::FOLDER;
 
@@ -51,6 +53,15 @@ pub struct PodDisk {
     pub rootfs: BTreeMap<String, DiskUsage>,
     /// Volumes that are directories of this node: not those of the host, nor claims.
     pub volumes: BTreeMap<String, DiskUsage>,
+}
+
+/// What containers are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImagesInUse {
+    /// Of manifests.
+    pub digests: HashSet<String>,
+    /// Layers and files.
+    pub paths: HashSet<PathBuf>,
 }
 
 impl std::ops::AddAssign for DiskUsage {
@@ -132,9 +143,61 @@ impl Pods {
         pods
     }
 
-    /// What pods have written on this node's disk. Walks their directories: not for every request.
-    pub async fn disk(&self) -> Vec<PodDisk> {
-        let handles = self.handles();
+    /// The images of all containers that are there or about to start.
+    pub fn images(&self) -> ImagesInUse {
+        let mut all = ImagesInUse::default();
+        let mut add = |image: &Image| {
+            all.digests.insert(image.digest.clone());
+            match &image.form {
+                ImageForm::Wasm { file, .. } => drop(all.paths.insert(file.clone())),
+                ImageForm::Linux { layers, .. } => all.paths.extend(layers.iter().cloned()),
+            }
+        };
+        let mut ids = Vec::new();
+        for handle in self.handles() {
+            handle.peek(|state| {
+                for container in &state.containers {
+                    if let ImageStep::Ready(image) = &container.image {
+                        add(image);
+                    }
+                    ids.extend(container.image_id.split_once('@').map(|(_, d)| d.to_owned()));
+                }
+            });
+        }
+        self.runtimes().iter().flat_map(|runtime| runtime.images()).for_each(|image| add(&image));
+        all.digests.extend(ids);
+        all
+    }
+
+    /// UIDs of the pods that are not over, nor about to end.
+    pub fn active(&self) -> Vec<String> {
+        let active = |handle: &Arc<Handle>| {
+            handle.peek(|state| {
+                state.loaded && !state.orphan && state.ended.is_none() && state.ending.is_none()
+            })
+        };
+        self.handles().iter().filter(|h| active(h)).map(|h| h.uid.to_string()).collect()
+    }
+
+    /// A pod as the control plane told it.
+    pub fn object(&self, uid: &str) -> Option<Arc<Pod>> {
+        Some(self.find("", "", uid)?.look(|state| state.pod.clone()))
+    }
+
+    /// Ends a pod for good: Failed, `Evicted`, with a message that says why. `disrupted` tells that the node
+    /// needs room, not that the pod did wrong. Answers whether there was such a pod to end.
+    pub fn evict(&self, uid: &str, message: String, disrupted: bool, grace_seconds: i64) -> bool {
+        let handle = self.find("", "", uid);
+        handle.is_some_and(|handle| {
+            handle.apply(|state, now| state.evict(message, disrupted, grace_seconds, now))
+        })
+    }
+
+    /// What pods have written on this node's disk, all or only some. Walks their directories: not for every
+    /// request.
+    pub async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
+        let mut handles = self.handles();
+        handles.retain(|handle| only.as_ref().is_none_or(|only| only.contains(&*handle.uid)));
         let measured = tokio::task::spawn_blocking(move || {
             handles.iter().map(|handle| disk_of(handle)).collect()
         });

@@ -31,6 +31,11 @@ impl Memory {
         self.capacity_bytes.saturating_sub(self.working_set_bytes)
     }
 
+    /// What is used now.
+    pub fn now() -> Self {
+        Self::of(&read("/proc/meminfo"))
+    }
+
     fn of(info: &str) -> Self {
         let machine = Self::of_machine(info);
         let bounded = memory_cgroup().filter(|(_, limit)| *limit < machine.capacity_bytes);
