@@ -12,8 +12,9 @@ use super::{
 };
 use crate::outside::{Attachment, Image, ImageError};
 use crate::probe::{self, Outcome, Probe, Verdict};
+use crate::record::Ended;
 use crate::restart::{Backoff, restarts, retry_delay};
-use crate::runtime::{Exit, RunId, RuntimeEvent, StartError};
+use crate::runtime::{Exit, Identity, RunId, RuntimeEvent, StartError};
 use crate::status::Kind;
 use crate::volumes::{self, Mounted};
 
@@ -81,6 +82,16 @@ impl PodState {
     pub fn grace_seconds(&self) -> i64 {
         let deletion = self.pod.metadata.deletion_grace_period_seconds;
         deletion.or(self.spec().termination_grace_period_seconds).unwrap_or(30).max(0)
+    }
+
+    /// This node does not take the pod: it has failed, and nothing of it begins.
+    pub fn reject(&mut self, reason: &str, why: &str, now: Timestamp) {
+        let message = format!("Pod was rejected: {why}");
+        self.event(true, reason, message.clone());
+        self.ended = Some(Ended { succeeded: false, reason: reason.into(), message });
+        self.rejected = true;
+        self.save(Durability::Power);
+        self.end(0, now);
     }
 
     pub fn remove(&mut self, now: Timestamp) {
@@ -209,13 +220,19 @@ impl PodState {
     }
 
     /// The answer of `Runtime::start`.
-    pub fn started(&mut self, id: &RunId, result: Result<(), StartFailure>, now: Timestamp) {
+    pub fn started(
+        &mut self,
+        id: &RunId,
+        result: Result<Option<Identity>, StartFailure>,
+        now: Timestamp,
+    ) {
         let Some(index) = self.find(id) else { return };
         let Phase::Starting(starting) = &mut self.containers[index].phase else { return };
         let (early, at) = (starting.early_exit.take(), starting.started_at.unwrap_or(now));
         let prior_backoff = starting.prior_backoff;
         match result {
-            Ok(()) => {
+            Ok(identity) => {
+                self.containers[index].identity = identity.map(Box::new);
                 self.container_event(index, false, "Created", "Container created".into());
                 self.container_event(index, false, "Started", "Container started".into());
                 self.run(index, at);
@@ -239,6 +256,12 @@ impl PodState {
                     self.containers[index].trouble = Some(Box::new(shown));
                 }
             }
+        }
+    }
+
+    pub fn identified(&mut self, id: &RunId, identity: Identity) {
+        if let Some(index) = self.find(id) {
+            self.containers[index].identity = Some(Box::new(identity));
         }
     }
 
@@ -388,6 +411,10 @@ impl PodState {
         let text = kind.text();
         match &outcome {
             Outcome::Success => {}
+            Outcome::Warned(why) => {
+                let message = format!("{text} probe warning: {why}");
+                self.container_event(index, true, "ProbeWarning", message);
+            }
             Outcome::Failure(why) => {
                 self.container_event(
                     index,
