@@ -397,7 +397,7 @@ mod tests {
         );
         check(
             json!({"volumes": [{"name": "d", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts": [{"name": "d", "mountPath": "/v", "subPathExpr": "$(NONE)"}]}]}),
-            "failed to expand subPath for volumeMount \"/v\": missing value for \"$(NONE)\"",
+            "failed to expand subPath for volumeMount \"/v\": missing value for NONE",
         );
     }
 }
