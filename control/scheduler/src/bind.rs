@@ -152,6 +152,7 @@ impl Binder {
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
             "lastTransitionTime": since.unwrap_or(Time(Timestamp::now())),
+            "observedGeneration": pod.pod.metadata.generation,
         });
         let patch = Patch::strategic(json!({
             "metadata": {"uid": &*pod.uid}, "status": {"conditions": [condition]},

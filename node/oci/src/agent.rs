@@ -19,8 +19,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
-    Usage,
+    ContainerSpec, ExecRequest, Exit, Identity, Known, RunId, Runtime, RuntimeEvent, StartError,
+    Streams, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -305,6 +305,19 @@ impl Runtime for OciRuntime {
             this.cgroups.remove_pod(&uid);
         };
         let _finished_or_panicked = tokio::task::spawn_blocking(work).await;
+    }
+
+    async fn identity(&self, id: &RunId) -> Option<Identity> {
+        let dir = self.0.runs.lock().get(id)?.dir.clone();
+        let config: serde_json::Value = dir.read("config.json").ok()?;
+        let user = config.pointer("/process/user")?;
+        let gid = user["gid"].as_i64()?;
+        let additional = user["additionalGids"].as_array().into_iter().flatten();
+        let mut groups: Vec<i64> = additional.filter_map(serde_json::Value::as_i64).collect();
+        groups.push(gid);
+        groups.sort_unstable();
+        groups.dedup();
+        Some(Identity { uid: user["uid"].as_i64()?, gid, groups })
     }
 
     async fn usage(&self, id: &RunId) -> Option<Usage> {

@@ -34,7 +34,11 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
             {
                 watch(&h, &failure.seen);
             }
-            h.apply(|state, now| state.started(&id, result, now));
+            let identity = match &result {
+                Ok(()) => h.node.runtime(runtime).identity(&id).await,
+                Err(_) => None,
+            };
+            h.apply(|state, now| state.started(&id, result.map(|()| identity), now));
         }),
         Action::PostStart { index, id, runtime, hook } => spawn(async move {
             let result = run_hook(&h, index, &id, runtime, &hook, None).await;

@@ -4,6 +4,8 @@ pub(crate) mod linux;
 
 pub(crate) use linux::pod_limits;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -50,12 +52,13 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         pod_namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         pod_name: pod.metadata.name.clone().unwrap_or_default(),
         spec_hash: hash(container),
-        argv: argv(container, image, &env),
+        // Only what the pod gives is expanded, not what the image has.
+        argv: argv(container, image, &given.env),
         working_dir: match container.working_dir.as_deref() {
             Some(dir) if !dir.is_empty() => dir.to_owned(),
             _ => parts(image).3.to_owned(),
         },
-        mounts: mounts(spec, container, given.places, &env)?,
+        mounts: mounts(spec, container, given.places, &given.env)?,
         pod_ip,
         bind_ip: attachment.bind_ip,
         netns: attachment.netns.clone(),
@@ -180,7 +183,8 @@ fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, St
     }
     let mut supplemental_gids = pod.and_then(|p| p.supplemental_groups.clone()).unwrap_or_default();
     supplemental_gids.extend(pod.and_then(|p| p.fs_group));
-    Ok(User { uid, gid, supplemental_gids })
+    let policy = pod.and_then(|p| p.supplemental_groups_policy.as_deref());
+    Ok(User { uid, gid, supplemental_gids, strict_groups: policy == Some("Strict") })
 }
 
 /// runAsNonRoot, in the kubelet's words. A component is never root, whatever its image says.
@@ -267,13 +271,21 @@ fn is_atomic(volume: &Volume) -> bool {
 
 fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, String> {
     if let Some(expression) = mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
-        let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        let path = expand(expression, get);
-        // What was not replaced is a variable that there is not.
-        if path.contains("$(") {
+        let missing = RefCell::new(BTreeSet::new());
+        let path = expand(expression, |name| {
+            let value = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            let value = value.filter(|value| !value.is_empty());
+            if value.is_none() {
+                missing.borrow_mut().insert(name.to_owned());
+            }
+            value
+        });
+        let missing: Vec<String> = missing.into_inner().into_iter().collect();
+        if !missing.is_empty() {
             return Err(format!(
-                "failed to expand subPath for volumeMount {:?}: missing value for {path:?}",
-                mount.mount_path
+                "failed to expand subPath for volumeMount {:?}: missing value for {}",
+                mount.mount_path,
+                missing.join(", ")
             ));
         }
         return Ok(Some(path));
@@ -367,7 +379,12 @@ mod tests {
         );
         assert_eq!(
             spec.user,
-            User { uid: Some(1000), gid: Some(9), supplemental_gids: vec![8, 7] }
+            User {
+                uid: Some(1000),
+                gid: Some(9),
+                supplemental_gids: vec![8, 7],
+                strict_groups: false
+            }
         );
         assert_eq!(
             spec.env,
@@ -400,7 +417,7 @@ mod tests {
         );
         check(
             json!({"volumes": [{"name": "d", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts": [{"name": "d", "mountPath": "/v", "subPathExpr": "$(NONE)"}]}]}),
-            "failed to expand subPath for volumeMount \"/v\": missing value for \"$(NONE)\"",
+            "failed to expand subPath for volumeMount \"/v\": missing value for NONE",
         );
     }
 }

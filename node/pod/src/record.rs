@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outside::Attachment;
 use crate::restart::Backoff;
-use crate::runtime::Exit;
+use crate::runtime::{Exit, Identity};
 use crate::volumes::Mounted;
 
 /// No container or volume can be called this: their names have no underscore.
@@ -48,6 +48,8 @@ pub(crate) struct Record {
 pub(crate) struct RunRecord {
     pub attempt: u32,
     pub spec_hash: String,
+    #[serde(default)]
+    pub identity: Option<Identity>,
     pub image_id: String,
     pub runtime: String,
     /// None while it runs, as far as the agent knew.

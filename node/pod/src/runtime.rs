@@ -90,6 +90,18 @@ pub struct User {
     pub uid: Option<i64>,
     pub gid: Option<i64>,
     pub supplemental_gids: Vec<i64>,
+    /// `supplementalGroupsPolicy: Strict`: what the image says of the user's groups does not hold.
+    #[serde(default)]
+    pub strict_groups: bool,
+}
+
+/// Who a container's program really is, as its pod's status shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub uid: i64,
+    pub gid: i64,
+    /// The primary one among them.
+    pub groups: Vec<i64>,
 }
 
 /// A prepared directory or file of the node, seen by the container at a path.
@@ -107,6 +119,10 @@ pub struct Dns {
     pub servers: Vec<std::net::SocketAddr>,
     pub searches: Vec<String>,
     pub ndots: u8,
+    /// Others than ndots, as resolv.conf has them: `name` or `name:value`. Only the C library of a container
+    /// knows what to make of them.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 /// What a runtime says without being asked.
@@ -257,6 +273,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The pod is over and its runs were removed: what they shared goes too. Not known is fine.
     async fn release(&self, _pod_uid: &str) {}
+
+    /// Who a run that was started is, if it is a user of the system at all.
+    async fn identity(&self, _id: &RunId) -> Option<Identity> {
+        None
+    }
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
 

@@ -15,7 +15,7 @@ use crate::outside::{Attachment, Image};
 use crate::probe::{self, Probe};
 use crate::record::{Ended, Record};
 use crate::restart::{Backoff, go_seconds, restarts, restarts_all};
-use crate::runtime::{Exit, RunId, StartError};
+use crate::runtime::{Exit, Identity, RunId, StartError};
 use crate::sources::Name;
 use crate::status::{Kind, Transitions};
 use crate::volumes::Mounted;
@@ -136,6 +136,8 @@ pub(crate) struct ContainerState {
     pub runtime: Option<(usize, &'static str)>,
     /// Of the current run.
     pub spec_hash: String,
+    /// Of the newest run, if its runtime knows users.
+    pub identity: Option<Box<Identity>>,
     pub backoff: Option<Backoff>,
     pub trouble: Option<Box<Trouble>>,
     /// Its definition changed: it starts again whatever the restart policy says.
@@ -399,6 +401,7 @@ impl ContainerState {
             image_id: String::new(),
             runtime: None,
             spec_hash: String::new(),
+            identity: None,
             backoff: None,
             trouble: None,
             replace: false,

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::record::Ended;
 use crate::restart;
-use crate::runtime::{Exit, RunId};
+use crate::runtime::{Exit, Identity, RunId};
 
 /// What a status is made of.
 #[derive(Clone, Debug)]
@@ -69,6 +69,8 @@ pub(crate) struct Container {
     pub state: State,
     pub last: Option<Exit>,
     pub restarts: u32,
+    pub identity: Option<Identity>,
+    pub mounts: Vec<api::VolumeMountStatus>,
     pub started: bool,
     pub ready: bool,
 }
@@ -162,6 +164,14 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         // Neither is said of what serves nobody.
         started: (c.kind != Kind::Ephemeral).then_some(c.started),
         ready: c.ready && c.kind != Kind::Ephemeral,
+        user: c.identity.as_ref().map(|identity| api::ContainerUser {
+            linux: Some(api::LinuxContainerUser {
+                uid: identity.uid,
+                gid: identity.gid,
+                supplemental_groups: Some(identity.groups.clone()),
+            }),
+        }),
+        volume_mounts: (!c.mounts.is_empty()).then(|| c.mounts.clone()),
         ..Default::default()
     }
 }

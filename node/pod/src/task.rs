@@ -15,7 +15,7 @@ use crate::act;
 use crate::pods::Node;
 use crate::record::{self, Record};
 use crate::sources::{Name, Sources};
-use crate::state::{ContainerState, Durability, KnownRun, PodState, Setup};
+use crate::state::{ContainerState, Durability, KnownRun, Phase, PodState, Setup};
 use crate::status;
 use crate::steps::{self, Plan};
 use crate::volumes::Places;
@@ -149,10 +149,31 @@ impl Handle {
             state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
             seen
         });
+        self.ask_who_runs();
         self.node.references.resume(&self.key.namespace, &self.uid, &seen);
         if !seen.is_empty() {
             let handle = self.clone();
             tokio::spawn(async move { handle.catch_up(seen).await });
+        }
+    }
+
+    /// Who adopted runs are was not written down before they ended.
+    fn ask_who_runs(self: &Arc<Self>) {
+        let runs = self.look(|state| {
+            let unknown = (0..state.containers.len()).filter(|i| {
+                let c = &state.containers[*i];
+                c.identity.is_none() && matches!(c.phase, Phase::Running(_))
+            });
+            let run = |i: usize| Some((state.run_id(i), state.containers[i].runtime?.0));
+            unknown.filter_map(run).collect::<Vec<_>>()
+        });
+        for (id, runtime) in runs {
+            let handle = self.clone();
+            tokio::spawn(async move {
+                if let Some(identity) = handle.node.runtime(runtime).identity(&id).await {
+                    handle.apply(|state, _| state.identified(&id, identity));
+                }
+            });
         }
     }
 

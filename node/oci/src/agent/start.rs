@@ -166,8 +166,10 @@ fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
         true => std::fs::read_to_string("/proc/sys/kernel/hostname")?,
         false => format!("{}\n", spec.linux.hostname),
     };
+    let machine = spec.linux.host_network.then(|| std::fs::read_to_string("/etc/hosts"));
+    let machine = machine.map(Result::unwrap_or_default);
     for (name, text) in [
-        ("etc/hosts", spec::files::hosts(spec)),
+        ("etc/hosts", spec::files::hosts(spec, machine.as_deref())),
         ("etc/hostname", hostname),
         ("etc/resolv.conf", spec::files::resolv_conf(&spec.dns)),
     ] {

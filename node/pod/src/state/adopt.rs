@@ -5,9 +5,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::{
-    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup,
-};
+use super::{Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup};
 use crate::admission::{self, Rejection};
 use crate::record::{Ended, Record, RunRecord};
 use crate::runtime::{Exit, Known};
@@ -133,6 +131,7 @@ impl PodState {
             c.attempt = run.attempt;
             c.image_id.clone_from(&run.image_id);
             c.spec_hash.clone_from(&run.spec_hash);
+            c.identity = run.identity.clone().map(Box::new);
             c.last = run.last.clone().map(Box::new);
             c.backoff = run.backoff.filter(|_| same_boot);
             match &run.exit {
@@ -253,14 +252,9 @@ impl PodState {
         {
             return;
         }
-        let Err(Rejection { reason, message }) = admission::check(self.spec()) else { return };
-        let message = format!("Pod was rejected: {message}");
-        self.event(true, reason, message.clone());
-        self.ended =
-            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
-        self.rejected = true;
-        self.save(Durability::Process);
-        self.end(0, now);
+        if let Err(Rejection { reason, message }) = admission::check(self.spec()) {
+            self.reject(reason, &message, now);
+        }
     }
 
     /// What init containers had prepared may be gone: they do their work again.
@@ -321,6 +315,7 @@ fn run_record(c: &ContainerState) -> Option<RunRecord> {
     Some(RunRecord {
         attempt,
         spec_hash: c.spec_hash.clone(),
+        identity: c.identity.as_deref().cloned(),
         image_id,
         runtime: c.runtime.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         exit,

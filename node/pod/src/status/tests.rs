@@ -43,6 +43,8 @@ fn container(text: &str, index: usize) -> Container {
         container_id: String::new(),
         last_container_id: String::new(),
         state,
+        identity: None,
+        mounts: Vec::new(),
         restarts: u32::from(last.is_some()),
         last,
         started: running && !rest.contains(&"starting"),
