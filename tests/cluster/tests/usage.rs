@@ -76,7 +76,10 @@ fn usage_archives_and_evictions() {
     assert!(node.contains("Mi") && node.contains('%'), "{node}");
     let table = cluster.ok(&["get", "podmetrics.metrics.k8s.io"]);
     assert!(table.starts_with("NAME") && table.contains("WINDOW"), "{table}");
-    let name = cluster.get(&["nodes"])["items"][0]["metadata"]["name"].as_str().expect("a name").to_owned();
+    let name = cluster.get(&["nodes"])["items"][0]["metadata"]["name"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
     let proxy = format!("/api/v1/nodes/{name}/proxy");
     let summary: Value =
         serde_json::from_str(&cluster.ok(&["get", "--raw", &format!("{proxy}/stats/summary")]))
@@ -100,7 +103,10 @@ fn usage_archives_and_evictions() {
     });
     assert_eq!(evicted["status"]["phase"], "Failed");
     let message = evicted["status"]["message"].as_str().unwrap_or_default();
-    assert_eq!(message.trim_end(), "Usage of EmptyDir volume \"scratch\" exceeds the limit \"1Mi\".");
+    assert_eq!(
+        message.trim_end(),
+        "Usage of EmptyDir volume \"scratch\" exceeds the limit \"1Mi\"."
+    );
     assert_eq!(condition(&evicted, "DisruptionTarget"), "", "it is the pod's own doing");
     assert!(cluster.ok(&["get", "events"]).contains("Evicted"));
 
