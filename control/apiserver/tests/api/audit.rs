@@ -113,7 +113,8 @@ async fn webhooks_annotate() {
 #[tokio::test]
 async fn requests_have_an_id() {
     let (cluster, lines) = audited("Metadata").await;
-    let id = |answer: &crate::cluster::Answer| answer.headers["audit-id"].to_str().unwrap().to_owned();
+    let id =
+        |answer: &crate::cluster::Answer| answer.headers["audit-id"].to_str().unwrap().to_owned();
     let told = |verb: &str| {
         let lines = lines.0.lock().unwrap();
         lines.iter().rfind(|l| l["verb"] == verb).unwrap()["auditID"].clone()
