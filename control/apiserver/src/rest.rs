@@ -31,6 +31,7 @@ pub mod log;
 pub mod on_node;
 pub mod scale;
 pub mod token;
+pub mod usage;
 pub mod write;
 
 use write::{Author, Change, Written};
@@ -175,6 +176,9 @@ pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<St
     if components::are(served) {
         let mut all = components::all(server, served).into_iter();
         return all.find(|c| c.name() == key.name).ok_or_else(missing);
+    }
+    if usage::is(served) {
+        return usage::one(server, served, key).await?.ok_or_else(missing);
     }
     let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
     let entry = entry.ok_or_else(missing)?;

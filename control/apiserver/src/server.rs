@@ -30,6 +30,7 @@ use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
 use crate::rest::components::Component;
+use crate::rest::usage::Usages;
 use crate::served::Registry;
 use crate::views::{self, Shared};
 use crate::{bootstrap, sweep};
@@ -86,6 +87,7 @@ pub(crate) struct Inner {
     pub stop: CancellationToken,
     pub plugins: Plugins,
     pub components: RwLock<Vec<Component>>,
+    pub usages: Usages,
     // Prefixes that every pod or token asks for.
     pub namespaces_prefix: String,
     pub service_accounts_prefix: String,
@@ -214,6 +216,7 @@ impl ApiServer {
             stop,
             plugins,
             components: RwLock::default(),
+            usages: Usages::default(),
             config,
         });
         definitions.attach(&inner);

@@ -14,7 +14,7 @@ use crate::negotiate::{self, Encoding, Form, Shape};
 use crate::options::{At, ListOptions, encode_continue, inconsistent_continue};
 use crate::protobuf;
 use crate::request::Call;
-use crate::rest::components;
+use crate::rest::{components, usage};
 use crate::served::Served;
 use crate::server::Inner;
 use crate::table;
@@ -41,6 +41,10 @@ pub async fn list(
     if components::are(served) {
         let mut items = components::all(server, served);
         items.retain(|c| options.matches(&c.record, c.name()));
+        return answer(server, call, served, form, &items, &ListMeta::none(0));
+    }
+    if usage::is(served) {
+        let items = usage::all(server, served, namespace, options).await?;
         return answer(server, call, served, form, &items, &ListMeta::none(0));
     }
     let mut reader = Reader::start(server, served, namespace, options).await?;

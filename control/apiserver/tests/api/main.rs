@@ -38,6 +38,7 @@ mod slow_bodies;
 mod streams;
 mod tls;
 mod tracking;
+mod usage;
 mod warnings;
 mod watches;
 mod webhooks;
