@@ -158,7 +158,7 @@ spec:
     let case = Case::new("PATCH", &one, OPERATIONS, operations);
     check(&cluster, case, &strict(&of_operations), &of_operations).await;
 
-    let applied = deployment("\n\"paused\":true,\"paused\":false,\n", ",\"image\":\"j\"");
+    let applied = deployment("\n\"paused\":true,\"paused\":false,\n", ",\"image\":\"i\"");
     let lines =
         [r#"line 3: key "paused" already set in map"#, r#"line 6: key "image" already set in map"#];
     let why = format!(

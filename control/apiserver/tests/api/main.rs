@@ -37,6 +37,7 @@ mod shell;
 mod slow_bodies;
 mod streams;
 mod tls;
+mod tracking;
 mod usage;
 mod warnings;
 mod watches;

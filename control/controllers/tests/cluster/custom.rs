@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use http::Method;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use rimward_client::{DeleteOptions, Error, Propagation, Resource};
 use serde_json::{Value, json};
 
@@ -233,5 +234,44 @@ async fn they_go_with_their_namespace() {
     object["metadata"]["finalizers"] = json!([]);
     cluster.call(Method::PUT, &path, Some(&object)).await.unwrap();
     cluster.until::<Namespace>("it goes", |all| all.get("", "ns").is_none()).await;
+    cluster.stop().await;
+}
+
+/// A budget in percent asks how many pods their owner shall have, also if that is of a custom kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_asks_for_their_scale() {
+    let cluster = Cluster::start().await;
+    let mut widgets = definition("widgets", "Widget", &["v1"]);
+    widgets["spec"]["versions"][0]["subresources"] = json!({ "scale": {
+        "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas" } });
+    cluster.define(widgets).await;
+    cluster.define(definition("gadgets", "Gadget", &["v1"])).await;
+    let widget = cluster.make("widgets", "v1", "default", json!({ "name": "w" })).await;
+    let path = resource("widgets", "v1").path("default", "w", "scale");
+    let scale = json!({ "metadata": { "name": "w", "namespace": "default" }, "spec": { "replicas": 4 } });
+    cluster.call(Method::PUT, &path, Some(&scale)).await.unwrap();
+    let pod = |name: &str, owner: Value| {
+        json!({ "metadata": { "name": name, "namespace": "default", "labels": { "app": "w" }, "ownerReferences": [owner] },
+            "spec": { "containers": [{ "name": "c", "image": "v1" }] } })
+    };
+    cluster.apply::<Pod>(pod("a", owner(&widget))).await;
+    let budget = json!({ "metadata": { "name": "b", "namespace": "default" }, "spec": {
+        "minAvailable": "50%", "selector": { "matchLabels": { "app": "w" } } } });
+    cluster.apply::<PodDisruptionBudget>(budget).await;
+    let status = |b: &PodDisruptionBudget| b.status.clone().unwrap_or_default();
+    cluster
+        .until_one::<PodDisruptionBudget>("b", "half of four shall be healthy", |b| {
+            (status(b).expected_pods, status(b).desired_healthy) == (Some(4), Some(2))
+        })
+        .await;
+    // What has no scale is told of.
+    let gadget = cluster.make("gadgets", "v1", "default", json!({ "name": "g" })).await;
+    cluster.apply::<Pod>(pod("other", owner(&gadget))).await;
+    cluster
+        .until_one::<PodDisruptionBudget>("b", "it says why it cannot be counted", |b| {
+            let why = "gadgets.example.com does not implement the scale subresource";
+            status(b).conditions.iter().flatten().any(|c| c.message == why)
+        })
+        .await;
     cluster.stop().await;
 }
