@@ -54,6 +54,8 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             node_ip: None,
             pods_max: options.max_pods,
             eviction_hard: options.eviction_hard,
+            // The node's assembly adds them.
+            handlers: Vec::new(),
             version: env!("CARGO_PKG_VERSION").into(),
         },
         user_mode,

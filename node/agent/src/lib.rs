@@ -39,6 +39,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
 use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::runtime::Handler;
 use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
@@ -70,6 +71,8 @@ pub struct Config {
     pub pods_max: u32,
     /// When the node says that its disk is full.
     pub eviction_hard: EvictionHard,
+    /// What this node's runtimes let a RuntimeClass name.
+    pub handlers: Vec<Handler>,
     /// Of this program: `0.1.0`.
     pub version: String,
 }

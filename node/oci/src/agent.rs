@@ -19,8 +19,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
-    Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Known, PodLimits, Resources, RunId, Runtime,
+    RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -89,6 +89,11 @@ impl OciRuntime {
             outbox: Mutex::new(Some(outbox)),
             config,
         })))
+    }
+
+    /// What pods may ask for by their RuntimeClass.
+    pub fn handlers() -> Vec<Handler> {
+        vec![Handler::named("oci")]
     }
 
     /// Ends every container: for a node that is taken down, not one that restarts.
@@ -214,6 +219,10 @@ impl Runtime for OciRuntime {
         "oci"
     }
 
+    fn handlers(&self) -> Vec<Handler> {
+        Self::handlers()
+    }
+
     fn runs(&self, image: &Image) -> bool {
         matches!(image.form, ImageForm::Linux { .. })
     }
@@ -310,6 +319,41 @@ impl Runtime for OciRuntime {
     async fn usage(&self, id: &RunId) -> Option<Usage> {
         let cgroup = self.0.runs.lock().get(id).filter(|r| r.exit.is_none())?.cgroup.clone();
         self.0.cgroups.usage(&cgroup)
+    }
+
+    fn resizes(&self) -> bool {
+        true
+    }
+
+    async fn update(
+        &self,
+        id: &RunId,
+        resources: &Resources,
+        pod: &PodLimits,
+    ) -> Result<(), StartError> {
+        let (dir, cgroup, spec) = {
+            let runs = self.0.runs.lock();
+            let run = runs.get(id).filter(|run| run.exit.is_none());
+            let run =
+                run.ok_or_else(|| refused("NotFound", format!("container {id} does not run")))?;
+            (run.dir.clone(), run.cgroup.clone(), run.spec.clone())
+        };
+        let mut spec = (*spec).clone();
+        spec.resources = resources.clone();
+        spec.linux.pod = pod.clone();
+        let (this, changed) = (self.0.clone(), spec.clone());
+        let work = move || -> std::io::Result<()> {
+            this.cgroups.resize(&cgroup, &changed.resources, &changed.linux.pod)?;
+            // The next agent is to know it by what it has.
+            let kept = Kept { spec: changed, boot_id: this.boot_id.clone(), cgroup };
+            dir.write("spec.json", &kept)
+        };
+        let done = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
+        done.flatten().map_err(|e| refused("ResizeError", e.to_string()))?;
+        if let Some(run) = self.0.runs.lock().get_mut(id) {
+            run.spec = Arc::new(spec);
+        }
+        Ok(())
     }
 
     async fn exec(

@@ -7,6 +7,8 @@ use rimward_node_pod::runtime::{ContainerSpec, RunId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::seccomp_profile::Compiled;
+
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunDir(pub PathBuf);
@@ -46,7 +48,11 @@ pub(crate) struct Settings {
 pub(crate) struct Confinement {
     /// Bits by capability number.
     pub capabilities: u64,
+    /// The runtime's own profile.
     pub seccomp: bool,
+    /// One of the node's operator, instead.
+    #[serde(default)]
+    pub profile: Option<Compiled>,
 }
 
 /// `started.json`

@@ -8,7 +8,7 @@ pub(crate) mod files;
 mod mounts;
 pub(crate) mod user;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::{ContainerSpec, ExecRequest, QosClass};
 use serde_json::{Value, json};
@@ -24,6 +24,12 @@ pub(crate) struct Given<'a> {
     pub cgroup: &'a Path,
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
+    /// What the pod's containers share; None is one of the container's own.
+    pub pid: Option<&'a Path>,
+    /// Directories of cgroups v1 to be bound below /sys/fs/cgroup, by name: libcontainer, mounting them itself,
+    /// takes a process's number for the machine's and looks up another process, or none, where processes
+    /// are shared.
+    pub cgroup_dirs: Vec<(PathBuf, String)>,
     pub shm: &'a Path,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
@@ -120,7 +126,10 @@ pub(crate) fn exec_process(mut config: Value, request: &ExecRequest) -> Option<V
 fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
     if !spec.linux.host_pid {
-        list.push(json!({"type": "pid"}));
+        list.push(match given.pid {
+            Some(path) => json!({"type": "pid", "path": path}),
+            None => json!({"type": "pid"}),
+        });
     }
     let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
     for (kind, path) in shared {
@@ -250,6 +259,8 @@ pub(crate) mod tests {
                 cgroup: Path::new("rimward-1/kubepods/podu/c.0"),
                 ipc: Some(Path::new("/ipc")),
                 uts: Some(Path::new("/uts")),
+                pid: None,
+                cgroup_dirs: Vec::new(),
                 shm: Path::new("/shm"),
                 devices: Vec::new(),
             },

@@ -25,10 +25,12 @@ mod steps;
 mod ending;
 mod probing;
 
+mod resize;
 mod restart;
 mod status;
 
 mod act;
+mod allocation;
 mod record;
 
 mod command;
@@ -37,6 +39,7 @@ mod dns;
 mod downward;
 mod env;
 mod hooks;
+mod host_ports;
 mod image_pull;
 mod probe;
 mod references;

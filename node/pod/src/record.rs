@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
 use crate::outside::Attachment;
@@ -52,6 +53,12 @@ pub(crate) struct RunRecord {
     /// How the run before this one ended.
     pub last: Option<Exit>,
     pub backoff: Option<Backoff>,
+    /// The resources that this node granted it.
+    #[serde(default)]
+    pub granted: Option<ResourceRequirements>,
+    /// Those that it really had, if others.
+    #[serde(default)]
+    pub has: Option<ResourceRequirements>,
 }
 
 /// How a pod ended.

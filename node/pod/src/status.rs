@@ -29,6 +29,16 @@ pub(crate) struct Facts<'a> {
     pub stopped: bool,
     /// When each condition last changed, as this node knows it.
     pub since: &'a Transitions,
+    pub resize: Vec<ResizeCondition>,
+}
+
+/// A condition of a resize that is under way: true while it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ResizeCondition {
+    pub type_: &'static str,
+    pub reason: &'static str,
+    pub message: String,
+    pub since: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +63,9 @@ pub(crate) struct Container {
     pub restarts: u32,
     pub started: bool,
     pub ready: bool,
+    /// Granted by the node, and what it really has.
+    pub granted: api::ResourceRequirements,
+    pub resources: api::ResourceRequirements,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +79,9 @@ pub(crate) enum State {
 pub(crate) type Transitions = BTreeMap<&'static str, (bool, Timestamp)>;
 
 const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+/// There only while they hold.
+const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// The status now. Conditions of others are kept as the pod has them.
 pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
@@ -115,6 +131,7 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         State::Running { since } => running(*since),
         State::Terminated(exit) => terminated(exit, &c.container_id),
     };
+    let begun = !c.container_id.is_empty();
     api::ContainerStatus {
         name: c.name.clone(),
         image: c.image.clone(),
@@ -127,6 +144,8 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         restart_count: c.restarts as i32,
         started: Some(c.started),
         ready: c.ready,
+        allocated_resources: c.granted.requests.clone().filter(|_| begun),
+        resources: begun.then(|| c.resources.clone()),
         ..Default::default()
     }
 }
@@ -223,8 +242,20 @@ fn conditions(
                 ..PodCondition::default()
             }
         });
-    let others = have.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned();
-    owned.chain(others).collect()
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+    let resize = facts.resize.iter().map(|told| PodCondition {
+        type_: told.type_.into(),
+        status: "True".into(),
+        reason: text(told.reason),
+        message: text(&told.message),
+        last_transition_time: Some(Time(told.since)),
+        observed_generation: pod.metadata.generation,
+        ..PodCondition::default()
+    });
+    let ours =
+        |c: &&PodCondition| OWNED.contains(&c.type_.as_str()) || RESIZE.contains(&c.type_.as_str());
+    let others = have.iter().filter(|c| !ours(c)).cloned();
+    owned.chain(resize).chain(others).collect()
 }
 
 /// Whether the API shows something else than what this node says: somebody changed it, as the node

@@ -21,12 +21,19 @@ pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, 
         ),
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", rights]),
-        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", rights]),
     ];
+    let cgroups = "/sys/fs/cgroup";
+    mounts.push(match given.cgroup_dirs.is_empty() {
+        true => kernel(cgroups, "cgroup", &["nosuid", "noexec", "nodev", "relatime", rights]),
+        false => kernel(cgroups, "tmpfs", &["nosuid", "noexec", "nodev", "mode=755"]),
+    });
     let bind = |source: &Path, destination: &str, read_only: bool| {
         let right = if read_only { "ro" } else { "rw" };
         json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", right]})
     };
+    for (dir, name) in &given.cgroup_dirs {
+        mounts.push(bind(dir, &format!("{cgroups}/{name}"), !linux.privileged));
+    }
     // A volume in the place of a file of ours prevails.
     let ours = [
         (given.shm.to_owned(), "/dev/shm", false),

@@ -9,3 +9,4 @@ mod confinement;
 mod life;
 mod limits;
 mod node;
+mod sharing;

@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
 
-use super::resources;
+use super::{amounts, quantity, resources};
+use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
 use crate::runtime::{Linux, PodLimits, QosClass, Seccomp};
 
@@ -34,9 +35,6 @@ pub(super) fn of(
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let of_pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
-    if spec.share_process_namespace == Some(true) && matches!(image.form, ImageForm::Linux { .. }) {
-        return Err("shareProcessNamespace is not supported by this node yet".into());
-    }
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
     let seccomp = own
@@ -47,6 +45,7 @@ pub(super) fn of(
         host_network: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
+        share_processes: spec.share_process_namespace == Some(true),
         privileged,
         read_only_root: own.and_then(|c| c.read_only_root_filesystem) == Some(true),
         no_new_privileges: own.and_then(|c| c.allow_privilege_escalation) == Some(false),
@@ -136,9 +135,51 @@ fn memory_request(container: &Container) -> Result<u64, String> {
     Ok(request.unwrap_or(0) as u64)
 }
 
+/// What the node promises the pod: the larger of what its containers need together and what the init phase
+/// needs at its largest moment, and its overhead.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>
+pub(crate) fn pod_requests(spec: &PodSpec) -> Result<Amounts, String> {
+    let of = |container: &Container| -> Result<Amounts, String> {
+        Ok(Amounts {
+            cpu_millis: resources(container)?.cpu_request_millis,
+            memory_bytes: memory_request(container)?,
+        })
+    };
+    let add = |a: Amounts, b: Amounts| Amounts {
+        cpu_millis: a.cpu_millis + b.cpu_millis,
+        memory_bytes: a.memory_bytes + b.memory_bytes,
+    };
+    let (mut sidecars, mut most) = (Amounts::default(), Amounts::default());
+    for container in spec.init_containers.iter().flatten() {
+        let moment = add(sidecars, of(container)?);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = moment;
+        }
+        most.cpu_millis = most.cpu_millis.max(moment.cpu_millis);
+        most.memory_bytes = most.memory_bytes.max(moment.memory_bytes);
+    }
+    let mut together = sidecars;
+    for container in &spec.containers {
+        together = add(together, of(container)?);
+    }
+    most.cpu_millis = most.cpu_millis.max(together.cpu_millis);
+    most.memory_bytes = most.memory_bytes.max(together.memory_bytes);
+    if let Some(requests) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+        let given = |name: &str| quantity(Some(requests), name);
+        most.cpu_millis = given("cpu")?.map_or(most.cpu_millis, |q| q.millis().max(0) as u64);
+        most.memory_bytes = given("memory")?.map_or(most.memory_bytes, |q| q.value().max(0) as u64);
+    }
+    let overhead = |name: &str| quantity(spec.overhead.as_ref(), name);
+    let overhead = Amounts {
+        cpu_millis: overhead("cpu")?.map_or(0, |q| q.millis().max(0) as u64),
+        memory_bytes: overhead("memory")?.map_or(0, |q| q.value().max(0) as u64),
+    };
+    Ok(add(most, overhead))
+}
+
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
 /// want.
-fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
+pub(super) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
     let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
     let init: Vec<&Container> = spec.init_containers.iter().flatten().collect();
     let together: Vec<&Container> =
@@ -152,11 +193,26 @@ fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
         alone.iter().map(of).try_fold(sum, |most, one| Some(most.max(one?)))
     };
     let sum: u64 = together.iter().map(|r| r.cpu_request_millis).sum();
-    Ok(PodLimits {
+    let mut limits = PodLimits {
         cpu_request_millis: alone.iter().map(|r| r.cpu_request_millis).fold(sum, u64::max),
         cpu_limit_millis: limit(|r| r.cpu_limit_millis),
         memory_limit_bytes: limit(|r| r.memory_limit_bytes),
-    })
+    };
+    // What the pod as a whole is given stands instead of its containers' sum.
+    if let Some(whole) = &spec.resources {
+        let given = amounts(whole.limits.as_ref(), whole.requests.as_ref())?;
+        limits.cpu_limit_millis = given.cpu_limit_millis.or(limits.cpu_limit_millis);
+        limits.memory_limit_bytes = given.memory_limit_bytes.or(limits.memory_limit_bytes);
+        if given.cpu_request_millis > 0 {
+            limits.cpu_request_millis = given.cpu_request_millis;
+        }
+    }
+    let overhead = amounts(None, spec.overhead.as_ref())?;
+    limits.cpu_request_millis += overhead.cpu_request_millis;
+    limits.cpu_limit_millis = limits.cpu_limit_millis.map(|n| n + overhead.cpu_request_millis);
+    let memory = quantity(spec.overhead.as_ref(), "memory")?.map_or(0, |q| q.value().max(0) as u64);
+    limits.memory_limit_bytes = limits.memory_limit_bytes.map(|n| n + memory);
+    Ok(limits)
 }
 
 #[cfg(test)]
@@ -194,6 +250,46 @@ mod tests {
         assert_eq!(got.memory_limit_bytes, None);
         let got = limits(json!([]), json!([with("1"), {"name": "d"}]));
         assert_eq!((got.cpu_request_millis, got.cpu_limit_millis), (1000, None));
+        let got = pod_limits(&spec(json!({"overhead": {"cpu": "250m", "memory": "1Mi"},
+            "containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]})));
+        let expected = PodLimits {
+            cpu_request_millis: 1250,
+            cpu_limit_millis: Some(1250),
+            memory_limit_bytes: Some(2 << 20),
+        };
+        assert_eq!(got, Ok(expected));
+        let got = pod_limits(&spec(json!({"resources": {"limits": {"cpu": "2"}},
+            "containers": [with("1"), {"name": "d"}]})));
+        assert_eq!(got.unwrap().cpu_limit_millis, Some(2000));
+    }
+
+    #[test]
+    fn what_the_pod_is_promised() {
+        let with = |cpu: &str, more: Value| {
+            let mut container =
+                json!({"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
+            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            container
+        };
+        let plain = |cpu: &str| with(cpu, json!({}));
+        let check = |pod: Value, cpu: u64, mebibytes: u64| {
+            let expected = Amounts { cpu_millis: cpu, memory_bytes: mebibytes << 20 };
+            assert_eq!(pod_requests(&spec(pod)), Ok(expected));
+        };
+        check(json!({"containers": [plain("1"), plain("500m")]}), 1500, 2);
+        check(json!({"initContainers": [plain("3")], "containers": [plain("1")]}), 3000, 1);
+        let sidecar = with("1", json!({"restartPolicy": "Always"}));
+        check(
+            json!({"initContainers": [sidecar, plain("2")], "containers": [plain("1")]}),
+            3000,
+            2,
+        );
+        check(json!({"containers": [plain("1")], "overhead": {"cpu": "250m"}}), 1250, 1);
+        check(
+            json!({"containers": [plain("1")], "resources": {"requests": {"cpu": "4"}}}),
+            4000,
+            1,
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Linux {
     pub host_network: bool,
     pub host_pid: bool,
     pub host_ipc: bool,
+    /// `shareProcessNamespace`
+    pub share_processes: bool,
     pub privileged: bool,
     pub read_only_root: bool,
     /// `allowPrivilegeEscalation: false`

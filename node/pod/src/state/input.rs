@@ -12,6 +12,7 @@ use super::{
 };
 use crate::outside::{Attachment, Image, ImageError};
 use crate::probe::{self, Outcome, Probe, Verdict};
+use crate::record::Ended;
 use crate::restart::{Backoff, restarts, retry_delay};
 use crate::runtime::{Exit, RunId, RuntimeEvent, StartError};
 use crate::status::Kind;
@@ -53,6 +54,7 @@ impl PodState {
                 }
             }
         }
+        self.notice_resources(&old);
         self.notice_deletion(now);
     }
 
@@ -74,6 +76,15 @@ impl PodState {
     pub fn grace_seconds(&self) -> i64 {
         let deletion = self.pod.metadata.deletion_grace_period_seconds;
         deletion.or(self.spec().termination_grace_period_seconds).unwrap_or(30).max(0)
+    }
+
+    /// This node does not take the pod: it has failed.
+    pub fn reject(&mut self, reason: &str, why: &str, now: Timestamp) {
+        self.event(true, reason, why.into());
+        let message = format!("Pod was rejected: {why}");
+        self.ended = Some(Ended { succeeded: false, reason: reason.into(), message });
+        self.save(Durability::Power);
+        self.end(0, now);
     }
 
     pub fn remove(&mut self, now: Timestamp) {
@@ -281,6 +292,7 @@ impl PodState {
             probes,
             hook: false,
             stop_deadline: None,
+            resizing: None,
         }));
     }
 

@@ -26,6 +26,7 @@ impl PodState {
             ended: self.ended.as_ref(),
             stopped: self.ending.is_some() && !alive,
             since: &self.since,
+            resize: self.resize_conditions(),
         }
     }
 
@@ -51,6 +52,8 @@ impl PodState {
             restarts: c.attempt,
             started: c.is_started(),
             ready: c.is_ready() || (c.kind == Kind::Init && ended_well),
+            granted: self.granted(index),
+            resources: self.resources(index),
         }
     }
 
