@@ -93,7 +93,7 @@ impl OciRuntime {
 
     /// What pods may ask for by their RuntimeClass.
     pub fn handlers() -> Vec<Handler> {
-        vec![Handler::named("oci")]
+        vec![Handler { recursive_read_only: recursive_mount_flags(), ..Handler::named("oci") }]
     }
 
     /// Ends every container: for a node that is taken down, not one that restarts.
@@ -113,6 +113,13 @@ impl OciRuntime {
         }
         self.0.cgroups.remove_tree();
     }
+}
+
+/// Linux 5.12 has them.
+fn recursive_mount_flags() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 12))
 }
 
 fn boot_id() -> String {

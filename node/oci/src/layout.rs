@@ -40,6 +40,9 @@ pub(crate) struct Settings {
     /// Where the kernel counts what it killed for memory: `memory.events`, `memory.oom_control`.
     pub oom_file: Option<PathBuf>,
     pub oom_score_adj: i32,
+    /// Volumes that the machine's later mounts do not come through: paths in the container.
+    #[serde(default)]
+    pub private_mounts: Vec<String>,
     pub confinement: Confinement,
 }
 

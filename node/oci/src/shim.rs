@@ -8,6 +8,7 @@ pub(crate) mod exec;
 mod guest_log;
 mod pages;
 mod pause;
+mod private;
 mod program;
 mod seccomp;
 mod tend;

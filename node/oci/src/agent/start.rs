@@ -86,6 +86,12 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         ),
         Seccomp::RuntimeDefault | Seccomp::Unconfined => None,
     };
+    if !spec.linux.mount_flags.is_empty() {
+        let info = std::fs::read_to_string("/proc/self/mountinfo");
+        let info = info.map_err(failed("read the machine's mounts"))?;
+        let checked = spec::mounts::check_propagation(spec, &info);
+        checked.map_err(|why| refused("CreateContainerError", why))?;
+    }
     clean_up(this, dir, &this.cgroups.of_run(spec));
     std::fs::create_dir_all(&dir.0).map_err(failed("make the container's directory"))?;
     std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o711))
@@ -148,6 +154,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         own_cgroups: this.cgroups.of_shims(),
         oom_file: this.cgroups.oom_file(&cgroup),
         oom_score_adj: spec::oom_score_adj(spec, memory_of_machine()),
+        private_mounts: spec::mounts::private(spec),
         confinement: Confinement {
             capabilities,
             seccomp: spec.linux.seccomp == Seccomp::RuntimeDefault,

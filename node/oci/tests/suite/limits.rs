@@ -85,8 +85,8 @@ async fn limits_are_the_kernels() {
     let error = node.runtime.update(&spec.id, &nothing, &of_pod).await.unwrap_err();
     assert!(error.message.contains("below the current usage"), "{error}");
     assert_eq!(if v2 { find("memory.max") } else { find("memory.limit_in_bytes") }[0], limit);
-    let unlimited = node.runtime.update(&spec.id, &Resources::default(), &PodLimits::default());
-    unlimited.await.unwrap();
+    let (none, none_of_pod) = (Resources::default(), PodLimits::default());
+    node.runtime.update(&spec.id, &none, &none_of_pod).await.unwrap();
     assert_eq!(
         if v2 { find("cpu.max") } else { find("cpu.cfs_quota_us") }[0],
         if v2 { "max 100000" } else { "-1" }

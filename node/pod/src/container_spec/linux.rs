@@ -1,11 +1,13 @@
 //! The Linux part of a container's spec: security contexts, QoS, the pod's own limits.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, VolumeMount};
 
 use super::{amounts, quantity, resources};
 use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
-use crate::runtime::{Linux, PodLimits, QosClass, Seccomp};
+use crate::runtime::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 
 /// What a pod may set without the node's operator having allowed it.
 /// <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/#safe-and-unsafe-sysctls>
@@ -35,6 +37,11 @@ pub(super) fn of(
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let of_pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
+    // Nothing starts less confined than it was asked to be. A component has no user of the machine at all.
+    if spec.host_users == Some(false) && matches!(image.form, ImageForm::Linux { .. }) {
+        let handler = spec.runtime_class_name.as_deref().unwrap_or_default();
+        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
+    }
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
     let seccomp = own
@@ -63,6 +70,8 @@ pub(super) fn of(
             .clone()
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
+        mount_flags: mount_flags(container),
+        huge_pages: huge_pages(container)?,
         stop_signal: stop_signal(container, image),
     })
 }
@@ -90,6 +99,34 @@ fn sysctls(spec: &PodSpec) -> Result<Vec<(String, String)>, String> {
             }
         })
         .collect()
+}
+
+fn mount_flags(container: &Container) -> BTreeMap<String, MountFlags> {
+    let flags = |mount: &VolumeMount| MountFlags {
+        propagation: match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => Propagation::HostToContainer,
+            Some("Bidirectional") => Propagation::Bidirectional,
+            _ => Propagation::None,
+        },
+        recursive_read_only: mount.read_only == Some(true)
+            && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+    };
+    let mounts = container.volume_mounts.iter().flatten();
+    let all = mounts.map(|mount| (mount.mount_path.clone(), flags(mount)));
+    all.filter(|(_, flags)| *flags != MountFlags::default()).collect()
+}
+
+/// `hugepages-2Mi` and its like, which are limits alone.
+fn huge_pages(container: &Container) -> Result<Vec<(u64, u64)>, String> {
+    let limits = container.resources.iter().flat_map(|r| r.limits.iter().flatten());
+    let mut found = Vec::new();
+    for (name, amount) in limits {
+        let Some(size) = name.strip_prefix("hugepages-") else { continue };
+        let size = rimward_api::Quantity::parse(size).map_err(|e| format!("{name}: {e}"))?;
+        let amount = crate::downward::parse(amount)?;
+        found.push((size.value().max(0) as u64, amount.value().max(0) as u64));
+    }
+    Ok(found)
 }
 
 fn stop_signal(container: &Container, image: &Image) -> String {
@@ -290,6 +327,21 @@ mod tests {
             4000,
             1,
         );
+    }
+
+    #[test]
+    fn mounts_and_pages() {
+        let container: Container = serde_json::from_value(json!({"name": "c",
+            "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "1Mi"}},
+            "volumeMounts": [{"name": "a", "mountPath": "/a"},
+                {"name": "b", "mountPath": "/b", "mountPropagation": "HostToContainer"},
+                {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"}]}))
+        .unwrap();
+        assert_eq!(huge_pages(&container), Ok(vec![(2 << 20, 4 << 20)]));
+        let flags = mount_flags(&container);
+        assert_eq!(flags.keys().collect::<Vec<_>>(), ["/b", "/c"]);
+        assert_eq!(flags["/b"].propagation, Propagation::HostToContainer);
+        assert!(flags["/c"].recursive_read_only);
     }
 
     #[test]
