@@ -55,6 +55,8 @@ impl ControlPlane {
             pods_max: 250,
             eviction_hard: crate::EvictionHard::default(),
             handlers: vec![Handler::named("wasm")],
+            eviction_soft: crate::EvictionSoft::default(),
+            eviction_max_pod_grace_seconds: 0,
             version: "test".into(),
         }
     }

@@ -24,7 +24,8 @@ pub(crate) struct Given<'a> {
     pub cgroup: &'a Path,
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
-    /// What the pod's containers share; None is one of the container's own.
+    /// The processes that the pod's containers share, or of the one container that this one looks into; None is
+    /// a namespace of the container's own.
     pub pid: Option<&'a Path>,
     /// Directories of cgroups v1 to be bound below /sys/fs/cgroup, by name: libcontainer, mounting them itself,
     /// takes a process's number for the machine's and looks up another process, or none, where processes
@@ -134,11 +135,10 @@ pub(crate) fn exec_process(mut config: Value, request: &ExecRequest) -> Option<V
 
 fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    if !spec.linux.host_pid {
-        list.push(match given.pid {
-            Some(path) => json!({"type": "pid", "path": path}),
-            None => json!({"type": "pid"}),
-        });
+    match given.pid {
+        Some(path) => list.push(json!({"type": "pid", "path": path})),
+        None if spec.linux.host_pid => {}
+        None => list.push(json!({"type": "pid"})),
     }
     let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
     for (kind, path) in shared {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
 
 use crate::container_spec::{self, Given};
 use crate::dns;
 use crate::downward::Facts;
 use crate::env;
+use crate::env_file;
 use crate::hooks;
 use crate::host_ports;
 use crate::image_pull;
@@ -92,7 +93,10 @@ async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await;
+    let result = {
+        let world = (&*config.objects, &*config.images);
+        volumes::set_up(&pod, &places, world, &facts, due, now).await
+    };
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),
@@ -141,11 +145,7 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
     let config = &handle.node.config;
     let (pod, container, field_path) = handle.look(|state| {
         let container = state.container_spec(index).clone();
-        let list = if state.containers[index].kind == crate::status::Kind::Main {
-            "containers"
-        } else {
-            "initContainers"
-        };
+        let list = state.containers[index].kind.list();
         let field_path = format!("spec.{list}{{{}}}", container.name);
         (state.pod.clone(), container, field_path)
     });
@@ -209,7 +209,11 @@ async fn start(
 ) -> Result<(), StartFailure> {
     let config = &handle.node.config;
     let (pod, attachment) = handle.look(|state| (state.granted_pod(), attachment(state)));
-    let container = container_of(&pod, index).clone();
+    let container = handle.look(|state| state.granted_container(index));
+    let pid_of = handle.look(|state| state.target(index)).map_err(|message| StartFailure {
+        error: StartError { reason: "CreateContainerConfigError".into(), message },
+        seen: Vec::new(),
+    })?;
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let sources =
         Sources::fetch(&*config.objects, &namespace, sources::of_container(&container)).await;
@@ -237,9 +241,14 @@ async fn start(
     let own = if links { config.objects.services(&namespace) } else { Vec::new() };
     let services = env::service_variables(&own, &config.objects.services("default"), links);
     let facts = facts(handle, &attachment.pod_ips);
-    let env = env::resolve(&pod, &container, &sources, services, &facts).map_err(&refuse)?;
-    let host = &handle.node.host_dns;
     let places = handle.places();
+    let files = match env_file::references(&container).next() {
+        None => env_file::Files::new(),
+        Some(_) => env_file::read(&pod, &container, &places),
+    };
+    let env =
+        env::resolve(&pod, &container, &sources, &files, services, &facts).map_err(&refuse)?;
+    let host = &handle.node.host_dns;
     let spec = container_spec::build(Given {
         dns: dns::of_pod(&pod, config.network.dns_server(), &config.cluster_domain, host),
         pod: &pod,
@@ -252,7 +261,8 @@ async fn start(
         cluster_domain: &config.cluster_domain,
         places: &places,
     });
-    let spec = spec.map_err(&refuse)?;
+    let mut spec = spec.map_err(&refuse)?;
+    spec.linux.pid_of = pid_of;
     let create = |error: StartError| StartFailure { error, seen: Vec::new() };
     if let Some(dir) = spec.log_path.parent() {
         crate::record::make_dir(dir).map_err(|e| {
@@ -263,23 +273,16 @@ async fn start(
     handle.node.runtime(runtime).start(spec).await.map_err(create)
 }
 
-/// Init containers first.
-fn container_of(pod: &Pod, index: usize) -> &Container {
-    let spec = pod.spec.as_ref().expect("a pod without a spec is refused by Pods::set");
-    let init = spec.init_containers.as_deref().unwrap_or_default();
-    init.get(index).unwrap_or_else(|| &spec.containers[index - init.len()])
-}
-
 async fn resize(
     handle: &Handle,
     index: usize,
     id: &RunId,
     runtime: usize,
 ) -> Result<(), StartError> {
-    let pod = handle.look(PodState::granted_pod);
+    let (pod, container) =
+        handle.look(|state| (state.granted_pod(), state.granted_container(index)));
     let wrong = |message| StartError { reason: "ResizeError".into(), message };
-    let (resources, limits) =
-        container_spec::limits(&pod, container_of(&pod, index)).map_err(wrong)?;
+    let (resources, limits) = container_spec::limits(&pod, &container).map_err(wrong)?;
     let result = handle.node.runtime(runtime).update(id, &resources, &limits).await;
     // It may need less than before.
     handle.node.tell_waiting();

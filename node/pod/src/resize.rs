@@ -36,6 +36,15 @@ impl PodState {
         resizing.map_or_else(|| self.granted(index), |resizing| resizing.has.clone())
     }
 
+    /// A container with what was granted instead of what is asked for.
+    pub fn granted_container(&self, index: usize) -> Container {
+        let mut container = self.container_spec(index).clone();
+        if let Some(granted) = self.granted.get(&container.name) {
+            container.resources = Some(granted.clone());
+        }
+        container
+    }
+
     /// The pod with what was granted instead of what is asked for.
     pub fn granted_pod(&self) -> Arc<Pod> {
         if self.granted.is_empty() {

@@ -2,13 +2,13 @@
 //! without the doing.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rimward_node_pod::outside::ImageForm;
-use rimward_node_pod::runtime::{ContainerSpec, RuntimeEvent, Seccomp, StartError};
+use rimward_node_pod::runtime::{ContainerSpec, RunId, RuntimeEvent, Seccomp, StartError};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -92,6 +92,8 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         let checked = spec::mounts::check_propagation(spec, &info);
         checked.map_err(|why| refused("CreateContainerError", why))?;
     }
+    let pid = spec.linux.pid_of.as_ref().map(|target| processes_of(this, target)).transpose();
+    let pid = pid.map_err(wrong)?;
     clean_up(this, dir, &this.cgroups.of_run(spec));
     std::fs::create_dir_all(&dir.0).map_err(failed("make the container's directory"))?;
     std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o711))
@@ -128,6 +130,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         false => None,
     };
     let cgroup = this.cgroups.of_run(spec);
+    let processes = pid.or(processes);
     let cgroup_dirs = match processes {
         Some(_) => this.cgroups.directories(&cgroup).map_err(failed("make the cgroup"))?,
         None => Vec::new(),
@@ -179,6 +182,15 @@ fn load_profile(dir: &Path, name: &str, capabilities: u64) -> Result<Compiled, S
         _ => failed(e.to_string()),
     })?;
     seccomp_profile::compile(&text, &Machine::this(capabilities)).map_err(failed)
+}
+
+/// The process namespace of a run that goes on.
+fn processes_of(this: &Inner, target: &RunId) -> Result<PathBuf, String> {
+    let runs = this.runs.lock();
+    let run = runs.get(target).filter(|run| run.exit.is_none());
+    let pid = run.and_then(|run| run.started.as_ref()).map(|started| started.pid);
+    let pid = pid.ok_or_else(|| format!("target container {:?} does not run", target.container))?;
+    Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
 }
 
 fn memory_of_machine() -> u64 {

@@ -26,6 +26,10 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
+pub(crate) fn is_safe_sysctl(name: &str) -> bool {
+    SAFE_SYSCTLS.contains(&name)
+}
+
 /// Err is the message of CreateContainerConfigError.
 pub(super) fn of(
     pod: &Pod,
@@ -72,6 +76,7 @@ pub(super) fn of(
             .unwrap_or_else(|| "/dev/termination-log".into()),
         mount_flags: mount_flags(container),
         huge_pages: huge_pages(container)?,
+        pid_of: None,
         stop_signal: stop_signal(container, image),
     })
 }
@@ -93,7 +98,7 @@ fn sysctls(spec: &PodSpec) -> Result<Vec<(String, String)>, String> {
     listed
         .map(|sysctl| {
             let name = sysctl.name.replace('/', ".");
-            match SAFE_SYSCTLS.contains(&name.as_str()) {
+            match is_safe_sysctl(&name) {
                 true => Ok((name, sysctl.value.clone())),
                 false => Err(format!("forbidden sysctl: {:?} not allowlisted", sysctl.name)),
             }
@@ -216,7 +221,7 @@ pub(crate) fn pod_requests(spec: &PodSpec) -> Result<Amounts, String> {
 
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
 /// want.
-pub(super) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
+pub(crate) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
     let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
     let init: Vec<&Container> = spec.init_containers.iter().flatten().collect();
     let together: Vec<&Container> =

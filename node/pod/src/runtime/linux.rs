@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::RunId;
+
 /// A Linux container's part of its spec. A runtime of sandboxes that have no system calls ignores it.
 /// <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ pub struct Linux {
     pub mount_flags: BTreeMap<String, MountFlags>,
     /// Page size in bytes, and bytes.
     pub huge_pages: Vec<(u64, u64)>,
+    /// The run whose processes it sees and is seen by, instead of a process namespace of its own.
+    pub pid_of: Option<RunId>,
     /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
     pub stop_signal: String,
 }
