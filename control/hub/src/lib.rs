@@ -22,6 +22,7 @@ mod registration;
 mod relay;
 mod reports;
 mod requests;
+mod runtime_classes;
 mod session;
 mod sessions;
 mod world;

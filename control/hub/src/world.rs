@@ -16,11 +16,14 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Informers, Object};
 use rimward_tunnel::wire::{Digest, ObjectKind};
 use tokio::sync::Notify;
+
+use crate::runtime_classes;
 
 /// Pods by the node that they are bound to.
 const BY_NODE: &str = "hub/spec.nodeName";
@@ -42,6 +45,7 @@ pub struct World {
     slices: Cache<EndpointSlice>,
     ingresses: Cache<Ingress>,
     namespaces: Cache<Namespace>,
+    pub runtime_classes: Cache<RuntimeClass>,
     claims: Cache<PersistentVolumeClaim>,
     volumes: Cache<PersistentVolume>,
     encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
@@ -132,6 +136,7 @@ impl World {
             slices: informers.of(),
             ingresses: informers.of(),
             namespaces: informers.of(),
+            runtime_classes: informers.of(),
             claims: informers.of(),
             volumes: informers.of(),
             encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
@@ -158,6 +163,12 @@ impl World {
                 );
             }
         });
+        let weak = Arc::downgrade(&world);
+        world.runtime_classes.on_change(move |change| {
+            if let (Some(world), Some(_)) = (weak.upgrade(), change.new) {
+                world.class_appeared(&change.key.name);
+            }
+        });
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
         world.follow_volumes();
@@ -178,6 +189,7 @@ impl World {
             self.slices.synced(),
             self.ingresses.synced(),
             self.namespaces.synced(),
+            self.runtime_classes.synced(),
             self.claims.synced(),
             self.volumes.synced(),
         );
@@ -252,7 +264,10 @@ impl World {
         match kind {
             ObjectKind::Pod => {
                 let pod = self.pods.get_key(key).filter(|pod| node_of(pod) == Some(node))?;
-                json(&*pod)
+                match runtime_classes::resolved(&pod, &self.runtime_classes) {
+                    Some(told) => json(&told),
+                    None => json(&*pod),
+                }
             }
             ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::PersistentVolumeClaim
                 if !self.references(node, kind, key) =>
@@ -328,6 +343,16 @@ impl World {
         for node in nodes {
             if let Some(outbox) = interest.outboxes.get(node) {
                 outbox.mark(ObjectKind::Pod, key.clone());
+            }
+        }
+    }
+
+    /// Pods may have been told by its name before it was seen here. Classes are made rarely.
+    fn class_appeared(&self, name: &str) {
+        for (key, pod) in self.pods.list() {
+            let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref());
+            if let (Some(node), true) = (node_of(&pod), class == Some(name)) {
+                self.interest.lock().mark(node, (ObjectKind::Pod, key));
             }
         }
     }

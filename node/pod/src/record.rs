@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
 use crate::outside::Attachment;
@@ -60,6 +61,12 @@ pub(crate) struct RunRecord {
     #[serde(default)]
     pub anew: bool,
     pub backoff: Option<Backoff>,
+    /// The resources that this node granted it.
+    #[serde(default)]
+    pub granted: Option<ResourceRequirements>,
+    /// Those that it really had, if others.
+    #[serde(default)]
+    pub has: Option<ResourceRequirements>,
 }
 
 /// How a pod ended.

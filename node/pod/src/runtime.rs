@@ -14,7 +14,7 @@ use crate::outside::Image;
 
 mod linux;
 
-pub use linux::{Linux, PodLimits, QosClass, Seccomp};
+pub use linux::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,7 +64,8 @@ pub struct ContainerSpec {
     pub dns: Dns,
     /// Extra /etc/hosts entries (hostAliases).
     pub hosts: Vec<(IpAddr, Vec<String>)>,
-    /// `wasm`, `wasm-isolated`, `runc` …; empty is the node's default for the image.
+    /// The handler of the pod's RuntimeClass: `wasm`, `wasm-isolated`, `oci` …; empty is the node's default for
+    /// the image.
     pub runtime_class: String,
     pub stdin: bool,
     /// With `stdin`: its end is the end of the first attached session's. Without it the container's
@@ -238,11 +239,33 @@ impl std::fmt::Debug for Streams {
     }
 }
 
+/// What a RuntimeClass may name as its handler, and what it can do.
+/// <https://kubernetes.io/docs/concepts/containers/runtime-class/>
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handler {
+    pub name: &'static str,
+    /// `recursiveReadOnly` of a volume's mount.
+    pub recursive_read_only: bool,
+    /// `hostUsers: false`
+    pub user_namespaces: bool,
+}
+
+impl Handler {
+    pub fn named(name: &'static str) -> Self {
+        Self { name, recursive_read_only: false, user_namespaces: false }
+    }
+}
+
 /// Runs containers. One event feed; every call is safe to repeat.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// `wasm`, `oci`, `fake`: the scheme of the containerID in a pod's status.
     fn name(&self) -> &'static str;
+
+    /// What pods may ask for by their RuntimeClass. A pod that asks for nothing gets what runs its image.
+    fn handlers(&self) -> Vec<Handler> {
+        vec![Handler::named(self.name())]
+    }
 
     /// Whether images of this form are its business.
     fn runs(&self, image: &Image) -> bool;
@@ -280,6 +303,27 @@ pub trait Runtime: Send + Sync + 'static {
     }
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// Whether [`Runtime::update`] is possible.
+    fn resizes(&self) -> bool {
+        false
+    }
+
+    /// Gives a container that runs other limits, and its pod.
+    ///
+    /// # Errors
+    /// Why not: it takes more than that already, say. Then it goes on with what it had.
+    async fn update(
+        &self,
+        id: &RunId,
+        _resources: &Resources,
+        _pod: &PodLimits,
+    ) -> Result<(), StartError> {
+        Err(StartError {
+            reason: "ResizeNotSupported".into(),
+            message: format!("the {} runtime cannot resize {id}", self.name()),
+        })
+    }
 
     /// The images of all runs that it knows and whose files it still needs.
     fn images(&self) -> Vec<Image> {

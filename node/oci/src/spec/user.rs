@@ -138,7 +138,8 @@ mod tests {
             User { supplemental_gids: vec![8, 7, 8], ..nobody() },
             Ok((0, 0, &[7, 8], "/root")),
         );
-        check("web", User { strict_groups: true, ..nobody() }, Ok((101, 102, &[], "/srv")));
+        let strict = User { supplemental_gids: vec![8], strict_groups: true, ..nobody() };
+        check("web", strict, Ok((101, 102, &[8], "/srv")));
         check("ghost", nobody(), Err("unable to find user ghost"));
         check("web:ghosts", nobody(), Err("unable to find group ghosts"));
         check("", with(Some(-1), None), Err("user id -1"));

@@ -1,11 +1,14 @@
 //! From what an earlier agent wrote down and what the runtimes know, to a state; and back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::{Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup};
+use super::{
+    Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Resize, Sent, Setup,
+};
 use crate::admission::{self, Rejection};
 use crate::record::{Ended, Record, RunRecord};
 use crate::runtime::{Exit, Known};
@@ -34,6 +37,8 @@ impl PodState {
             network: Setup::Todo,
             release: Setup::Todo,
             containers: Vec::new(),
+            granted: BTreeMap::new(),
+            resize: Resize::No,
             initialized: false,
             ended: None,
             ending: None,
@@ -141,7 +146,10 @@ impl PodState {
                         c.anew();
                     }
                 }
-                None => self.adopt(index, known, now),
+                None => {
+                    self.adopt(index, known, now);
+                    self.adopt_resources(index, run.granted.as_ref(), run.has.as_ref(), now);
+                }
             }
         }
     }
@@ -295,12 +303,13 @@ pub(super) fn record(state: &PodState) -> Record {
     if let Setup::Done(mounted) = &state.volumes {
         record.volumes = Some(mounted.clone());
     }
-    let runs = state.containers.iter().filter_map(|c| Some((c.name.clone(), run_record(c)?)));
+    let runs = state.containers.iter().enumerate();
+    let runs = runs.filter_map(|(i, c)| Some((c.name.clone(), run_record(state, i, c)?)));
     record.containers = runs.collect();
     record
 }
 
-fn run_record(c: &ContainerState) -> Option<RunRecord> {
+fn run_record(state: &PodState, index: usize, c: &ContainerState) -> Option<RunRecord> {
     let last = || c.last.as_deref().cloned();
     let (attempt, exit, last) = match &c.phase {
         Phase::Fresh if c.last.is_none() => return None,
@@ -322,5 +331,10 @@ fn run_record(c: &ContainerState) -> Option<RunRecord> {
         last,
         anew: matches!(c.phase, Phase::Fresh),
         backoff: c.backoff,
+        granted: Some(state.granted(index)),
+        has: match &c.phase {
+            Phase::Running(running) => running.resizing.as_ref().map(|r| r.has.clone()),
+            _ => None,
+        },
     })
 }

@@ -59,6 +59,7 @@ impl PodState {
             }
         }
         self.containers.extend(added);
+        self.notice_resources(&old);
         self.notice_deletion(now);
     }
 
@@ -89,10 +90,10 @@ impl PodState {
 
     /// This node does not take the pod: it has failed, and nothing of it begins.
     pub fn reject(&mut self, reason: &str, why: &str, now: Timestamp) {
+        self.event(true, reason, why.into());
         let message = format!("Pod was rejected: {why}");
-        self.event(true, reason, message.clone());
-        self.ended =
-            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
+        let reason = reason.into();
+        self.ended = Some(Ended { succeeded: false, reason, message, disrupted: false });
         self.rejected = true;
         self.save(Durability::Power);
         self.end(0, now);
@@ -315,6 +316,7 @@ impl PodState {
             probes,
             hook: false,
             stop_deadline: None,
+            resizing: None,
         }));
     }
 

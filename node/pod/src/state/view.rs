@@ -29,6 +29,7 @@ impl PodState {
             rejected: self.rejected,
             restarting_all: self.restarts_all().is_some(),
             since: &self.since,
+            resize: self.resize_conditions(),
         }
     }
 
@@ -57,6 +58,8 @@ impl PodState {
             started: c.is_started(),
             // An init container has done its work once it ended, and not before.
             ready: if c.kind == Kind::Init { ended_well } else { c.is_ready() },
+            granted: self.granted(index),
+            resources: self.resources(index),
         }
     }
 

@@ -49,6 +49,8 @@ fn container(text: &str, index: usize) -> Container {
         last,
         started: running && !rest.contains(&"starting"),
         ready: rest.contains(&"ready") || done,
+        granted: Default::default(),
+        resources: Default::default(),
     }
 }
 
@@ -71,6 +73,7 @@ fn status(spec: Value, containers: &[&str], stopped: bool, ended: Option<&Ended>
         ended,
         stopped,
         since: &Transitions::from([("Ready", (true, at(-50)))]),
+        resize: Vec::new(),
     };
     compute(&pod, &facts, at(9))
 }
