@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use rimward_client::Cache;
+use rimward_control_lean::Pod;
 
 use crate::filter::{self, Happened};
 use crate::pod::PodInfo;
