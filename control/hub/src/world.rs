@@ -5,12 +5,16 @@
 //! gets the newest state once and costs no more memory than the keys. The index of references is kept
 //! incrementally, pod by pod.
 
+mod volumes;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use parking_lot::Mutex;
@@ -40,6 +44,8 @@ pub struct World {
     slices: Cache<EndpointSlice>,
     ingresses: Cache<Ingress>,
     namespaces: Cache<Namespace>,
+    claims: Cache<PersistentVolumeClaim>,
+    volumes: Cache<PersistentVolume>,
     encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
     interest: Mutex<Interest>,
 }
@@ -59,7 +65,7 @@ impl quick_cache::Weighter<EncodedId, Bytes> for ByBytes {
 #[derive(Default)]
 struct Interest {
     outboxes: HashMap<String, Arc<Outbox>>,
-    /// ConfigMaps and Secrets that something references.
+    /// ConfigMaps, Secrets and claims that something references.
     references: HashMap<(ObjectKind, ObjectKey), References>,
 }
 
@@ -128,6 +134,8 @@ impl World {
             slices: informers.of(),
             ingresses: informers.of(),
             namespaces: informers.of(),
+            claims: informers.of(),
+            volumes: informers.of(),
             encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
             interest: Mutex::default(),
         });
@@ -154,6 +162,7 @@ impl World {
         });
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
+        world.follow_volumes();
         world.told_to_all(&world.services, ObjectKind::Service);
         world.told_to_all(&world.slices, ObjectKind::EndpointSlice);
         world.told_to_all(&world.namespaces, ObjectKind::Namespace);
@@ -171,6 +180,8 @@ impl World {
             self.slices.synced(),
             self.ingresses.synced(),
             self.namespaces.synced(),
+            self.claims.synced(),
+            self.volumes.synced(),
         );
         if self.services.len() > SERVICES_FEW {
             tracing::warn!(
@@ -214,6 +225,8 @@ impl World {
             ObjectKind::EndpointSlice => all(&self.slices),
             ObjectKind::Ingress => all(&self.ingresses),
             ObjectKind::Namespace => all(&self.namespaces),
+            ObjectKind::PersistentVolumeClaim => self.referenced_by(node, kind, &self.claims),
+            ObjectKind::PersistentVolume => self.told_volumes(node),
         }
     }
 
@@ -246,6 +259,10 @@ impl World {
             ObjectKind::Secret => {
                 self.references(node, kind, key) && self.secrets.get_key(key).is_some()
             }
+            ObjectKind::PersistentVolumeClaim => {
+                self.references(node, kind, key) && self.claims.get_key(key).is_some()
+            }
+            ObjectKind::PersistentVolume => self.told_volume(node, key).is_some(),
             ObjectKind::Service => self.services.get_key(key).is_some(),
             ObjectKind::EndpointSlice => self.slices.get_key(key).is_some(),
             ObjectKind::Ingress => self.ingresses.get_key(key).is_some(),
@@ -288,7 +305,13 @@ impl World {
     fn held(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> Option<Bytes> {
         match kind {
             ObjectKind::Pod => None,
-            ObjectKind::ConfigMap | ObjectKind::Secret if !self.references(node, kind, key) => None,
+            ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::PersistentVolumeClaim
+                if !self.references(node, kind, key) =>
+            {
+                None
+            }
+            ObjectKind::PersistentVolumeClaim => json(&*self.claims.get_key(key)?),
+            ObjectKind::PersistentVolume => json(&*self.told_volume(node, key)?),
             ObjectKind::ConfigMap => json(&*self.config_maps.get_key(key)?),
             ObjectKind::Secret => json(&*self.secrets.get_key(key)?),
             ObjectKind::Service => self.shared_json(kind, key, &self.services),
@@ -316,8 +339,11 @@ impl World {
         Some(bytes)
     }
 
-    /// Whether a pod of the node, or an Ingress, references the ConfigMap or Secret.
+    /// Whether a pod of the node, or an Ingress, references the object.
     pub fn references(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
+        if kind == ObjectKind::PersistentVolume {
+            return self.told_volume(node, key).is_some();
+        }
         let interest = self.interest.lock();
         interest.references.get(&(kind, key.clone())).is_some_and(|who| who.concerns(node))
     }
@@ -337,12 +363,16 @@ impl World {
         let same_spec = old_node == new_node && old.map(|p| &p.spec) == new.map(|p| &p.spec);
         if !same_spec {
             if let (Some(pod), Some(node)) = (new, new_node) {
-                pod_references(pod).into_iter().for_each(|reference| interest.add(node, reference));
+                for reference in pod_references(pod) {
+                    interest.mark_with_volume(node, &self.claims, &reference);
+                    interest.add(node, reference);
+                }
             }
             if let (Some(pod), Some(node)) = (old, old_node) {
-                pod_references(pod)
-                    .into_iter()
-                    .for_each(|reference| interest.release(node, reference));
+                for reference in pod_references(pod) {
+                    interest.mark_with_volume(node, &self.claims, &reference);
+                    interest.release(node, reference);
+                }
             }
         }
         let nodes: BTreeSet<&str> = old_node.into_iter().chain(new_node).collect();
@@ -378,14 +408,7 @@ impl World {
         let weak = Arc::downgrade(self);
         cache.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
-            let interest = world.interest.lock();
-            let id = (kind, change.key.clone());
-            let Some(who) = interest.references.get(&id) else { return };
-            for (node, outbox) in &interest.outboxes {
-                if who.concerns(node) {
-                    outbox.mark(kind, change.key.clone());
-                }
-            }
+            world.interest.lock().mark_referrers((kind, change.key.clone()));
         });
     }
 
@@ -435,6 +458,16 @@ impl Interest {
     fn mark(&self, node: &str, (kind, key): (ObjectKind, ObjectKey)) {
         if let Some(outbox) = self.outboxes.get(node) {
             outbox.mark(kind, key);
+        }
+    }
+
+    /// Those whose pods reference an object are told that it changed.
+    fn mark_referrers(&self, reference: (ObjectKind, ObjectKey)) {
+        let Some(who) = self.references.get(&reference) else { return };
+        for (node, outbox) in &self.outboxes {
+            if who.concerns(node) {
+                outbox.mark(reference.0, reference.1.clone());
+            }
         }
     }
 
@@ -495,7 +528,7 @@ pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 
-/// The ConfigMaps and Secrets that a pod references: volumes, env, envFrom, imagePullSecrets.
+/// The ConfigMaps, Secrets and claims that a pod references: volumes, env, envFrom, imagePullSecrets.
 pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut found = BTreeSet::new();
@@ -515,6 +548,13 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
         if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()) {
             add(ObjectKind::Secret, name);
         }
+        if let Some(source) = &volume.persistent_volume_claim {
+            add(ObjectKind::PersistentVolumeClaim, &source.claim_name);
+        }
+        if volume.ephemeral.is_some() {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            add(ObjectKind::PersistentVolumeClaim, &format!("{pod}-{}", volume.name));
+        }
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             if let Some(source) = &source.config_map {
                 add(ObjectKind::ConfigMap, &source.name);
@@ -524,8 +564,11 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
             }
         }
     }
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        for source in container.env_from.iter().flatten() {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let all = containers.map(|c| (&c.env_from, &c.env));
+    for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {
+        for source in env_from.iter().flatten() {
             if let Some(source) = &source.config_map_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }
@@ -533,7 +576,7 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
                 add(ObjectKind::Secret, &source.name);
             }
         }
-        for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+        for source in env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
             if let Some(source) = &source.config_map_key_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }

@@ -36,6 +36,37 @@ pub struct Pod {
     pub status: Option<PodStatus>,
 }
 
+impl Pod {
+    /// The Secrets that its containers get to see, and those that its images are pulled with. One may
+    /// come more than once.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.spec.iter().flat_map(PodSpec::secrets)
+    }
+}
+
+impl PodSpec {
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        let pulls = self.image_pull_secrets.iter().flatten().map(|secret| secret.name.as_str());
+        let volumes = self.volumes.iter().flatten().flat_map(|volume| {
+            let whole = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref());
+            let parts = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+            let parts = parts.filter_map(|part| Some(part.secret.as_ref()?.name.as_str()));
+            whole.into_iter().chain(parts)
+        });
+        let containers = self.containers.iter().chain(self.init_containers.iter().flatten());
+        let variables = containers.flat_map(|container| {
+            let all = container.env_from.iter().flatten();
+            let all = all.filter_map(|from| Some(from.secret_ref.as_ref()?.name.as_str()));
+            let one = container.env.iter().flatten().filter_map(|variable| {
+                let from = variable.value_from.as_ref()?;
+                Some(from.secret_key_ref.as_ref()?.name.as_str())
+            });
+            all.chain(one)
+        });
+        pulls.chain(volumes).chain(variables)
+    }
+}
+
 impl k8s_openapi::Resource for Pod {
     const API_VERSION: &'static str = "v1";
     const GROUP: &'static str = "";
@@ -175,6 +206,7 @@ mod tests {
                 "status": { "phase": "Running" } }"#,
         )
         .expect("a pod");
+        assert_eq!(pod.secrets().collect::<Vec<_>>(), ["s"]);
         let spec = pod.spec.expect("a spec");
         assert_eq!(spec.node_name.as_deref(), Some("n"));
         let container = &spec.containers[0];

@@ -19,6 +19,8 @@ pub mod session;
 
 mod task;
 
+mod admission;
+
 mod state;
 mod steps;
 
@@ -36,12 +38,14 @@ mod container_spec;
 mod dns;
 mod downward;
 mod env;
+mod env_file;
 mod hooks;
 mod image_pull;
 mod probe;
 mod references;
 mod sessions;
 mod sources;
+mod usage;
 mod volumes;
 
 pub mod logs;
@@ -53,6 +57,7 @@ mod tests;
 
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};
-pub use pods::{Allocatable, Config, ContainerUsage, Error, Pods, memory_dir};
+pub use pods::{Allocatable, Config, Error, Pods, memory_dir};
 pub use probe::connect_text;
 pub use sessions::{NoSession, RunningContainer};
+pub use usage::{ContainerUsage, DiskUsage, ImagesInUse, PodDisk, PodUsage};

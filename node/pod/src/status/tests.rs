@@ -59,6 +59,8 @@ fn status(spec: Value, containers: &[&str], stopped: bool, ended: Option<&Ended>
     let pod = json!({"metadata": {"name": "p", "generation": 3}, "spec": spec, "status": {"conditions": conditions}});
     let pod: Pod = serde_json::from_value(pod).unwrap();
     let facts = Facts {
+        rejected: false,
+        restarting_all: false,
         started_at: at(0),
         pod_ips: &["10.42.0.5".parse().unwrap()],
         host_ip: "192.0.2.1".parse().unwrap(),
@@ -185,7 +187,12 @@ fn the_end() {
     assert_eq!(phase(&["main ended 0"], None), "Succeeded");
     assert_eq!(phase(&["main ended 143"], None), "Failed");
     assert_eq!(phase(&["main waiting ContainerCreating"], None), "Failed");
-    let ended = Ended { succeeded: false, reason: "DeadlineExceeded".into(), message: "m".into() };
+    let ended = Ended {
+        succeeded: false,
+        reason: "DeadlineExceeded".into(),
+        message: "m".into(),
+        disrupted: false,
+    };
     let s = status(json!({}), &["main ended 0"], true, Some(&ended));
     assert_eq!(
         (s.phase.as_deref(), s.reason.as_deref(), s.message.as_deref()),

@@ -214,3 +214,62 @@ async fn an_end_that_is_not_reported_is_given_up() {
     let ended = container(&status, "c").state.clone().unwrap().terminated.unwrap();
     assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_begins_the_whole_pod_anew() {
+    let b = Bench::new().await;
+    b.world.runtime.script("first", vec![exits(0, 1), exits(0, 1)]);
+    b.world.runtime.script("c", vec![exits(42, 5)]);
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    b.set(&pod(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "first", "image": "i"},
+            {"name": "side", "image": "i", "restartPolicy": "Always"}],
+        "containers": [
+            {"name": "c", "image": "hello:v1", "restartPolicy": "Never", "restartPolicyRules": rule},
+            {"name": "d", "image": "hello:v1", "lifecycle": {"preStop": {"sleep": {"seconds": 9}}}}],
+    })));
+    let status = b.until_ready().await;
+    assert!(!is_true(&status, "AllContainersRestarting"));
+    let status = b.until(|s| is_true(s, "AllContainersRestarting")).await;
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let status = b.until_ready().await;
+    for name in ["first", "side", "c", "d"] {
+        assert_eq!(container(&status, name).restart_count, 1, "{name}");
+    }
+    assert!(b.seconds() < 9 + 5, "no hook was waited for: {}", b.seconds());
+    assert_eq!(b.world.runtime.running().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_fails_and_says_why() {
+    let b = Bench::new().await;
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(5), ..Script::default() }]);
+    b.set(&pod(json!({})));
+    b.until_ready().await;
+    assert_eq!(b.pods.active(), ["u"]);
+    assert!(b.pods.evict("u", "no room".into(), true, 1));
+    assert!(!b.pods.evict("u", "again".into(), true, 1), "it ends already");
+    let status = b.until(|s| s.reason.as_deref() == Some("Evicted")).await;
+    assert_eq!(
+        (status.phase.as_deref(), status.message.as_deref()),
+        (Some("Failed"), Some("no room"))
+    );
+    let target = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget");
+    let target = target.expect("a disrupted pod says so");
+    assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+    assert_eq!(target.message.as_deref(), Some("no room"));
+    b.until_true("it is stopped", || b.world.network.attached() == 0).await;
+    assert_eq!(b.world.runtime.starts(), 1, "it does not start again");
+    assert_eq!(b.message("Evicted"), "no room");
+    assert!(b.pods.active().is_empty());
+    // The next agent knows it too.
+    let b = b.restart_agent().await;
+    b.set(&pod(json!({})));
+    b.pods.synced();
+    let status = b.until(|s| s.reason.as_deref() == Some("Evicted")).await;
+    assert!(is_true(&status, "DisruptionTarget"));
+    assert_eq!(b.world.runtime.starts(), 1);
+}
