@@ -4,12 +4,16 @@
 //! A class's handler cannot change, so what a pod was told stays right. A class that is gone is told by its
 //! name, which the node then does not know: such a pod starts nowhere, as in Kubernetes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_client::Cache;
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::Inner;
 
@@ -21,16 +25,28 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("runc", "rimward.dev/runc"),
 ];
 
-/// The pod as its node is told it; None if that is as it is.
-pub(crate) fn resolved(pod: &Pod, classes: &Cache<RuntimeClass>) -> Option<Pod> {
-    let name = pod.spec.as_ref()?.runtime_class_name.as_deref().filter(|n| !n.is_empty())?;
-    let class = classes.get("", name)?;
+/// The pod, as JSON, as its node is told it; None if that is as it is.
+pub(crate) fn resolved(pod: &[u8], classes: &Cache<RuntimeClass>) -> Option<Bytes> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        spec: Spec<'a>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec<'a> {
+        #[serde(borrow)]
+        runtime_class_name: Option<Cow<'a, str>>,
+    }
+    let named: Named = serde_json::from_slice(pod).ok()?;
+    let name = named.spec.runtime_class_name.filter(|name| !name.is_empty())?;
+    let class = classes.get("", &name)?;
     if class.handler == name {
         return None;
     }
-    let mut told = pod.clone();
-    told.spec.as_mut()?.runtime_class_name = Some(class.handler.clone());
-    Some(told)
+    let mut told: Value = serde_json::from_slice(pod).ok()?;
+    told["spec"]["runtimeClassName"] = Value::from(class.handler.as_str());
+    serde_json::to_vec(&told).ok().map(Bytes::from)
 }
 
 /// Makes the classes of what a node has that there are not yet. What an operator made under such a name stays.
@@ -67,7 +83,7 @@ fn class(handler: &str, label: &str) -> RuntimeClass {
 mod tests {
     use super::*;
     use rimward_api::ObjectKey;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::sync::Arc;
 
     #[test]
@@ -78,10 +94,12 @@ mod tests {
         classes.apply(ObjectKey::new("", "mine"), Arc::new(class));
         let told = |name: Value| {
             let pod = json!({"spec": {"containers": [], "runtimeClassName": name}});
-            let pod = resolved(&serde_json::from_value(pod).unwrap(), &classes)?;
-            pod.spec.unwrap().runtime_class_name
+            let told = resolved(pod.to_string().as_bytes(), &classes)?;
+            let told: Value = serde_json::from_slice(&told).unwrap();
+            assert_eq!(told["spec"]["containers"], json!([]));
+            Some(told["spec"]["runtimeClassName"].clone())
         };
-        assert_eq!(told(json!("mine")), Some("wasm-isolated".into()));
+        assert_eq!(told(json!("mine")), Some(json!("wasm-isolated")));
         assert_eq!(told(json!("gone")), None);
         assert_eq!(told(Value::Null), None);
     }

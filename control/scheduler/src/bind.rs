@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use rimward_client::{Client, Error, EventType, Patch, Recorder};
+use rimward_control_lean::Pod;
 use rimward_control_volumes as volumes;
 use serde_json::{Value, json};
 
