@@ -32,7 +32,7 @@ pub enum Command {
     /// Tokens by which nodes join.
     #[cfg(feature = "control")]
     Token(Token),
-    /// Images in the cluster's own registry.
+    /// Images of nodes and of the cluster's own registry.
     Image(Image),
     /// Prints the version.
     Version,
@@ -155,10 +155,27 @@ pub struct NodeOptions {
     /// Pods that this node takes at most.
     #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
-    /// When the node says that its disk is full, as the kubelet's flag: shares or quantities of
-    /// `nodefs.available` and `nodefs.inodesFree`.
+    /// Below what room the node takes no more pods and ends some, as the kubelet's flag: shares or
+    /// quantities of `memory.available`, `nodefs.available` and `nodefs.inodesFree`.
     #[arg(long, value_name = "SIGNAL<VALUE,…", default_value_t)]
     pub eviction_hard: rimward_node_agent::EvictionHard,
+    /// The same, of what must last for a while before pods are ended.
+    #[arg(long, value_name = "SIGNAL<VALUE,…", default_value = "")]
+    pub eviction_soft: String,
+    /// For how long: one for each soft threshold.
+    #[arg(long, value_name = "SIGNAL=DURATION,…", default_value = "")]
+    pub eviction_soft_grace_period: String,
+    /// Seconds that a pod gets at most to end when a soft threshold ends it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub eviction_max_pod_grace_period: i64,
+    /// Percent of the disk from which unused images are removed; 100 never does.
+    #[arg(long, value_name = "PERCENT", default_value_t = 85,
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_high_threshold: u8,
+    /// Percent of the disk down to which they are.
+    #[arg(long, value_name = "PERCENT", default_value_t = 80,
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_low_threshold: u8,
     /// Work without the privileges that are there: addresses on loopback, no kernel rules.
     #[arg(long)]
     pub user_mode: bool,
@@ -270,6 +287,52 @@ pub enum ImageCommand {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Lists the images of a node.
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        on: OnNode,
+    },
+    /// Pulls an image to a node.
+    Pull {
+        /// As pods name it.
+        name: String,
+        #[command(flatten)]
+        on: OnNode,
+    },
+    /// Removes images from a node. Those that containers use stay.
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        on: OnNode,
+    },
+    /// Stores the images of an oci-archive or docker-archive on a node, or in the cluster's registry.
+    Import {
+        /// What `docker save`, `skopeo copy … oci-archive:` or `ctr images export` wrote; compressed or not.
+        file: PathBuf,
+        /// What the image is called; needed if the archive does not say.
+        #[arg(long)]
+        name: Option<String>,
+        /// Into the cluster's registry, where every node finds it.
+        #[cfg(feature = "node")]
+        #[arg(long, conflicts_with = "node")]
+        registry: bool,
+        #[command(flatten)]
+        on: OnNode,
+    },
+}
+
+/// Which node's images: of this machine's node, unless another is named.
+#[derive(Args)]
+pub struct OnNode {
+    /// The node, which is asked through the API server. [default: the one that runs on this machine]
+    #[arg(long)]
+    pub node: Option<String>,
+    #[command(flatten)]
+    pub data_dir: DataDir,
+    #[command(flatten)]
+    pub cluster: Cluster,
 }
 
 impl Cli {

@@ -15,6 +15,9 @@ use tokio::net::TcpStream;
 
 use crate::kubeconfig::Kubeconfig;
 
+/// A body that is sent as it comes.
+pub type BoxBody = http_body_util::combinators::UnsyncBoxBody<Bytes, anyhow::Error>;
+
 /// A connection per request: commands make a handful.
 pub struct Remote {
     tls: tokio_rustls::TlsConnector,
@@ -59,7 +62,7 @@ impl Remote {
 
     async fn request(
         &self,
-        mut request: http::Request<Bytes>,
+        mut request: http::Request<BoxBody>,
     ) -> anyhow::Result<http::Response<hyper::body::Incoming>> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         let name = ServerName::try_from(self.host.clone())?;
@@ -72,13 +75,13 @@ impl Remote {
         if let Some(authorization) = &self.authorization {
             headers.insert(http::header::AUTHORIZATION, authorization.parse()?);
         }
-        Ok(sender.send_request(request.map(Full::new)).await?)
+        Ok(sender.send_request(request).await?)
     }
 
     /// Sends a request and reads the whole answer; a status of 400 or more is an error with its body.
     pub async fn call(
         &self,
-        request: http::Request<Bytes>,
+        request: http::Request<BoxBody>,
     ) -> anyhow::Result<http::Response<Bytes>> {
         let about =
             format!("{} https://{}:{}{}", request.method(), self.host, self.port, request.uri());
@@ -98,7 +101,9 @@ impl Transport for Remote {
         &self,
         request: http::Request<Bytes>,
     ) -> Result<http::Response<Body>, TransportError> {
-        let response = self.request(request).await.map_err(|e| TransportError(format!("{e:#}")))?;
+        let whole = |body| Full::new(body).map_err(|never| match never {}).boxed_unsync();
+        let response =
+            self.request(request.map(whole)).await.map_err(|e| TransportError(format!("{e:#}")))?;
         Ok(response.map(|body| -> Body {
             let frames =
                 TryStreamExt::map_err(BodyStream::new(body), |e| TransportError(e.to_string()));

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const CORE: &str = "io.k8s.api.core.v1";
+const METRICS: &str = "io.k8s.metrics.pkg.apis.metrics.v1beta1";
 const APIEXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
 
 fn main() {
@@ -38,6 +39,7 @@ fn main() {
             "object": { "n": 2, "wire": "bytes", "type": "runtime.RawExtension" },
         }),
     );
+    metrics(&mut facts);
     let mut definitions = Vec::new();
     let mut descriptions = BTreeMap::new();
     for name in facts.wire.keys().filter(|name| facts.is_object(name)) {
@@ -52,6 +54,39 @@ fn main() {
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     write_gzip(&Path::new(&out).join("model.json.gz"), &json!(definitions));
     write_gzip(&Path::new(&out).join("descriptions.json.gz"), &json!(descriptions));
+}
+
+/// The types of `k8s.io/metrics`, which belong to no API of Kubernetes' own server. Without numbers: they
+/// are not offered as protobuf.
+fn metrics(facts: &mut Facts) {
+    let kinds = json!({
+        "NodeMetrics": { "usage": { "type": "v1.ResourceList" } },
+        "PodMetrics": { "containers": { "type": "[]ContainerMetrics" } },
+    });
+    for (kind, own) in kinds.as_object().into_iter().flatten() {
+        let mut fields = json!({
+            "(inline metav1.TypeMeta)": { "type": "metav1.TypeMeta", "inline": 1 },
+            "metadata": { "type": "metav1.ObjectMeta", "omitempty": 1 },
+            "timestamp": { "type": "metav1.Time" },
+            "window": { "type": "metav1.Duration" },
+        });
+        let list = json!({
+            "(inline metav1.TypeMeta)": { "type": "metav1.TypeMeta", "inline": 1 },
+            "metadata": { "type": "metav1.ListMeta", "omitempty": 1 },
+            "items": { "type": format!("[]{kind}") },
+        });
+        let fields_of = fields.as_object_mut().expect("it was written as one");
+        fields_of.extend(own.as_object().cloned().into_iter().flatten());
+        for (name, fields) in [(kind.clone(), fields), (format!("{kind}List"), list)] {
+            let gvk = json!({ "gvk": [["metrics.k8s.io", "v1beta1", name]] });
+            facts.schema.insert(format!("{METRICS}.{name}"), gvk);
+            facts.wire.insert(format!("{METRICS}.{name}"), fields);
+        }
+    }
+    facts.wire.insert(
+        format!("{METRICS}.ContainerMetrics"),
+        json!({ "name": { "type": "string" }, "usage": { "type": "v1.ResourceList" } }),
+    );
 }
 
 fn write_gzip(path: &Path, value: &Value) {
@@ -328,6 +363,8 @@ fn special(name: &str) -> Option<Special> {
         (_, "Quantity") => Special::Scalar("q"),
         (META, "Time") => Special::Scalar("t"),
         (META, "MicroTime") => Special::Scalar("u"),
+        // `1m30s`
+        (META, "Duration") => Special::Scalar("s"),
         (META, "FieldsV1") => Special::Scalar("r"),
         (META, "Verbs") => Special::List("s"),
         (_, "IntOrString") => Special::Scalar("x"),

@@ -1,92 +1,95 @@
-//! `rimward image push`: a Wasm file becomes an image of the CNCF Wasm OCI artifact layout.
-//! <https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>
+//! `rimward image`: pushing into the cluster's registry, and the images of nodes.
 
-use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
-use sha2::{Digest, Sha256};
+mod on_node;
+mod push;
+#[cfg(feature = "node")]
+mod push_archive;
+
+use anyhow::Context as _;
+use serde::Deserialize;
 
 use crate::cli::{Image, ImageCommand};
-use crate::kubeconfig::Kubeconfig;
-use crate::remote::Remote;
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.wasm.config.v0+json";
+use on_node::NodeApi;
 
 pub async fn run(args: Image) -> anyhow::Result<()> {
-    let ImageCommand::Push { file, name, cluster } = args.command;
-    let (repository, tag) = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
-        _ => (name.as_str(), "latest"),
-    };
-    let wasm = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let os = wasm_kind(&wasm).with_context(|| format!("{} is not Wasm", file.display()))?;
-    let remote = Remote::new(&Kubeconfig::load(cluster.kubeconfig.as_deref())?)?;
-
-    let layer = digest(&wasm);
-    let config = serde_json::json!({
-        "created": created(&file), "architecture": "wasm", "os": os, "layerDigests": [layer],
-    })
-    .to_string();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": { "mediaType": CONFIG, "digest": digest(config.as_bytes()), "size": config.len() },
-        "layers": [{ "mediaType": "application/wasm", "digest": layer, "size": wasm.len() }],
-    })
-    .to_string();
-    push_blob(&remote, repository, wasm.into()).await?;
-    push_blob(&remote, repository, config.into()).await?;
-    let request = http::Request::put(format!("/v2/{repository}/manifests/{tag}"))
-        .header(CONTENT_TYPE, MANIFEST)
-        .body(Bytes::from(manifest.clone()))
-        .with_context(|| format!("{name:?} is not an image name"))?;
-    remote.call(request).await?;
-    println!("pushed {repository}:{tag} {}", digest(manifest.as_bytes()));
-    Ok(())
-}
-
-/// `wasip2` for a component, `wasip1` for a core module: the preamble's layer field.
-fn wasm_kind(wasm: &[u8]) -> anyhow::Result<&'static str> {
-    ensure!(wasm.starts_with(b"\0asm"), "it does not start with the bytes of a Wasm binary");
-    match wasm.get(4..8) {
-        Some([1, 0, 0, 0]) => Ok("wasip1"),
-        Some([_, _, 1, 0]) => Ok("wasip2"),
-        Some(version) => bail!("its version bytes {version:?} are not known"),
-        None => bail!("it ends after the magic bytes"),
+    match args.command {
+        ImageCommand::Push { file, name, cluster } => push::run(&file, &name, &cluster).await,
+        ImageCommand::List { on } => list(&NodeApi::new(&on)?).await,
+        ImageCommand::Pull { name, on } => {
+            let pulled = NodeApi::new(&on)?.call("POST", "/pull", Some(&name)).await?;
+            say("pulled", &pulled)
+        }
+        ImageCommand::Rm { names, on } => {
+            let node = NodeApi::new(&on)?;
+            for name in names {
+                say("removed", &node.call("DELETE", "", Some(&name)).await?)?;
+            }
+            Ok(())
+        }
+        #[cfg(feature = "node")]
+        ImageCommand::Import { file, name, registry: true, on } => {
+            push_archive::run(&file, name.as_deref(), &on.cluster).await
+        }
+        ImageCommand::Import { file, name, on, .. } => {
+            say("imported", &NodeApi::new(&on)?.import(&file, name.as_deref()).await?)
+        }
     }
 }
 
-/// The file's own time, so that pushing the same file again makes the same image.
-fn created(file: &std::path::Path) -> String {
-    let modified = std::fs::metadata(file).and_then(|m| m.modified()).ok();
-    let time = modified
-        .and_then(|t| jiff::Timestamp::try_from(t).ok())
-        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn digest(content: &[u8]) -> String {
-    use std::fmt::Write;
-    Sha256::digest(content).iter().fold(String::from("sha256:"), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes every write");
-        text
-    })
-}
-
-async fn push_blob(remote: &Remote, repository: &str, content: Bytes) -> anyhow::Result<()> {
-    let digest = digest(&content);
-    let known = http::Request::head(format!("/v2/{repository}/blobs/{digest}")).body(Bytes::new());
-    if remote.call(known.context("the image's name is not valid in a URL")?).await.is_ok() {
-        return Ok(());
-    }
-    let start =
-        http::Request::post(format!("/v2/{repository}/blobs/uploads/")).body(Bytes::new())?;
-    let started = remote.call(start).await?;
-    let location = started.headers().get(LOCATION).and_then(|l| l.to_str().ok());
-    let location = location.context("the registry did not say where to upload")?;
-    let upload = http::Request::put(format!("{location}?digest={digest}"))
-        .header(CONTENT_TYPE, "application/octet-stream")
-        .body(content)?;
-    remote.call(upload).await?;
+fn say(done: &str, names: &[u8]) -> anyhow::Result<()> {
+    let names: Vec<String> = serde_json::from_slice(names).context("the node's answer")?;
+    names.iter().for_each(|name| println!("{done} {name}"));
     Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    names: Vec<String>,
+    digest: String,
+    size_bytes: u64,
+    in_use: bool,
+}
+
+async fn list(node: &NodeApi) -> anyhow::Result<()> {
+    let listed: Vec<Listed> =
+        serde_json::from_slice(&node.call("GET", "", None).await?).context("the node's answer")?;
+    let mut rows = vec![["IMAGE", "DIGEST", "SIZE", "IN USE"].map(str::to_owned)];
+    for image in listed {
+        let short: String = image.digest.trim_start_matches("sha256:").chars().take(12).collect();
+        let used = if image.in_use { "yes" } else { "no" };
+        for name in image.names {
+            rows.push([name, short.clone(), size(image.size_bytes), used.to_owned()]);
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let (name, size) = (width(0), width(2));
+    for row in &rows {
+        println!("{:name$}  {:12}  {:>size$}  {}", row[0], row[1], row[2], row[3]);
+    }
+    Ok(())
+}
+
+/// As crictl shows it: decimal units.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes}B"),
+        1_000..1_000_000 => format!("{:.1}kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}MB", bytes as f64 / 1e6),
+        _ => format!("{:.2}GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in
+            [(5, "5B"), (2_500, "2.5kB"), (4_120_000, "4.1MB"), (3 << 30, "3.22GB")]
+        {
+            assert_eq!(size(bytes), text);
+        }
+    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use rimward_node_agent::Config as AgentConfig;
-use rimward_node_agent::node::{Config, Node, RemoteConfig};
+use rimward_node_agent::node::{Config, GcPolicy, Node, RemoteConfig};
+use rimward_node_agent::{Config as AgentConfig, EvictionSoft};
 
 use crate::cli::{self, NodeOptions};
 use crate::{memory, shutdown};
@@ -42,6 +42,12 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             .with_context(|| format!("--node-label {label:?} is not KEY=VALUE"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
+    anyhow::ensure!(
+        options.image_gc_low_threshold < options.image_gc_high_threshold,
+        "--image-gc-low-threshold {} must be below --image-gc-high-threshold {}",
+        options.image_gc_low_threshold,
+        options.image_gc_high_threshold
+    );
     let user_mode = options.user_mode || !cli::is_root();
     let port = options.ingress_http_port.unwrap_or(if user_mode { 8080 } else { 80 });
     Ok(Config {
@@ -54,6 +60,12 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             node_ip: None,
             pods_max: options.max_pods,
             eviction_hard: options.eviction_hard,
+            eviction_soft: EvictionSoft::parse(
+                &options.eviction_soft,
+                &options.eviction_soft_grace_period,
+            )
+            .context("--eviction-soft")?,
+            eviction_max_pod_grace_seconds: options.eviction_max_pod_grace_period,
             version: env!("CARGO_PKG_VERSION").into(),
         },
         user_mode,
@@ -63,6 +75,11 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             ca_files: options.registry_ca.clone(),
             certs_dir: Some(options.registry_certs_dir.clone()),
             plain_http: options.plain_http_registry.clone(),
+        },
+        image_gc: GcPolicy {
+            high_percent: options.image_gc_high_threshold,
+            low_percent: options.image_gc_low_threshold,
+            ..GcPolicy::default()
         },
         guest_ca: options.guest_ca.clone(),
         exe: std::env::current_exe().context("cannot find this program's own file")?,

@@ -28,6 +28,7 @@ mod admission;
 mod cluster_ips;
 mod decode;
 mod error;
+mod freshness;
 mod meta;
 mod negotiate;
 mod options;
@@ -51,6 +52,7 @@ mod paths;
 mod reviews;
 
 mod forward;
+mod lingering;
 mod proxy;
 mod streams;
 

@@ -10,8 +10,9 @@ use crate::body::{self, Response};
 use crate::deadline;
 use crate::decode::{self, PatchKind};
 use crate::error;
+use crate::freshness;
 use crate::negotiate;
-use crate::options::{WriteOptions, parse_revision, too_large};
+use crate::options::{WriteOptions, parse_revision};
 use crate::request::{Call, Resource};
 use crate::reviews;
 use crate::served::Served;
@@ -30,6 +31,7 @@ pub mod log;
 pub mod on_node;
 pub mod scale;
 pub mod token;
+pub mod usage;
 pub mod write;
 
 use write::{Author, Change, Written};
@@ -164,10 +166,7 @@ pub async fn read(
     key: &ObjectKey,
 ) -> Result<Stored, Status> {
     if let Some(text) = call.query.get("resourceVersion").filter(|t| !t.is_empty()) {
-        let asked = parse_revision(text)?;
-        if asked > server.store.revision() {
-            return Err(too_large(asked, server.store.revision()));
-        }
+        freshness::reached(server, parse_revision(text)?).await?;
     }
     find(server, served, key).await
 }
@@ -177,6 +176,9 @@ pub async fn find(server: &Inner, served: &Served, key: &ObjectKey) -> Result<St
     if components::are(served) {
         let mut all = components::all(server, served).into_iter();
         return all.find(|c| c.name() == key.name).ok_or_else(missing);
+    }
+    if usage::is(served) {
+        return usage::one(server, served, key).await?.ok_or_else(missing);
     }
     let entry = server.store.get(&served.key(key), None).await.map_err(error::store)?;
     let entry = entry.ok_or_else(missing)?;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{HeaderValue, Request};
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,8 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit;
 use crate::authn::{self, Peer, certificate};
-use crate::body::{BoxBody, BoxError, Response};
+use crate::body::{BoxBody, Response};
 use crate::error;
+use crate::lingering::lingering;
 use crate::pipeline;
 use crate::server::{ApiServer, Inner};
 
@@ -153,7 +153,7 @@ async fn route(
     peer: &Peer,
     extra: Option<&dyn Extra>,
 ) -> Response {
-    let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+    let request = lingering(request);
     let path = request.uri().path();
     let (Some(extra), false) = (extra, is_ours(path)) else {
         return pipeline::handle(server, request, peer).await;

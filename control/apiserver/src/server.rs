@@ -17,7 +17,7 @@ use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
 use crate::authn::oidc::config::check_apart;
 use crate::authn::oidc::{ConfigError, Issuer};
-use crate::authn::tokens::{KeyError, Tokens};
+use crate::authn::tokens::{KeyError, Tokens, tracking};
 use crate::config::Config;
 use crate::definitions::{Definitions, keeper};
 use crate::flow::{self, Flow};
@@ -30,6 +30,7 @@ use crate::pools::{NotACidr, Pools};
 use crate::rbac::{Part, Rbac};
 use crate::request::{Attributes, Resource};
 use crate::rest::components::Component;
+use crate::rest::usage::Usages;
 use crate::served::Registry;
 use crate::views::{self, Shared};
 use crate::{bootstrap, sweep};
@@ -86,6 +87,7 @@ pub(crate) struct Inner {
     pub stop: CancellationToken,
     pub plugins: Plugins,
     pub components: RwLock<Vec<Component>>,
+    pub usages: Usages,
     // Prefixes that every pod or token asks for.
     pub namespaces_prefix: String,
     pub service_accounts_prefix: String,
@@ -214,6 +216,7 @@ impl ApiServer {
             stop,
             plugins,
             components: RwLock::default(),
+            usages: Usages::default(),
             config,
         });
         definitions.attach(&inner);
@@ -231,6 +234,11 @@ impl ApiServer {
         tokio::spawn(async move {
             let stop = of_types.stop.clone();
             stop.run_until_cancelled(type_checking::keep_statuses(of_types)).await;
+        });
+        let of_tokens = inner.clone();
+        tokio::spawn(async move {
+            let stop = of_tokens.stop.clone();
+            stop.run_until_cancelled(tracking::keep(of_tokens)).await;
         });
         aggregation::availability::start(&inner);
         aggregation::register::start(&inner);

@@ -165,6 +165,7 @@ fn schema_package(group: &str, version: &str) -> String {
         "apiregistration.k8s.io" => {
             format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}")
         }
+        "metrics.k8s.io" => format!("io.k8s.metrics.pkg.apis.metrics.{version}"),
         // rbac.authorization.k8s.io → rbac, flowcontrol.apiserver.k8s.io → flowcontrol, apps → apps.
         group => format!("io.k8s.api.{}.{version}", group.split('.').next().unwrap_or(group)),
     }
@@ -177,9 +178,8 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "no controller makes its pods yet"
         }
         ("autoscaling", _) => "nothing scales its target yet",
-        ("", "PersistentVolume" | "PersistentVolumeClaim") | ("storage.k8s.io", _) => {
-            "no volume is provisioned, bound or attached yet"
-        }
+        ("storage.k8s.io", "StorageClass") => return None,
+        ("storage.k8s.io", _) => "nodes run no CSI drivers yet",
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         _ => return None,
@@ -228,6 +228,8 @@ fn rules_of(group: &str, version: &str, kind: &str) -> Rules {
         ("", "PodTemplate") => apps::POD_TEMPLATE,
         ("", "ReplicationController") => apps::replicaset::REPLICATION_CONTROLLER,
         ("", "ComponentStatus") => cluster::COMPONENT_STATUS,
+        ("metrics.k8s.io", "NodeMetrics") => cluster::NODE_METRICS,
+        ("metrics.k8s.io", "PodMetrics") => cluster::POD_METRICS,
         ("apps", "Deployment") => apps::deployment::DEPLOYMENT,
         ("apps", "ReplicaSet") => apps::replicaset::REPLICASET,
         ("apps", "StatefulSet") => apps::statefulset::STATEFULSET,
@@ -293,7 +295,7 @@ mod tests {
     #[test]
     fn lookups() {
         let catalog = Catalog::builtin();
-        assert_eq!(catalog.all().len(), 68);
+        assert_eq!(catalog.all().len(), 70);
         #[track_caller]
         fn check(catalog: &Catalog, group: &str, resource: &str, schema: &str, storage: &str) {
             let kind = catalog.by_resource(group, "v1", resource).expect("is served");

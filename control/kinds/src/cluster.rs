@@ -163,5 +163,9 @@ fn budget(object: &Value, e: &mut Errors) {
 
 pub const COMPONENT_STATUS: Rules = Rules { cells: print::pod::component_status, ..Rules::PLAIN };
 
+/// What nodes and pods use, asked of the nodes.
+pub const NODE_METRICS: Rules = Rules { cells: print::usage::node, ..Rules::PLAIN };
+pub const POD_METRICS: Rules = Rules { cells: print::usage::pod, ..Rules::PLAIN };
+
 /// Kinds that are answered and never stored: reviews and bindings.
 pub const ANSWERED: Rules = Rules { name: |_| Vec::new(), ..Rules::PLAIN };

@@ -8,6 +8,7 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod storage;
+pub(crate) mod usage;
 pub(crate) mod workload;
 
 use jiff::Timestamp;

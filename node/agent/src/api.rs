@@ -1,7 +1,12 @@
-//! The node's own API, as `nodes/NAME/proxy` reaches it: what of the kubelet's read-only endpoints
-//! there is. HTTP/1.1 on a tunnel stream; no port listens for it.
+//! The node's own API, as `nodes/NAME/proxy` reaches it: what of the kubelet's read-only endpoints there is,
+//! and the node's images. HTTP/1.1 on a tunnel stream, or on a socket in the node's directory; no port
+//! listens for it.
+
+mod images;
 
 use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +23,10 @@ use rimward_tunnel::wire::{ObjectKind, Reply};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 
-use crate::{Core, Parts};
+use crate::{Core, Parts, stats};
 
 /// How long the control plane may take to send a request's head.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
@@ -28,6 +35,39 @@ type Answer = Response<UnsyncBoxBody<Bytes, LogError>>;
 
 pub(crate) async fn serve(core: &Core, parts: &Parts, incoming: Incoming) {
     let Ok(stream) = incoming.begin(Reply { code: 200, ..Reply::default() }).await else { return };
+    connection(core, parts, stream).await;
+}
+
+/// Where commands on the same machine reach the node, below its directory.
+pub(crate) const SOCKET: &str = "api.sock";
+
+pub(crate) async fn serve_local(core: Arc<Core>) -> std::io::Result<()> {
+    let path = core.config.data_dir.join(SOCKET);
+    let named =
+        |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    // Of an agent before.
+    let _none_is_fine = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(named)?;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).map_err(named)?;
+    loop {
+        let accepted = core.shutdown.run_until_cancelled(listener.accept()).await;
+        let Some(accepted) = accepted else { return Ok(()) };
+        let (stream, _) = accepted?;
+        let core = core.clone();
+        tokio::spawn(async move {
+            let parts = core.parts.borrow().clone();
+            if let Some(parts) = parts {
+                connection(&core, &parts, stream).await;
+            }
+        });
+    }
+}
+
+async fn connection(
+    core: &Core,
+    parts: &Parts,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let answer = |request: Request<Body>| async move {
         Ok::<_, Infallible>(answer(core, parts, request).await)
     };
@@ -41,6 +81,9 @@ pub(crate) async fn serve(core: &Core, parts: &Parts, incoming: Incoming) {
 }
 
 async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -> Answer {
+    if request.uri().path().starts_with(images::PREFIX) {
+        return images::answer(core, parts, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
     }
@@ -49,6 +92,14 @@ async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -> Answer {
     match words.as_slice() {
         ["healthz"] => text(StatusCode::OK, "ok"),
         ["pods"] => pods(core).await,
+        ["stats", "summary"] => {
+            let query = request.uri().query().unwrap_or_default();
+            let brief = query.split('&').any(|pair| pair == "only_cpu_and_memory=true");
+            json(&stats::summary(core, parts, brief).await)
+        }
+        ["metrics", "resource"] => metrics(stats::resource_metrics(core, parts).await),
+        ["metrics", "cadvisor"] => metrics(stats::container_metrics(core, parts).await),
+        ["rimward", "usage"] => json(&stats::usage(core, parts).await),
         ["containerLogs", namespace, pod, container] => {
             let wanted = match log_request(container, request.uri().query().unwrap_or_default()) {
                 Ok(wanted) => wanted,
@@ -71,6 +122,16 @@ fn typed(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     let content_type = header::HeaderValue::from_static(content_type);
     answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    let bytes = serde_json::to_vec(value).expect("it has only string keys");
+    typed(StatusCode::OK, "application/json", bytes)
+}
+
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>
+fn metrics(text: String) -> Answer {
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
 /// The pods that are bound to this node, as the control plane told them: the ledger's bytes, since nothing

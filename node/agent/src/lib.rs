@@ -9,37 +9,45 @@
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
 //! pod needs from both, `serving` what the control plane asks for (`sessions` the streams of it, `api`
-//! the node's own), [`machine`] what this node is, [`node`] the assembly.
+//! the node's own, `stats` what it tells of usage), [`machine`] what this node is, [`pressure`] what it
+//! runs short of, `eviction` what it does then, `images` what it keeps, [`node`] the assembly.
 
 pub mod desired;
-pub mod disk;
 pub mod ledger;
 pub mod machine;
 pub mod node;
+pub mod pressure;
 
 mod api;
 mod doors;
+mod eviction;
+mod images;
 mod link;
 mod objects;
 mod reach;
 mod reports;
 mod serving;
 mod sessions;
+mod stats;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
+use rimward_node_image::{GcPolicy, ImageStore};
 use rimward_node_pod::outside::{Attachment, Network};
-use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
+use rimward_node_pod::{
+    ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
+};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
 use rimward_tunnel::packets::PacketLink;
@@ -48,8 +56,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use desired::Desired;
-pub use disk::EvictionHard;
 pub use ledger::LedgerError;
+pub use pressure::{EvictionHard, EvictionSoft};
 pub use rimward_tunnel::dial::Error as TunnelError;
 
 /// What an agent is started with.
@@ -68,8 +76,12 @@ pub struct Config {
     /// None: the address from which this machine reaches others.
     pub node_ip: Option<IpAddr>,
     pub pods_max: u32,
-    /// When the node says that its disk is full.
+    /// When the node says that it has too little memory or disk, and ends pods.
     pub eviction_hard: EvictionHard,
+    /// When it says so and ends pods if that lasts.
+    pub eviction_soft: EvictionSoft,
+    /// What a pod gets of its grace period when a soft threshold ends it.
+    pub eviction_max_pod_grace_seconds: i64,
     /// Of this program: `0.1.0`.
     pub version: String,
 }
@@ -119,6 +131,30 @@ pub trait PodHandler: Send + Sync + 'static {
     ) -> Result<RunningContainer, NoSession>;
     /// A pod's place in the network, for port-forward.
     fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession>;
+    /// What the running containers of all pods use.
+    async fn usage(&self) -> Vec<PodUsage> {
+        Vec::new()
+    }
+    /// What pods have written on this node's disk.
+    async fn disk(&self, _only: Option<HashSet<String>>) -> Vec<PodDisk> {
+        Vec::new()
+    }
+    /// UIDs of the pods that are not over, nor about to end.
+    fn active(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// A pod as the control plane told it.
+    fn object(&self, _uid: &str) -> Option<Arc<Pod>> {
+        None
+    }
+    /// Ends a pod for good; answers whether there was one to end. See `rimward_node_pod::Pods::evict`.
+    fn evict(&self, _uid: &str, _message: String, _disrupted: bool, _grace_seconds: i64) -> bool {
+        false
+    }
+    /// The images of all containers that are not removed yet.
+    fn images(&self) -> ImagesInUse {
+        ImagesInUse::default()
+    }
 }
 
 #[async_trait]
@@ -158,6 +194,30 @@ impl PodHandler for rimward_node_pod::Pods {
     fn attachment(&self, namespace: &str, name: &str, uid: &str) -> Result<Attachment, NoSession> {
         Self::attachment(self, namespace, name, uid)
     }
+
+    async fn usage(&self) -> Vec<PodUsage> {
+        Self::usage(self).await
+    }
+
+    async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
+        Self::disk(self, only).await
+    }
+
+    fn active(&self) -> Vec<String> {
+        Self::active(self)
+    }
+
+    fn object(&self, uid: &str) -> Option<Arc<Pod>> {
+        Self::object(self, uid)
+    }
+
+    fn evict(&self, uid: &str, message: String, disrupted: bool, grace_seconds: i64) -> bool {
+        Self::evict(self, uid, message, disrupted, grace_seconds)
+    }
+
+    fn images(&self) -> ImagesInUse {
+        Self::images(self)
+    }
 }
 
 /// A running agent. Clones are handles.
@@ -179,7 +239,10 @@ pub(crate) struct Core {
     /// The parts that `attach` brought, once they are there.
     parts: watch::Sender<Option<Parts>>,
     images: watch::Sender<Vec<ContainerImage>>,
-    disk: disk::Disk,
+    /// Once there is one.
+    image_store: OnceLock<Arc<images::NodeImages>>,
+    pressure: pressure::Pressure,
+    stats: stats::Stats,
     /// Held while a change is applied.
     applying: Arc<tokio::sync::Mutex<()>>,
     /// How the link ended for good.
@@ -204,12 +267,14 @@ impl Agent {
         let directory = |cause| Error::Directory { path: config.data_dir.clone(), cause };
         std::fs::create_dir_all(&config.data_dir).map_err(directory)?;
         let ledger = Arc::new(ledger::Ledger::open(&config.data_dir)?);
-        let desired = Desired::load(ledger.clone())?;
+        let desired = Desired::load(ledger.clone(), &config.data_dir)?;
         let reports = Arc::new(reports::Outgoing::load(ledger.clone(), &config.name)?);
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
         let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
-        let disk = disk::Disk::of(&config.data_dir, config.eviction_hard);
+        let machine = pressure::Machine { data_dir: config.data_dir.clone() };
+        let pressure =
+            pressure::Pressure::new(machine, config.eviction_hard, config.eviction_soft.clone());
         let core = Arc::new(Core {
             welcome: watch::Sender::new(ledger.welcome()?),
             config,
@@ -220,12 +285,15 @@ impl Agent {
             connection: watch::Sender::new(None),
             parts: watch::Sender::new(None),
             images: watch::Sender::new(Vec::new()),
-            disk,
+            image_store: OnceLock::new(),
+            pressure,
+            stats: stats::Stats::default(),
             applying: Arc::default(),
             ended: watch::Sender::new(None),
             shutdown,
         });
         tokio::spawn(link::run(core.clone()));
+        tokio::spawn(eviction::run(core.clone()));
         Ok(Self { core })
     }
 
@@ -290,13 +358,21 @@ impl Agent {
         self.core.parts.send_replace(Some(Parts { pods, network }));
     }
 
-    /// The images on this node, for `status.images`.
-    pub fn set_images(&self, images: Vec<ContainerImage>) {
-        self.core.images.send_if_modified(|current| {
-            let changed = *current != images;
-            *current = images;
-            changed
-        });
+    /// Brings the image store: the Node tells of it, people may ask for it, and it is kept within the disk.
+    pub fn attach_images(&self, store: ImageStore, policy: GcPolicy, pods: Arc<dyn PodHandler>) {
+        let images = Arc::new(images::NodeImages::new(store, policy));
+        if self.core.image_store.set(images.clone()).is_ok() {
+            tokio::spawn(images.run(self.core.clone(), pods));
+        }
+    }
+
+    /// Answers the node's own API on a socket in its directory, for whoever may open it: root, or the user that
+    /// the node runs as. Runs until the shutdown.
+    ///
+    /// # Errors
+    /// Names the socket that cannot be made.
+    pub async fn serve_local(self) -> std::io::Result<()> {
+        api::serve_local(self.core).await
     }
 
     /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body.
@@ -370,6 +446,15 @@ impl Agent {
 }
 
 impl Core {
+    /// For `status.images`.
+    fn show_images(&self, images: Vec<ContainerImage>) {
+        self.images.send_if_modified(|current| {
+            let changed = *current != images;
+            *current = images;
+            changed
+        });
+    }
+
     /// The connection, if there is one now.
     fn connection(&self) -> Result<rimward_tunnel::quinn::Connection, CallError> {
         let connection = self.connection.borrow().clone();

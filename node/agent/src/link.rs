@@ -22,8 +22,6 @@ use crate::{Core, Error, TunnelError, machine, serving};
 const GOOD: Duration = Duration::from_secs(10);
 /// Frames that are applied, and made durable, together.
 const BATCH: usize = 256;
-/// How often to look whether the disk is full.
-const DISK_EVERY: Duration = Duration::from_secs(10);
 /// How long an agent that starts again may take to bring up what runs pods before it says so.
 const STARTING_MAX: Duration = Duration::from_secs(10);
 /// How long to wait after a renewal that failed.
@@ -172,7 +170,7 @@ fn hello(core: &Core) -> Hello {
 fn describe(core: &Core) -> Vec<u8> {
     let ready = core.parts.borrow().is_some() && core.desired.is_synced();
     let images = core.images.borrow().clone();
-    let node = machine::describe(&core.config, core.dialer.server(), ready, &core.disk, images);
+    let node = machine::describe(&core.config, core.dialer.server(), ready, &core.pressure, images);
     serde_json::to_vec(&node).expect("a Node has only string keys")
 }
 
@@ -294,8 +292,7 @@ async fn tell(
     if writer.flush().await.is_err() {
         return;
     }
-    // Nothing wakes whoever waits for a disk to fill up.
-    let mut disk_looks = tokio::time::interval(DISK_EVERY);
+    let mut pressure = core.pressure.changes();
     loop {
         tokio::select! {
             answer = answers.recv() => match answer {
@@ -307,9 +304,7 @@ async fn tell(
                 reports.statuses.iter().for_each(|report| writer.push(report));
                 reports.events.into_iter().for_each(|event| writer.push(&EventReport { event }));
             }
-            _ = disk_looks.tick() => if core.disk.look() {
-                tell_node(core, &mut writer, &mut described);
-            },
+            Ok(()) = pressure.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = images.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = parts.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = synced.changed() => tell_node(core, &mut writer, &mut described),

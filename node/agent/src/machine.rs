@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
@@ -10,8 +10,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use rimward_api::local_volumes;
+
 use crate::Config;
-use crate::disk::Disk;
+use crate::pressure::{Kind, Pressure};
 
 /// What pods may not have: room for the node itself, as the kubelet's eviction thresholds leave it.
 const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
@@ -30,8 +32,7 @@ impl Capacity {
         // Counts the CPUs that this process may use: affinity and cgroup quota included.
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let total = read("/proc/meminfo").and_then(|text| meminfo_total(&text)).unwrap_or(0);
-        let limits = cgroup_limits();
-        let memory_bytes = limits.into_iter().fold(total, u64::min);
+        let memory_bytes = memory_cgroup().map_or(total, |(_, limit)| limit.min(total));
         let storage_bytes = rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_frsize * s.f_blocks);
         Self { cpu_millis: cpus * 1000, memory_bytes, storage_bytes }
     }
@@ -65,13 +66,18 @@ fn read(path: &str) -> Option<String> {
 
 /// `MemTotal:  16384 kB`, in bytes.
 fn meminfo_total(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    meminfo(text, "MemTotal:")
+}
+
+/// A row of /proc/meminfo, in bytes.
+pub fn meminfo(text: &str, row: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(row))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Memory limits of this process's cgroup and those above it: v2's and v1's files.
-fn cgroup_limits() -> Vec<u64> {
+/// The cgroup of this process, or above it, that has the least memory, and how much: v2's and v1's files.
+pub fn memory_cgroup() -> Option<(PathBuf, u64)> {
     let own = read("/proc/self/cgroup").unwrap_or_default();
     let mut limits = Vec::new();
     for line in own.lines() {
@@ -83,12 +89,13 @@ fn cgroup_limits() -> Vec<u64> {
             _ => continue,
         };
         for ancestor in Path::new(path.trim_start_matches('/')).ancestors() {
-            let file = Path::new(root).join(ancestor).join(file);
+            let dir = Path::new(root).join(ancestor);
+            let text = dir.join(file).to_str().and_then(read);
             // `max` is no limit, and is no number either.
-            limits.extend(file.to_str().and_then(read).and_then(|text| text.parse::<u64>().ok()));
+            limits.extend(text.and_then(|text| text.parse().ok()).map(|limit: u64| (dir, limit)));
         }
     }
-    limits
+    limits.into_iter().min_by_key(|(_, limit)| *limit)
 }
 
 /// The address from which this machine reaches `towards`, else any other than loopback. Sends nothing.
@@ -138,7 +145,7 @@ pub fn describe(
     config: &Config,
     server: &str,
     ready: bool,
-    disk: &Disk,
+    pressure: &Pressure,
     images: Vec<ContainerImage>,
 ) -> Node {
     let mut labels: BTreeMap<String, String> = config.labels.clone();
@@ -155,6 +162,10 @@ pub fn describe(
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
             labels: Some(labels),
+            annotations: Some(BTreeMap::from([(
+                local_volumes::DIRECTORY.to_owned(),
+                crate::volumes::directory(&config.data_dir).display().to_string(),
+            )])),
             ..ObjectMeta::default()
         },
         status: Some(NodeStatus {
@@ -164,7 +175,7 @@ pub fn describe(
                 address("InternalIP", ip.to_string()),
                 address("Hostname", config.name.clone()),
             ]),
-            conditions: Some(conditions(ready, disk)),
+            conditions: Some(conditions(ready, pressure)),
             images: (!images.is_empty()).then_some(images),
             node_info: Some(NodeSystemInfo {
                 architecture: architecture().into(),
@@ -185,7 +196,7 @@ pub fn describe(
 }
 
 /// The conditions of <https://kubernetes.io/docs/reference/node/node-status/#condition>.
-fn conditions(ready: bool, disk: &Disk) -> Vec<NodeCondition> {
+fn conditions(ready: bool, pressure: &Pressure) -> Vec<NodeCondition> {
     let condition = |type_: &str, status: &str, reason: &str, message: &str| NodeCondition {
         type_: type_.into(),
         status: status.into(),
@@ -198,15 +209,13 @@ fn conditions(ready: bool, disk: &Disk) -> Vec<NodeCondition> {
     } else {
         condition("Ready", "False", "KubeletNotReady", "the agent is starting")
     };
-    let (full, why, told) = disk.condition();
+    let under = |type_: &str, kind: Kind| {
+        let (status, reason, message) = pressure.condition(kind);
+        condition(type_, status, reason, &message)
+    };
     vec![
-        condition(
-            "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "the node has enough memory",
-        ),
-        condition("DiskPressure", full, why, &told),
+        under("MemoryPressure", Kind::Memory),
+        under("DiskPressure", Kind::Disk),
         condition(
             "PIDPressure",
             "False",
@@ -222,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn meminfo() {
+    fn rows_of_meminfo() {
         assert_eq!(meminfo_total("MemTotal:       1024 kB\nMemFree: 5 kB\n"), Some(1 << 20));
         assert_eq!(meminfo_total("nonsense"), None);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rimward_api::Block;
 use rimward_node_dns as dns;
 use rimward_node_image::ImageStore;
-pub use rimward_node_image::RemoteConfig;
+pub use rimward_node_image::{Archive, GcPolicy, RemoteConfig};
 use rimward_node_ingress as ingress;
 use rimward_node_network::dial::{loopback_of, unprivileged_port};
 use rimward_node_network::root::{self, RootNetwork};
@@ -43,6 +43,8 @@ pub struct Config {
     /// `host:port` names that mean the cluster's own image registry.
     pub registry_hosts: Vec<String>,
     pub remote_registries: RemoteConfig,
+    /// When unused images go.
+    pub image_gc: GcPolicy,
     /// PEM certificates that guests trust besides the system's.
     pub guest_ca: Option<PathBuf>,
     /// This program, which the Wasm runtime starts again for its hosts.
@@ -285,13 +287,14 @@ async fn start_pods(
     let mut runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(wasm.clone())];
     let oci = if config.user_mode { None } else { containers(config) };
     runtimes.extend(oci.clone().map(|oci| Arc::new(oci) as Arc<dyn Runtime>));
+    let image_gc = config.image_gc;
     let config = agent.config();
     let free = Capacity::of(&config.data_dir).allocatable();
     let pods = Pods::start(
         rimward_node_pod::Config {
             data_dir: config.data_dir.clone(),
             runtimes,
-            images: Arc::new(images),
+            images: Arc::new(images.clone()),
             network: network.clone(),
             objects: agent.objects(),
             reports: agent.reports(),
@@ -310,6 +313,13 @@ async fn start_pods(
     let pods = pods.await?;
     // Every desired pod starts, the node becomes Ready.
     agent.attach(Arc::new(pods.clone()), network);
+    agent.attach_images(images, image_gc, Arc::new(pods.clone()));
+    let local = agent.clone().serve_local();
+    tokio::spawn(async move {
+        if let Err(error) = local.await {
+            tracing::warn!(%error, "`rimward image` reaches this node through the API only");
+        }
+    });
     Ok(Runtimes { pods, wasm, oci })
 }
 

@@ -53,6 +53,8 @@ impl ControlPlane {
             node_ip: Some("192.0.2.7".parse().unwrap()),
             pods_max: 250,
             eviction_hard: crate::EvictionHard::default(),
+            eviction_soft: crate::EvictionSoft::default(),
+            eviction_max_pod_grace_seconds: 0,
             version: "test".into(),
         }
     }

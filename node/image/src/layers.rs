@@ -118,7 +118,7 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
 }
 
 /// Told by its first bytes: media types lie now and then.
-fn decompressed(file: File) -> std::io::Result<Box<dyn Read>> {
+pub(crate) fn decompressed(file: File) -> std::io::Result<Box<dyn Read>> {
     use std::io::BufRead;
     let mut file = BufReader::with_capacity(1 << 16, file);
     let start = file.fill_buf()?;

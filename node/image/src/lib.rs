@@ -8,16 +8,20 @@
 //! registry first, through the node's tunnel ([`ClusterRegistry`]); any other registry is reached
 //! directly with TLS.
 
+mod archive;
 mod content;
 mod fetch;
 mod form;
+mod gc;
 mod layers;
 mod name;
 mod remote;
 mod store;
 mod unpack;
 
+pub use archive::{Archive, ArchivedImage};
 pub use fetch::{ClusterRegistry, ClusterResponse};
+pub use gc::{Candidate, GcPolicy, Room};
 pub use layers::Limits;
 pub use remote::RemoteConfig;
 pub use store::{Config, ImageStore, StoredImage};

@@ -3,6 +3,12 @@
 use oci_client::Reference;
 use rimward_node_pod::outside::ImageError;
 
+/// The name in full, as every container tool reads it: `busybox` is `docker.io/library/busybox:latest`. None
+/// for what is no name.
+pub(crate) fn canonical(text: &str) -> Option<String> {
+    text.parse::<Reference>().ok().map(|reference| reference.whole())
+}
+
 /// A parsed name, and where it points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Name {
@@ -60,6 +66,19 @@ impl Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn full_names() {
+        for (text, full) in [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("docker.io/busybox:1", "docker.io/library/busybox:1"),
+            ("team/app:v1", "docker.io/team/app:v1"),
+            ("localhost:5000/a", "localhost:5000/a:latest"),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Some(full), "{text}");
+        }
+        assert_eq!(canonical("a b"), None);
+    }
 
     #[test]
     fn names() {

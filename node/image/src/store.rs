@@ -1,5 +1,8 @@
 //! The node's images: which names are here, and the pull that brings one.
 
+mod import;
+mod remove;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,13 +11,13 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageError, ImageForm, Images, PullPolicy, RegistryAuth};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::content::{Content, ContentError, digest_of};
 use crate::fetch::{ClusterRegistry, FetchError, InCluster, Source};
 use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
 use crate::layers::{Layers, Limits};
-use crate::name::Name;
+use crate::name::{self, Name};
 use crate::remote::{RemoteConfig, Remotes};
 
 pub struct Config {
@@ -67,6 +70,9 @@ struct Inner {
     layers: Option<Layers>,
     slots: Semaphore,
     images: Mutex<HashMap<String, StoredImage>>,
+    /// Read by every pull; what is swept away is nobody's only while none is under way.
+    pulls: Arc<RwLock<()>>,
+    changes: watch::Sender<u64>,
     /// One pull a name at a time; the later ones find the first one's result.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -94,10 +100,22 @@ impl ImageStore {
                 layers,
                 slots: Semaphore::new(config.pulls_max),
                 images: Mutex::new(images),
+                pulls: Arc::default(),
+                changes: watch::Sender::new(0),
                 pulling: Mutex::default(),
                 dir: config.dir,
             }),
         })
+    }
+
+    /// Where the images lie.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// Wakes when an image came or went.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
     }
 
     /// All images by name.
@@ -137,7 +155,8 @@ fn files_exist(image: &Image) -> bool {
 #[async_trait]
 impl Images for ImageStore {
     async fn present(&self, reference: &str) -> Option<Image> {
-        self.inner.images.lock().get(reference).map(|stored| stored.image.clone())
+        let found = self.inner.find(reference)?.image;
+        Some(Image { reference: reference.to_owned(), ..found })
     }
 
     async fn ensure(
@@ -180,6 +199,18 @@ impl Images for ImageStore {
 }
 
 impl Inner {
+    /// The image of a name: as it is spelt, else as the container world reads it (`busybox` is
+    /// `docker.io/library/busybox:latest`), under which archives are imported.
+    fn find(&self, reference: &str) -> Option<StoredImage> {
+        let images = self.images.lock();
+        let exact = images.get(reference);
+        exact.or_else(|| images.get(&name::canonical(reference)?)).cloned()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n += 1);
+    }
+
     async fn pull(
         &self,
         reference: &str,
@@ -187,6 +218,7 @@ impl Inner {
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError> {
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let _nothing_is_swept = self.pulls.read().await;
         let pulled = self.pull_from_anywhere(reference, name, auth).await;
         let (image, size_bytes) = pulled.map_err(|message| ImageError {
             reason: "ErrImagePull".into(),
@@ -421,12 +453,12 @@ impl Inner {
     /// Keeps the record on disk, then in memory.
     fn remember(&self, stored: StoredImage) -> std::io::Result<()> {
         let content = serde_json::to_vec(&stored).expect("the record has no maps with odd keys");
-        let key = digest_of(stored.image.reference.as_bytes());
-        let path = self.dir.join("names").join(key.trim_start_matches("sha256:"));
+        let path = self.record_path(&stored.image.reference);
         let staged = self.dir.join("staging").join(uuid::Uuid::new_v4().simple().to_string());
         std::fs::write(&staged, content)?;
         std::fs::rename(&staged, path)?;
         self.images.lock().insert(stored.image.reference.clone(), stored);
+        self.changed();
         Ok(())
     }
 }

@@ -325,6 +325,14 @@ impl Runtime for OciRuntime {
         self.0.cgroups.usage(&cgroup)
     }
 
+    fn images(&self) -> Vec<Image> {
+        self.0.runs.lock().values().map(|run| run.spec.image.clone()).collect()
+    }
+
+    fn written(&self, id: &RunId) -> Option<PathBuf> {
+        Some(self.0.runs.lock().get(id)?.dir.file("upper"))
+    }
+
     async fn exec(
         &self,
         id: &RunId,

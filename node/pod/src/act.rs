@@ -92,7 +92,10 @@ async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await;
+    let result = {
+        let world = (&*config.objects, &*config.images);
+        volumes::set_up(&pod, &places, world, &facts, due, now).await
+    };
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),

@@ -3,8 +3,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::record::Ended;
 use crate::runtime::Exit;
-use crate::state::{Action, Phase, PodState, Refresh, Setup};
+use crate::state::{Action, Durability, Phase, PodState, Refresh, Setup};
 use crate::status::Kind;
 use crate::steps::Plan;
 
@@ -28,6 +29,22 @@ pub(crate) fn plan(state: &mut PodState, plan: &mut Plan) {
         }
     }
     release(state, plan);
+}
+
+impl PodState {
+    /// The node ends the pod for want of room (`disrupted`), or since the pod takes more than it may. Answers
+    /// whether there was anything to end.
+    pub fn evict(&mut self, message: String, disrupted: bool, grace: i64, now: Timestamp) -> bool {
+        if !self.loaded || self.orphan || self.ended.is_some() || self.ending.is_some() {
+            return false;
+        }
+        self.event(true, "Evicted", message.clone());
+        let reason = "Evicted".into();
+        self.ended = Some(Ended { succeeded: false, reason, message, disrupted });
+        self.save(Durability::Power);
+        self.end(grace, now);
+        true
+    }
 }
 
 /// Makes sure that a container is being stopped; answers whether it is still there.

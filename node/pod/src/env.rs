@@ -101,7 +101,7 @@ fn value_from(
     let keyed = |name: Name, kind: &str, key: &str, optional: Option<bool>| {
         let optional = optional == Some(true);
         let object = match &name {
-            Name::ConfigMap(n) | Name::Secret(n) => n.clone(),
+            Name::ConfigMap(n) | Name::Secret(n) | Name::Claim(n) => n.clone(),
         };
         let Some(all) = sources.all(&name, optional).map_err(|e| e.to_string())? else {
             return Ok(None);

@@ -45,6 +45,7 @@ mod probe;
 mod references;
 mod sessions;
 mod sources;
+mod usage;
 mod volumes;
 
 pub mod logs;
@@ -56,6 +57,7 @@ mod tests;
 
 pub use clock::Clock;
 pub use logs::{LogError, LogRequest};
-pub use pods::{Allocatable, Config, ContainerUsage, Error, Pods, memory_dir};
+pub use pods::{Allocatable, Config, Error, Pods, memory_dir};
 pub use probe::connect_text;
 pub use sessions::{NoSession, RunningContainer};
+pub use usage::{ContainerUsage, DiskUsage, ImagesInUse, PodDisk, PodUsage};

@@ -1,7 +1,7 @@
 //! All pods of this node: the handle that the agent holds.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::logs::{self, LogError, LogRequest, LogWatch};
 use crate::outside::{Images, Network, Objects, Reports};
 use crate::record::{self, Record};
 use crate::references::References;
-use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Usage};
-use crate::state::{KnownRun, Phase, PodState};
+use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError};
+use crate::state::{KnownRun, PodState};
 use crate::task::{self, Handle};
 
 /// Events of one runtime that may wait for the pods to take them.
@@ -51,15 +51,18 @@ pub struct Config {
 }
 
 /// A directory on an existing tmpfs for the pods of this data directory, when this process is root.
-pub fn memory_dir(data_dir: &std::path::Path) -> Option<PathBuf> {
+pub fn memory_dir(data_dir: &Path) -> Option<PathBuf> {
     use sha2::{Digest, Sha256};
-    let on_tmpfs = rustix::fs::statfs("/run").is_ok_and(|f| f.f_type as u64 == 0x0102_1994);
-    if !rustix::process::geteuid().is_root() || !on_tmpfs {
+    let in_memory =
+        |dir: &&&str| rustix::fs::statfs(**dir).is_ok_and(|f| f.f_type as u64 == 0x0102_1994);
+    // Machines that are containers themselves often have no /run in memory.
+    let memory = ["/run", "/dev/shm"].iter().find(in_memory)?;
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    Some(PathBuf::from("/run/rimward").join(short).join("pods"))
+    Some(Path::new(memory).join("rimward").join(short).join("pods"))
 }
 
 /// The node's `status.allocatable`, as far as the downward API shows it.
@@ -134,13 +137,6 @@ impl Node {
             pods.remove(&handle.uid);
         }
     }
-}
-
-/// One running container and what it uses, for node and pod metrics.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ContainerUsage {
-    pub id: RunId,
-    pub usage: Usage,
 }
 
 impl Pods {
@@ -255,28 +251,17 @@ impl Pods {
         logs::open(handle, request).await
     }
 
-    /// What the pod's running containers use.
-    pub async fn usage(&self, uid: &str) -> Vec<ContainerUsage> {
-        let Some(handle) = self.inner.pods.lock().get(uid).cloned() else { return Vec::new() };
-        let running: Vec<(RunId, usize)> = handle.look(|state| {
-            let running = (0..state.containers.len())
-                .filter(|i| matches!(state.containers[*i].phase, Phase::Running(_)));
-            running
-                .map(|i| (state.run_id(i), state.containers[i].runtime.map_or(0, |r| r.0)))
-                .collect()
-        });
-        let mut list = Vec::with_capacity(running.len());
-        for (id, runtime) in running {
-            if let Some(usage) = self.inner.node.runtime(runtime).usage(&id).await {
-                list.push(ContainerUsage { id, usage });
-            }
-        }
-        list
-    }
-
     /// UIDs of all pods that still have something on this node.
     pub fn uids(&self) -> Vec<String> {
         self.inner.pods.lock().keys().map(|uid| uid.to_string()).collect()
+    }
+
+    pub(crate) fn runtimes(&self) -> &[Arc<dyn Runtime>] {
+        &self.inner.node.config.runtimes
+    }
+
+    pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
+        self.inner.pods.lock().values().cloned().collect()
     }
 
     pub(crate) fn find(&self, namespace: &str, name: &str, uid: &str) -> Option<Arc<Handle>> {

@@ -66,9 +66,12 @@ pub(crate) struct RunRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     pub succeeded: bool,
-    /// `DeadlineExceeded`, or empty when its containers just ended.
+    /// `DeadlineExceeded`, `Evicted`, or empty when its containers just ended.
     pub reason: String,
     pub message: String,
+    /// The node ended it for want of room: it has the condition DisruptionTarget.
+    #[serde(default)]
+    pub disrupted: bool,
 }
 
 impl Record {

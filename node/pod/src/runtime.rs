@@ -169,10 +169,16 @@ pub struct Known {
     pub exit: Option<Exit>,
 }
 
+/// What a run has used of CPU since it began, and of memory now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub cpu_nanos: u64,
+    /// The working set: what cannot be dropped without asking.
     pub memory_bytes: u64,
+    /// With the page cache.
+    pub memory_usage_bytes: u64,
+    /// Anonymous memory.
+    pub memory_rss_bytes: u64,
 }
 
 /// Why a container did not start: `reason` becomes the waiting reason in the pod's status, `message`
@@ -274,6 +280,16 @@ pub trait Runtime: Send + Sync + 'static {
     }
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// The images of all runs that it knows and whose files it still needs.
+    fn images(&self) -> Vec<Image> {
+        Vec::new()
+    }
+
+    /// The directory that holds what a run has written into its root file system, if it has one.
+    fn written(&self, _id: &RunId) -> Option<PathBuf> {
+        None
+    }
 
     /// Runs a command in a container's environment and waits for its end. All that it printed is in
     /// `streams` by then. Whoever drops the call ends the command by force: that is how a client's

@@ -93,6 +93,15 @@ const OWNED: [&str; 5] = [
     "AllContainersRestarting",
 ];
 
+/// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
+/// Since when the API shows a condition as true.
+fn have_since(have: &[PodCondition], type_: &str) -> Option<Timestamp> {
+    let shown = have.iter().find(|c| c.type_ == type_ && c.status == "True")?;
+    shown.last_transition_time.as_ref().map(|time| time.0)
+}
+
 /// The status now. Conditions of others are kept as the pod has them.
 pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
     let empty = PodSpec::default();
@@ -272,8 +281,21 @@ fn conditions(
                 ..PodCondition::default()
             }
         });
-    let others = have.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned();
-    owned.chain(others).collect()
+    let disrupted = facts.ended.filter(|ended| ended.disrupted);
+    let target = disrupted.map(|ended| PodCondition {
+        type_: DISRUPTION_TARGET.into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(ended.message.clone()),
+        last_transition_time: Some(Time(have_since(have, DISRUPTION_TARGET).unwrap_or(now))),
+        observed_generation: pod.metadata.generation,
+        ..PodCondition::default()
+    });
+    let ours = |c: &&PodCondition| {
+        OWNED.contains(&c.type_.as_str()) || (target.is_some() && c.type_ == DISRUPTION_TARGET)
+    };
+    let others = have.iter().filter(|c| !ours(c)).cloned();
+    owned.chain(others).chain(target.clone()).collect()
 }
 
 /// Whether the API shows something else than what this node says: somebody changed it, as the node

@@ -102,7 +102,7 @@ fn plan_deadline(state: &mut PodState, plan: &mut Plan) {
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         state.event(false, "DeadlineExceeded", message.clone());
         let reason = "DeadlineExceeded".into();
-        state.ended = Some(Ended { succeeded: false, reason, message });
+        state.ended = Some(Ended { succeeded: false, reason, message, disrupted: false });
         state.save(Durability::Power);
         state.end(state.grace_seconds(), plan.now);
     }
@@ -127,7 +127,7 @@ fn plan_end(state: &mut PodState, now: Timestamp) {
     if init_failed || main.iter().all(Option::is_some) {
         let succeeded = !init_failed && main.iter().all(|over| *over == Some(true));
         let (reason, message) = (String::new(), String::new());
-        state.ended = Some(Ended { succeeded, reason, message });
+        state.ended = Some(Ended { succeeded, reason, message, disrupted: false });
         state.save(Durability::Power);
         state.end(state.grace_seconds(), now);
     }

@@ -117,6 +117,11 @@ impl Handle {
         seen
     }
 
+    /// Reads of the state what is not in the object, which may be packed and is not to be looked at.
+    pub fn peek<R>(&self, look: impl FnOnce(&PodState) -> R) -> R {
+        look(&self.state.lock().state)
+    }
+
     pub fn places(&self) -> Places {
         let config = &self.node.config;
         Places::new(&config.data_dir, config.memory_dir.as_deref(), &self.uid)

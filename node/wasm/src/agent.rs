@@ -420,7 +420,13 @@ impl Runtime for WasmRuntime {
 
     async fn usage(&self, id: &RunId) -> Option<Usage> {
         match self.0.host_of(id).await?.request(Request::Usage { id: id.clone() }).await {
-            Ok(Reply::Usage { cpu_nanos, memory_bytes }) => Some(Usage { cpu_nanos, memory_bytes }),
+            // A guest's memory has no cache that could be dropped.
+            Ok(Reply::Usage { cpu_nanos, memory_bytes }) => Some(Usage {
+                cpu_nanos,
+                memory_bytes,
+                memory_usage_bytes: memory_bytes,
+                memory_rss_bytes: memory_bytes,
+            }),
             _ => None,
         }
     }

@@ -37,6 +37,19 @@ pub fn push(cluster: &Cluster, name: &str, run: Value) -> String {
     name.to_owned()
 }
 
+/// Writes the image into one file, as `oci-archive` or `docker-archive`, by a tool that is not ours.
+pub fn archive(kind: &str, file: &Path, name: &str, run: Value) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let layout = Layout::new(dir.path());
+    let own = layout.image(machine(), run);
+    layout.index(&[(machine(), own)]);
+    let from = format!("oci:{}:latest", dir.path().display());
+    let to = format!("{kind}:{}:{name}", file.display());
+    let copied = Command::new("skopeo").args(["copy", "--quiet", &from, &to]).output();
+    let copied = copied.expect("skopeo is on the PATH: scripts/bootstrap --tests");
+    assert!(copied.status.success(), "{}", text(&copied.stderr));
+}
+
 /// A token of somebody who may push.
 fn pusher(cluster: &Cluster) -> String {
     let rbac = "rbac.authorization.k8s.io";

@@ -23,7 +23,7 @@ const CUSTOM_PRIORITIES: (i64, i64) = (1000, 100);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// (group, groupPriorityMinimum, version, versionPriority), as kube-apiserver registers them.
-const PRIORITIES: [(&str, i64, &str, i64); 24] = [
+const PRIORITIES: [(&str, i64, &str, i64); 25] = [
     ("", 18000, "v1", 1),
     ("apps", 17800, "v1", 15),
     ("events.k8s.io", 17750, "v1", 15),
@@ -47,6 +47,8 @@ const PRIORITIES: [(&str, i64, &str, i64); 24] = [
     ("internal.apiserver.k8s.io", 16000, "v1alpha1", 9),
     ("resource.k8s.io", 16200, "v1", 15),
     ("storagemigration.k8s.io", 16200, "v1beta1", 9),
+    // As metrics-server registers itself. Whoever installs one points this APIService at it.
+    ("metrics.k8s.io", 100, "v1beta1", 100),
     ("apiregistration.k8s.io", 0, "v1", 0),
 ];
 

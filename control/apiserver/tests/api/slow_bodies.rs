@@ -33,16 +33,60 @@ async fn connect(ca: &Authority, port: u16) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }
 
+/// A server for one test, and its end.
+async fn serve(cluster: &Cluster, ca: &Authority) -> (u16, impl Future<Output = ()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let shutdown = CancellationToken::new();
+    let (server, config, stop) = (cluster.server.clone(), tls(ca), shutdown.clone());
+    let serving = tokio::spawn(async move { server.serve(listener, config, None, stop).await });
+    let end = async move {
+        shutdown.cancel();
+        serving.await.unwrap();
+    };
+    (port, end)
+}
+
+/// What is refused before its body was read is answered all the same, to clients too that write all of a
+/// body before they read; and the connection goes on.
+#[tokio::test]
+async fn a_refused_body_is_read_over() {
+    let (cluster, ca) = (Cluster::start().await, Authority::new());
+    let (port, end) = serve(&cluster, &ca).await;
+    let mut stream = connect(&ca, port).await;
+    for (path, length, begins) in [
+        ("/apis/nowhere/v1/things", 8 << 20, "HTTP/1.1 404 "),
+        ("/api/v1/namespaces/default/configmaps", 6 << 20, "HTTP/1.1 413 "),
+        ("/apis/nowhere/v1/things", 1, "HTTP/1.1 404 "),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; length]).await.unwrap();
+        let mut answer = Vec::new();
+        let whole = async {
+            while !answer.ends_with(b"}\n")
+                && !answer.ends_with(b"}")
+                && !answer.ends_with(b"found\n")
+            {
+                assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "it is not closed");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), whole).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.starts_with(begins), "{text}");
+    }
+    drop(stream);
+    end.await;
+}
+
 /// A body that never ends is waited for no longer than the request may take, and the answer says so in
 /// a Status.
 #[tokio::test]
 async fn a_body_that_never_ends() {
     let (cluster, ca) = (Cluster::start().await, Authority::new());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let shutdown = CancellationToken::new();
-    let (server, config, stop) = (cluster.server.clone(), tls(&ca), shutdown.clone());
-    let serving = tokio::spawn(async move { server.serve(listener, config, None, stop).await });
+    let (port, end) = serve(&cluster, &ca).await;
     for (length, begins) in
         [("Content-Length: 100000", "{"), ("Transfer-Encoding: chunked", "1\r\n{\r\n")]
     {
@@ -66,6 +110,5 @@ async fn a_body_that_never_ends() {
             (Some(504), Some("Timeout"))
         );
     }
-    shutdown.cancel();
-    serving.await.unwrap();
+    end.await;
 }

@@ -7,12 +7,14 @@
 //! typed decode drops the fields that it does not know.
 
 pub mod block;
+pub mod local_volumes;
 pub mod meta;
 pub mod names;
 pub mod quantity;
 pub mod resource;
 pub mod selector;
 pub mod status;
+pub mod usage;
 pub mod user;
 
 pub use block::Block;

@@ -96,6 +96,11 @@ impl Quantity {
         Self { nanos: i128::from(n) * (NANO / 1000), format: Format::DecimalSi }
     }
 
+    /// Billionths, as rates of CPU are told.
+    pub fn from_nanos(n: i128) -> Self {
+        Self { nanos: n, format: Format::DecimalSi }
+    }
+
     /// A number of bytes, printed with binary suffixes.
     pub fn from_bytes(n: i64) -> Self {
         Self { nanos: i128::from(n) * NANO, format: Format::BinarySi }

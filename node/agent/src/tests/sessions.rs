@@ -259,6 +259,14 @@ async fn the_nodes_own_api() {
         String::from_utf8(answer).unwrap()
     };
     assert!(get("/healthz").await.ends_with("\r\n\r\nok"));
+    let metrics = get("/metrics/resource").await;
+    assert!(metrics.contains("\nnode_memory_working_set_bytes "), "{metrics}");
+    let summary = get("/stats/summary").await;
+    for field in ["nodeName", "usageNanoCores", "workingSetBytes", "capacityBytes", "curproc"] {
+        assert!(summary.contains(&format!("\"{field}\":")), "{field}: {summary}");
+    }
+    let brief = get("/stats/summary?only_cpu_and_memory=true").await;
+    assert!(brief.contains("usageNanoCores") && !brief.contains("capacityBytes"), "{brief}");
     assert!(get("/containerLogs/a/web/c?tailLines=1").await.contains("log of web"));
     assert!(get("/containerLogs/a/web/c?tailLines=x").await.starts_with("HTTP/1.1 400"));
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));

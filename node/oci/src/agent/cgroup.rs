@@ -166,18 +166,26 @@ impl Cgroups {
             text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
         };
         let number = |text: String| text.trim().parse::<u64>().ok();
-        // The working set: without what could be dropped at once.
-        Some(match self.kind {
-            Kind::V2(_) => Usage {
-                cpu_nanos: field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
-                memory_bytes: number(read("memory", "memory.current")?)?
-                    .saturating_sub(field(&stat, "inactive_file").unwrap_or(0)),
-            },
-            Kind::V1(_) => Usage {
-                cpu_nanos: number(read("cpuacct", "cpuacct.usage")?)?,
-                memory_bytes: number(read("memory", "memory.usage_in_bytes")?)?
-                    .saturating_sub(field(&stat, "total_inactive_file").unwrap_or(0)),
-            },
+        let (cpu_nanos, used, inactive, anonymous) = match self.kind {
+            Kind::V2(_) => (
+                field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
+                number(read("memory", "memory.current")?)?,
+                "inactive_file",
+                "anon",
+            ),
+            Kind::V1(_) => (
+                number(read("cpuacct", "cpuacct.usage")?)?,
+                number(read("memory", "memory.usage_in_bytes")?)?,
+                "total_inactive_file",
+                "total_rss",
+            ),
+        };
+        Some(Usage {
+            cpu_nanos,
+            // Without what could be dropped at once.
+            memory_bytes: used.saturating_sub(field(&stat, inactive).unwrap_or(0)),
+            memory_usage_bytes: used,
+            memory_rss_bytes: field(&stat, anonymous).unwrap_or(0),
         })
     }
 

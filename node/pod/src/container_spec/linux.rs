@@ -143,7 +143,7 @@ fn memory_request(container: &Container) -> Result<u64, String> {
 
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
 /// want.
-fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
+pub(crate) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
     let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
     let init: Vec<&Container> = spec.init_containers.iter().flatten().collect();
     let together: Vec<&Container> =

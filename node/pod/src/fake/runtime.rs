@@ -269,7 +269,12 @@ impl Runtime for Arc<FakeRuntime> {
         let run = state.runs.get(id).filter(|run| run.exit.is_none())?;
         let ran =
             run.started_at.map(|at| self.clock.now().duration_since(at).as_secs()).unwrap_or(0);
-        Some(Usage { cpu_nanos: ran.max(0) as u64 * 1_000_000, memory_bytes: 1 << 20 })
+        Some(Usage {
+            cpu_nanos: ran.max(0) as u64 * 1_000_000,
+            memory_bytes: 1 << 20,
+            memory_usage_bytes: 1 << 20,
+            memory_rss_bytes: 1 << 20,
+        })
     }
 
     async fn exec(&self, id: &RunId, _: ExecRequest, streams: Streams) -> Result<Exit, StartError> {

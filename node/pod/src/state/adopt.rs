@@ -216,6 +216,7 @@ impl PodState {
                 succeeded: phase == "Succeeded",
                 reason: text(|s| &s.reason),
                 message: text(|s| &s.message),
+                disrupted: false,
             });
         }
         for index in 0..self.containers.len() {

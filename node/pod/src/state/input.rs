@@ -91,7 +91,8 @@ impl PodState {
     pub fn reject(&mut self, reason: &str, why: &str, now: Timestamp) {
         let message = format!("Pod was rejected: {why}");
         self.event(true, reason, message.clone());
-        self.ended = Some(Ended { succeeded: false, reason: reason.into(), message });
+        self.ended =
+            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
         self.rejected = true;
         self.save(Durability::Power);
         self.end(0, now);

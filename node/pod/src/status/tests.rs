@@ -189,7 +189,12 @@ fn the_end() {
     assert_eq!(phase(&["main ended 0"], None), "Succeeded");
     assert_eq!(phase(&["main ended 143"], None), "Failed");
     assert_eq!(phase(&["main waiting ContainerCreating"], None), "Failed");
-    let ended = Ended { succeeded: false, reason: "DeadlineExceeded".into(), message: "m".into() };
+    let ended = Ended {
+        succeeded: false,
+        reason: "DeadlineExceeded".into(),
+        message: "m".into(),
+        disrupted: false,
+    };
     let s = status(json!({}), &["main ended 0"], true, Some(&ended));
     assert_eq!(
         (s.phase.as_deref(), s.reason.as_deref(), s.message.as_deref()),

@@ -240,3 +240,36 @@ async fn an_end_that_begins_the_whole_pod_anew() {
     assert!(b.seconds() < 9 + 5, "no hook was waited for: {}", b.seconds());
     assert_eq!(b.world.runtime.running().len(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_fails_and_says_why() {
+    let b = Bench::new().await;
+    b.world
+        .runtime
+        .script("c", vec![Script { stop_delay: Duration::from_secs(5), ..Script::default() }]);
+    b.set(&pod(json!({})));
+    b.until_ready().await;
+    assert_eq!(b.pods.active(), ["u"]);
+    assert!(b.pods.evict("u", "no room".into(), true, 1));
+    assert!(!b.pods.evict("u", "again".into(), true, 1), "it ends already");
+    let status = b.until(|s| s.reason.as_deref() == Some("Evicted")).await;
+    assert_eq!(
+        (status.phase.as_deref(), status.message.as_deref()),
+        (Some("Failed"), Some("no room"))
+    );
+    let target = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget");
+    let target = target.expect("a disrupted pod says so");
+    assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+    assert_eq!(target.message.as_deref(), Some("no room"));
+    b.until_true("it is stopped", || b.world.network.attached() == 0).await;
+    assert_eq!(b.world.runtime.starts(), 1, "it does not start again");
+    assert_eq!(b.message("Evicted"), "no room");
+    assert!(b.pods.active().is_empty());
+    // The next agent knows it too.
+    let b = b.restart_agent().await;
+    b.set(&pod(json!({})));
+    b.pods.synced();
+    let status = b.until(|s| s.reason.as_deref() == Some("Evicted")).await;
+    assert!(is_true(&status, "DisruptionTarget"));
+    assert_eq!(b.world.runtime.starts(), 1);
+}

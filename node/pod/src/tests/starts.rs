@@ -26,7 +26,7 @@ async fn a_pod_runs() {
     let spec = b.world.runtime.spec(&run("c", 0)).unwrap();
     assert_eq!((spec.argv, spec.pod_name.as_str()), (vec!["hello".to_owned()], "p"));
     assert_eq!(spec.env.iter().find(|(n, _)| n == "HOSTNAME").unwrap().1, "p");
-    assert_eq!(b.pods.usage("u").await.len(), 1);
+    assert_eq!(b.pods.usage().await[0].containers.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

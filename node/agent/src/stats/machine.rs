@@ -1,0 +1,150 @@
+//! What the machine uses as a whole, read from /proc; its memory from the cgroup that bounds this node, if
+//! there is one.
+
+use crate::machine::{meminfo, memory_cgroup};
+
+/// The kernel tells user space of ticks of a hundredth of a second, whatever its own are.
+const TICK_NANOS: u64 = 10_000_000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MachineSample {
+    /// Of all CPUs together, since the machine started.
+    pub cpu_nanos: u64,
+    pub memory: Memory,
+    pub swap_total_bytes: u64,
+    pub swap_free_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub capacity_bytes: u64,
+    /// With the page cache.
+    pub usage_bytes: u64,
+    /// Without what could be dropped at once.
+    pub working_set_bytes: u64,
+    pub rss_bytes: u64,
+}
+
+impl Memory {
+    /// As the kubelet's signal `memory.available` counts it.
+    pub fn available_bytes(&self) -> u64 {
+        self.capacity_bytes.saturating_sub(self.working_set_bytes)
+    }
+
+    /// What is used now.
+    pub fn now() -> Self {
+        Self::of(&read("/proc/meminfo"))
+    }
+
+    fn of(info: &str) -> Self {
+        let machine = Self::of_machine(info);
+        let bounded = memory_cgroup().filter(|(_, limit)| *limit < machine.capacity_bytes);
+        let Some((dir, limit)) = bounded else { return machine };
+        let file = |name: &str| read(&dir.join(name).display().to_string());
+        let number = |name: &str| file(name).trim().parse::<u64>().ok();
+        let Some(used) = number("memory.current").or_else(|| number("memory.usage_in_bytes"))
+        else {
+            return machine;
+        };
+        Self::of_cgroup(limit, used, &file("memory.stat"))
+    }
+
+    /// As cAdvisor counts a machine: what is not free, without inactive files.
+    fn of_machine(info: &str) -> Self {
+        let row = |row: &str| meminfo(info, row).unwrap_or(0);
+        let usage_bytes = row("MemTotal:").saturating_sub(row("MemFree:"));
+        Self {
+            capacity_bytes: row("MemTotal:"),
+            usage_bytes,
+            working_set_bytes: usage_bytes.saturating_sub(row("Inactive(file):")),
+            rss_bytes: row("AnonPages:"),
+        }
+    }
+
+    fn of_cgroup(limit: u64, used: u64, stat: &str) -> Self {
+        let row = |v1: &str, v2: &str| {
+            let value = |name: &str| {
+                let found = stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+                found.and_then(|text| text.trim().parse::<u64>().ok())
+            };
+            value(v1).or_else(|| value(v2)).unwrap_or(0)
+        };
+        Self {
+            capacity_bytes: limit,
+            usage_bytes: used,
+            working_set_bytes: used.saturating_sub(row("total_inactive_file", "inactive_file")),
+            rss_bytes: row("total_rss", "anon"),
+        }
+    }
+}
+
+impl MachineSample {
+    pub fn take() -> Self {
+        let info = read("/proc/meminfo");
+        let swap = |row: &str| meminfo(&info, row).unwrap_or(0);
+        Self {
+            cpu_nanos: busy_nanos(&read("/proc/stat")),
+            memory: Memory::of(&info),
+            swap_total_bytes: swap("SwapTotal:"),
+            swap_free_bytes: swap("SwapFree:"),
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Of `cpu  user nice system idle iowait irq softirq steal …`: what is neither idle nor stolen. Time of guests
+/// is in the user's already.
+fn busy_nanos(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let ticks: Vec<u64> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    let busy = [0, 1, 2, 5, 6].iter().filter_map(|i| ticks.get(*i)).sum::<u64>();
+    busy.saturating_mul(TICK_NANOS)
+}
+
+/// Process ids that there can be, and those that there are.
+pub(super) fn processes() -> (u64, u64) {
+    let max = read("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0);
+    let load = read("/proc/loadavg");
+    let running = load.split_whitespace().nth(3).and_then(|n| n.split_once('/'));
+    (max, running.and_then(|(_, all)| all.parse().ok()).unwrap_or(0))
+}
+
+/// When the machine started.
+pub(super) fn boot_time() -> Option<jiff::Timestamp> {
+    let stat = read("/proc/stat");
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    jiff::Timestamp::from_second(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_of_proc() {
+        let stat = "cpu  100 20 30 4000 50 6 7 80 9 0\ncpu0 1 2 3 4\n";
+        assert_eq!(busy_nanos(stat), 163 * TICK_NANOS);
+        assert_eq!(busy_nanos(""), 0);
+        let info = "MemTotal: 1000 kB\nMemFree: 200 kB\nInactive(file): 300 kB\nAnonPages: 50 kB\n";
+        let memory = Memory::of_machine(info);
+        assert_eq!(memory.usage_bytes, 800 << 10);
+        assert_eq!(memory.working_set_bytes, 500 << 10);
+        assert_eq!(memory.available_bytes(), 500 << 10);
+        let v1 = "inactive_file 1\ntotal_inactive_file 10\ntotal_rss 20\n";
+        let memory = Memory::of_cgroup(1000, 110, v1);
+        assert_eq!((memory.working_set_bytes, memory.rss_bytes), (100, 20));
+        let memory = Memory::of_cgroup(1000, 110, "anon 30\ninactive_file 5\n");
+        assert_eq!((memory.working_set_bytes, memory.rss_bytes), (105, 30));
+        assert_eq!(memory.available_bytes(), 895);
+    }
+
+    #[test]
+    fn this_machine_uses_something() {
+        let sample = MachineSample::take();
+        assert!(sample.cpu_nanos > 0 && sample.memory.working_set_bytes > 0, "{sample:?}");
+        assert!(sample.memory.working_set_bytes <= sample.memory.capacity_bytes, "{sample:?}");
+    }
+}

@@ -1,0 +1,223 @@
+//! `/metrics/resource` and `/metrics/cadvisor`, in Prometheus' text format. Both are counters and gauges of
+//! one sample: whoever scrapes them makes the rates.
+
+use std::fmt::Write as _;
+
+use rimward_node_pod::ContainerUsage;
+
+use super::Sample;
+use crate::{Core, Parts};
+
+/// Names, texts and stability as the kubelet has them.
+pub(crate) async fn resource_metrics(core: &Core, parts: &Parts) -> String {
+    resource(&*core.stats.latest(&*parts.pods).await)
+}
+
+fn resource(sample: &Sample) -> String {
+    let mut out = Text { out: String::new(), stamp: Some(sample.time.as_millisecond()) };
+    let containers = || {
+        let pods = sample.pods.iter();
+        pods.flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)))
+    };
+    let of_containers = |out: &mut Text, name: &str, value: &dyn Fn(&ContainerUsage) -> f64| {
+        for (pod, c) in containers() {
+            let labels = [
+                ("container", c.id.container.as_str()),
+                ("namespace", &pod.namespace),
+                ("pod", &pod.name),
+            ];
+            out.row(name, &labels, value(c));
+        }
+    };
+    let of_pods = |out: &mut Text, name: &str, value: &dyn Fn(&ContainerUsage) -> f64| {
+        for pod in &sample.pods {
+            let labels = [("namespace", pod.namespace.as_str()), ("pod", &pod.name)];
+            out.row(name, &labels, pod.containers.iter().map(value).sum());
+        }
+    };
+    let cpu = |c: &ContainerUsage| core_seconds(c.usage.cpu_nanos);
+    let memory = |c: &ContainerUsage| c.usage.memory_bytes as f64;
+
+    let name = "container_cpu_usage_seconds_total";
+    out.head(
+        name,
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+    );
+    of_containers(&mut out, name, &cpu);
+    let name = "container_memory_working_set_bytes";
+    out.head(name, "gauge", "[STABLE] Current working set of the container in bytes");
+    of_containers(&mut out, name, &memory);
+    let name = "container_start_time_seconds";
+    out.head(name, "gauge", "[STABLE] Start time of the container since unix epoch in seconds");
+    out.stamp = None;
+    of_containers(&mut out, name, &|c| c.started_at.as_millisecond() as f64 / 1000.0);
+    out.stamp = Some(sample.time.as_millisecond());
+    let name = "node_cpu_usage_seconds_total";
+    out.head(name, "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds");
+    out.row(name, &[], core_seconds(sample.machine.cpu_nanos));
+    let name = "node_memory_working_set_bytes";
+    out.head(name, "gauge", "[STABLE] Current working set of the node in bytes");
+    out.row(name, &[], sample.machine.memory.working_set_bytes as f64);
+    let name = "pod_cpu_usage_seconds_total";
+    out.head(name, "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds");
+    of_pods(&mut out, name, &cpu);
+    let name = "pod_memory_working_set_bytes";
+    out.head(name, "gauge", "[STABLE] Current working set of the pod in bytes");
+    of_pods(&mut out, name, &memory);
+    let name = "resource_scrape_error";
+    let text = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
+    out.head(name, "gauge", text);
+    out.stamp = None;
+    out.row(name, &[], 0.0);
+    out.out
+}
+
+/// What dashboards read most of cAdvisor's metrics, under its names and labels.
+pub(crate) async fn container_metrics(core: &Core, parts: &Parts) -> String {
+    cadvisor(&*core.stats.latest(&*parts.pods).await)
+}
+
+fn cadvisor(sample: &Sample) -> String {
+    type Value<'a> = &'a dyn Fn(&ContainerUsage) -> f64;
+    let mut out = Text { out: String::new(), stamp: Some(sample.time.as_millisecond()) };
+    let machine = &sample.machine;
+    let families: [(&str, &str, &str, Value<'_>, f64); 4] = [
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "Cumulative cpu time consumed in seconds.",
+            &|c| core_seconds(c.usage.cpu_nanos),
+            core_seconds(machine.cpu_nanos),
+        ),
+        (
+            "container_memory_rss",
+            "gauge",
+            "Size of RSS in bytes.",
+            &|c| c.usage.memory_rss_bytes as f64,
+            machine.memory.rss_bytes as f64,
+        ),
+        (
+            "container_memory_usage_bytes",
+            "gauge",
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            &|c| c.usage.memory_usage_bytes as f64,
+            machine.memory.usage_bytes as f64,
+        ),
+        (
+            "container_memory_working_set_bytes",
+            "gauge",
+            "Current working set in bytes.",
+            &|c| c.usage.memory_bytes as f64,
+            machine.memory.working_set_bytes as f64,
+        ),
+    ];
+    for (name, kind, text, value, whole) in families {
+        out.head(name, kind, text);
+        out.row(name, &labels("", "/", "", ""), whole);
+        for pod in &sample.pods {
+            for c in &pod.containers {
+                let id = format!("/kubepods/pod{}/{}", pod.uid, c.id.container);
+                out.row(name, &labels(&c.id.container, &id, &pod.namespace, &pod.name), value(c));
+            }
+        }
+    }
+    out.out
+}
+
+fn labels<'a>(
+    container: &'a str,
+    id: &'a str,
+    namespace: &'a str,
+    pod: &'a str,
+) -> [(&'static str, &'a str); 6] {
+    [
+        ("container", container),
+        ("id", id),
+        ("image", ""),
+        ("name", ""),
+        ("namespace", namespace),
+        ("pod", pod),
+    ]
+}
+
+fn core_seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// Names of Kubernetes need no escaping.
+struct Text {
+    out: String,
+    /// In milliseconds.
+    stamp: Option<i64>,
+}
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, text: &str) {
+        let _a_string_takes_every_write =
+            write!(self.out, "# HELP {name} {text}\n# TYPE {name} {kind}\n");
+    }
+
+    fn row(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.out.push_str(name);
+        let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+        if !labels.is_empty() {
+            let _a_string_takes_every_write = write!(self.out, "{{{}}}", labels.join(","));
+        }
+        let stamp = self.stamp.map_or_else(String::new, |stamp| format!(" {stamp}"));
+        let _a_string_takes_every_write = writeln!(self.out, " {value}{stamp}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rimward_node_pod::PodUsage;
+    use rimward_node_pod::runtime::{RunId, Usage};
+
+    use super::*;
+    use crate::stats::{MachineSample, Memory};
+
+    #[test]
+    fn rows() {
+        let container = ContainerUsage {
+            id: RunId { pod_uid: "u".into(), container: "c".into(), attempt: 0 },
+            started_at: "2026-01-01T00:00:00.5Z".parse().unwrap(),
+            usage: Usage {
+                cpu_nanos: 1_500_000_000,
+                memory_bytes: 4096,
+                memory_usage_bytes: 8192,
+                memory_rss_bytes: 2048,
+            },
+        };
+        let pod = PodUsage {
+            namespace: "n".into(),
+            name: "p".into(),
+            uid: "u".into(),
+            containers: vec![container],
+        };
+        let memory = Memory { working_set_bytes: 10, ..Memory::default() };
+        let sample = Sample {
+            taken: Instant::now(),
+            time: "2026-01-01T00:01:00Z".parse().unwrap(),
+            machine: MachineSample { cpu_nanos: 250_000_000, memory, ..MachineSample::default() },
+            pods: vec![pod],
+        };
+        let text = resource(&sample);
+        for row in [
+            "# TYPE container_cpu_usage_seconds_total counter\n",
+            "container_cpu_usage_seconds_total{container=\"c\",namespace=\"n\",pod=\"p\"} 1.5 1767225660000\n",
+            "container_start_time_seconds{container=\"c\",namespace=\"n\",pod=\"p\"} 1767225600.5\n",
+            "node_cpu_usage_seconds_total 0.25 1767225660000\n",
+            "node_memory_working_set_bytes 10 1767225660000\n",
+            "pod_memory_working_set_bytes{namespace=\"n\",pod=\"p\"} 4096 1767225660000\n",
+            "resource_scrape_error 0\n",
+        ] {
+            assert!(text.contains(row), "{row}\n{text}");
+        }
+        let text = cadvisor(&sample);
+        let row = "container_memory_usage_bytes{container=\"c\",id=\"/kubepods/podu/c\",image=\"\",name=\"\",namespace=\"n\",pod=\"p\"} 8192 1767225660000\n";
+        assert!(text.contains(row), "{text}");
+    }
+}

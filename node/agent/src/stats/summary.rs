@@ -1,0 +1,149 @@
+//! `/stats/summary`: the kubelet's Summary (`k8s.io/kubelet/pkg/apis/stats/v1alpha1`).
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use rimward_node_pod::{ContainerUsage, DiskUsage, PodDisk, PodUsage};
+use serde_json::{Value, json};
+
+use super::{Measured, machine, seconds};
+use crate::{Core, Parts};
+
+/// `brief` is `only_cpu_and_memory=true`: no directory is walked for it.
+pub(crate) async fn summary(core: &Core, parts: &Parts, brief: bool) -> Value {
+    let measured = core.stats.measured(&*parts.pods).await;
+    let pods = measured.sample.pods.iter().map(|pod| pod_stats(&measured, pod));
+    let mut summary = json!({
+        "node": node_stats(&measured, &core.config.name),
+        "pods": pods.collect::<Vec<Value>>(),
+    });
+    if brief {
+        return summary;
+    }
+    let fs = FileSystem::of(&core.config.data_dir);
+    let time = seconds(measured.sample.time);
+    let images: i64 = core.images.borrow().iter().filter_map(|i| i.size_bytes).sum();
+    let node = &mut summary["node"];
+    node["fs"] = fs.stats(&time, fs.used());
+    let of_images = DiskUsage { bytes: images.try_into().unwrap_or(0), inodes: 0 };
+    node["runtime"] = json!({
+        "imageFs": fs.stats(&time, of_images), "containerFs": fs.stats(&time, fs.used()),
+    });
+    let (max, running) = machine::processes();
+    node["rlimit"] = json!({ "time": time, "maxpid": max, "curproc": running });
+    let disk = core.stats.disk(&*parts.pods).await;
+    let disk: HashMap<&str, &PodDisk> = disk.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
+    for pod in summary["pods"].as_array_mut().into_iter().flatten() {
+        let uid = pod["podRef"]["uid"].as_str().unwrap_or_default();
+        if let Some(disk) = disk.get(uid) {
+            add_disk(pod, disk, &fs, &time);
+        }
+    }
+    summary
+}
+
+fn node_stats(measured: &Measured, name: &str) -> Value {
+    let (sample, time) = (&measured.sample, seconds(measured.sample.time));
+    let memory = &sample.machine.memory;
+    let mut node = json!({
+        "nodeName": name,
+        "cpu": {
+            "time": time, "usageNanoCores": measured.machine_rate(),
+            "usageCoreNanoSeconds": sample.machine.cpu_nanos,
+        },
+        "memory": {
+            "time": time, "availableBytes": memory.available_bytes(), "usageBytes": memory.usage_bytes,
+            "workingSetBytes": memory.working_set_bytes, "rssBytes": memory.rss_bytes,
+        },
+        "swap": {
+            "time": time, "swapAvailableBytes": sample.machine.swap_free_bytes,
+            "swapUsageBytes": sample.machine.swap_total_bytes.saturating_sub(sample.machine.swap_free_bytes),
+        },
+    });
+    if let Some(booted) = machine::boot_time() {
+        node["startTime"] = seconds(booted).into();
+    }
+    node
+}
+
+fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
+    let time = seconds(measured.sample.time);
+    let sum = |of: &dyn Fn(&ContainerUsage) -> u64| pod.containers.iter().map(of).sum::<u64>();
+    let started = pod.containers.iter().map(|c| c.started_at).min();
+    let container = |c: &ContainerUsage| {
+        json!({
+            "name": c.id.container, "startTime": seconds(c.started_at),
+            "cpu": {
+                "time": time, "usageNanoCores": measured.container_rate(c),
+                "usageCoreNanoSeconds": c.usage.cpu_nanos,
+            },
+            "memory": {
+                "time": time, "usageBytes": c.usage.memory_usage_bytes,
+                "workingSetBytes": c.usage.memory_bytes, "rssBytes": c.usage.memory_rss_bytes,
+            },
+        })
+    };
+    json!({
+        "podRef": { "name": pod.name, "namespace": pod.namespace, "uid": pod.uid },
+        "startTime": started.map(seconds),
+        "containers": pod.containers.iter().map(container).collect::<Vec<Value>>(),
+        "cpu": {
+            "time": time, "usageNanoCores": sum(&|c| measured.container_rate(c)),
+            "usageCoreNanoSeconds": sum(&|c| c.usage.cpu_nanos),
+        },
+        "memory": {
+            "time": time, "usageBytes": sum(&|c| c.usage.memory_usage_bytes),
+            "workingSetBytes": sum(&|c| c.usage.memory_bytes),
+            "rssBytes": sum(&|c| c.usage.memory_rss_bytes),
+        },
+    })
+}
+
+fn add_disk(pod: &mut Value, disk: &PodDisk, fs: &FileSystem, time: &str) {
+    for container in pod["containers"].as_array_mut().into_iter().flatten() {
+        let name = container["name"].as_str().unwrap_or_default().to_owned();
+        for (field, used) in [("rootfs", disk.rootfs.get(&name)), ("logs", disk.logs.get(&name))] {
+            if let Some(used) = used {
+                container[field] = fs.stats(time, *used);
+            }
+        }
+    }
+    let volumes = disk.volumes.iter().map(|(name, used)| {
+        let mut volume = fs.stats(time, *used);
+        volume["name"] = name.as_str().into();
+        volume
+    });
+    pod["volume"] = volumes.collect();
+    pod["ephemeral-storage"] = fs.stats(time, disk.total());
+}
+
+/// The file system of the node's data, in bytes and inodes.
+struct FileSystem {
+    bytes: [u64; 3],
+    inodes: [u64; 2],
+}
+
+impl FileSystem {
+    fn of(data_dir: &Path) -> Self {
+        rustix::fs::statvfs(data_dir).map_or(Self { bytes: [0; 3], inodes: [0; 2] }, |fs| Self {
+            bytes: [fs.f_blocks, fs.f_bfree, fs.f_bavail].map(|blocks| blocks * fs.f_frsize),
+            inodes: [fs.f_files, fs.f_ffree],
+        })
+    }
+
+    fn used(&self) -> DiskUsage {
+        let [bytes, free, _] = self.bytes;
+        let [inodes, inodes_free] = self.inodes;
+        DiskUsage { bytes: bytes.saturating_sub(free), inodes: inodes.saturating_sub(inodes_free) }
+    }
+
+    fn stats(&self, time: &str, used: DiskUsage) -> Value {
+        let [capacity, _, available] = self.bytes;
+        let [inodes, inodes_free] = self.inodes;
+        json!({
+            "time": time, "availableBytes": available, "capacityBytes": capacity,
+            "usedBytes": used.bytes, "inodesFree": inodes_free, "inodes": inodes,
+            "inodesUsed": used.inodes,
+        })
+    }
+}

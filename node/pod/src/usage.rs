@@ -1,0 +1,253 @@
+//! What pods use: CPU and memory of their containers, and what they have written on the node's disk.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::outside::{Image, ImageForm};
+use crate::pods::Pods;
+use crate::runtime::{RunId, Usage};
+use crate::state::{ImageStep, Phase};
+use crate::task::Handle;
+use crate::volumes::FOLDER;
+
+/// Runtimes are asked about so many containers at a time.
+const ASKED_AT_ONCE: usize = 32;
+
+/// A pod with a container that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodUsage {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// A container that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerUsage {
+    pub id: RunId,
+    pub started_at: Timestamp,
+    pub usage: Usage,
+}
+
+/// What is taken of a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// What a pod has written on this node, by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodDisk {
+    pub uid: String,
+    /// Logs of each container, all its runs.
+    pub logs: BTreeMap<String, DiskUsage>,
+    /// What the current run of each container has written outside of volumes.
+    pub rootfs: BTreeMap<String, DiskUsage>,
+    /// Volumes that are directories of this node: not those of the host, nor claims.
+    pub volumes: BTreeMap<String, DiskUsage>,
+}
+
+/// What containers are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImagesInUse {
+    /// Of manifests.
+    pub digests: HashSet<String>,
+    /// Layers and files.
+    pub paths: HashSet<PathBuf>,
+}
+
+impl std::ops::AddAssign for DiskUsage {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+    }
+}
+
+impl DiskUsage {
+    /// What a directory and all below it take: not what is mounted in it, and a file with several names once.
+    pub fn of(dir: &Path) -> Self {
+        let mut all = Self::default();
+        let Ok(root) = std::fs::symlink_metadata(dir) else { return all };
+        let (device, mut seen, mut open) = (root.dev(), HashSet::new(), vec![dir.to_owned()]);
+        all += Self { bytes: root.blocks() * 512, inodes: 1 };
+        while let Some(dir) = open.pop() {
+            // What is removed meanwhile takes nothing.
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let Ok(file) = entry.metadata() else { continue };
+                let linked = file.nlink() > 1 && !file.is_dir();
+                if file.dev() != device || (linked && !seen.insert(file.ino())) {
+                    continue;
+                }
+                all += Self { bytes: file.blocks() * 512, inodes: 1 };
+                if file.is_dir() {
+                    open.push(entry.path());
+                }
+            }
+        }
+        all
+    }
+}
+
+impl PodDisk {
+    pub fn total(&self) -> DiskUsage {
+        let mut all = DiskUsage::default();
+        let parts = [&self.logs, &self.rootfs, &self.volumes];
+        parts.iter().flat_map(|part| part.values()).for_each(|one| all += *one);
+        all
+    }
+}
+
+impl Pods {
+    /// What the running containers of all pods use, in the order of namespaces and names.
+    pub async fn usage(&self) -> Vec<PodUsage> {
+        let running = |handle: Arc<Handle>| {
+            let runs: Vec<(RunId, usize, Timestamp)> = handle.peek(|state| {
+                let run = |i: usize| match &state.containers[i].phase {
+                    Phase::Running(running) => {
+                        let runtime = state.containers[i].runtime?.0;
+                        Some((state.run_id(i), runtime, running.started_at))
+                    }
+                    _ => None,
+                };
+                (0..state.containers.len()).filter_map(run).collect()
+            });
+            (handle, runs)
+        };
+        let asked = self.handles().into_iter().map(running).filter(|(_, runs)| !runs.is_empty());
+        let asked = asked.map(|(handle, runs)| async move {
+            let mut containers = Vec::with_capacity(runs.len());
+            for (id, runtime, started_at) in runs {
+                if let Some(usage) = handle.node.runtime(runtime).usage(&id).await {
+                    containers.push(ContainerUsage { id, started_at, usage });
+                }
+            }
+            PodUsage {
+                namespace: handle.key.namespace.clone(),
+                name: handle.key.name.clone(),
+                uid: handle.uid.to_string(),
+                containers,
+            }
+        });
+        let mut pods: Vec<PodUsage> =
+            futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;
+        pods.retain(|pod| !pod.containers.is_empty());
+        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        pods
+    }
+
+    /// The images of all containers that are there or about to start.
+    pub fn images(&self) -> ImagesInUse {
+        let mut all = ImagesInUse::default();
+        let mut add = |image: &Image| {
+            all.digests.insert(image.digest.clone());
+            match &image.form {
+                ImageForm::Wasm { file, .. } => drop(all.paths.insert(file.clone())),
+                ImageForm::Linux { layers, .. } => all.paths.extend(layers.iter().cloned()),
+            }
+        };
+        let mut ids = Vec::new();
+        for handle in self.handles() {
+            handle.peek(|state| {
+                for container in &state.containers {
+                    if let ImageStep::Ready(image) = &container.image {
+                        add(image);
+                    }
+                    ids.extend(container.image_id.split_once('@').map(|(_, d)| d.to_owned()));
+                }
+            });
+        }
+        self.runtimes().iter().flat_map(|runtime| runtime.images()).for_each(|image| add(&image));
+        all.digests.extend(ids);
+        all
+    }
+
+    /// UIDs of the pods that are not over, nor about to end.
+    pub fn active(&self) -> Vec<String> {
+        let active = |handle: &Arc<Handle>| {
+            handle.peek(|state| {
+                state.loaded && !state.orphan && state.ended.is_none() && state.ending.is_none()
+            })
+        };
+        self.handles().iter().filter(|h| active(h)).map(|h| h.uid.to_string()).collect()
+    }
+
+    /// A pod as the control plane told it.
+    pub fn object(&self, uid: &str) -> Option<Arc<Pod>> {
+        Some(self.find("", "", uid)?.look(|state| state.pod.clone()))
+    }
+
+    /// Ends a pod for good: Failed, `Evicted`, with a message that says why. `disrupted` tells that the node
+    /// needs room, not that the pod did wrong. Answers whether there was such a pod to end.
+    pub fn evict(&self, uid: &str, message: String, disrupted: bool, grace_seconds: i64) -> bool {
+        let handle = self.find("", "", uid);
+        handle.is_some_and(|handle| {
+            handle.apply(|state, now| state.evict(message, disrupted, grace_seconds, now))
+        })
+    }
+
+    /// What pods have written on this node's disk, all or only some. Walks their directories: not for every
+    /// request.
+    pub async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
+        let mut handles = self.handles();
+        handles.retain(|handle| only.as_ref().is_none_or(|only| only.contains(&*handle.uid)));
+        let measured = tokio::task::spawn_blocking(move || {
+            handles.iter().map(|handle| disk_of(handle)).collect()
+        });
+        measured.await.expect("measuring does not panic")
+    }
+}
+
+fn disk_of(handle: &Handle) -> PodDisk {
+    let (mut disk, places) =
+        (PodDisk { uid: handle.uid.to_string(), ..PodDisk::default() }, handle.places());
+    let runs: Vec<(RunId, Option<usize>)> = handle.peek(|state| {
+        let run = |i: usize| (state.run_id(i), state.containers[i].runtime.map(|r| r.0));
+        (0..state.containers.len()).map(run).collect()
+    });
+    for (id, runtime) in runs {
+        let logs = places.pod_dir.join(&id.container);
+        if logs.exists() {
+            disk.logs.insert(id.container.clone(), DiskUsage::of(&logs));
+        }
+        let written = runtime.and_then(|runtime| handle.node.runtime(runtime).written(&id));
+        if let Some(written) = written.filter(|dir| dir.exists()) {
+            disk.rootfs.insert(id.container, DiskUsage::of(&written));
+        }
+    }
+    for folder in [&places.pod_dir, &places.secret_dir].map(|dir| dir.join(FOLDER)) {
+        for volume in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = volume.file_name().to_string_lossy().into_owned();
+            disk.volumes.insert(name, DiskUsage::of(&volume.path()));
+        }
+    }
+    disk
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_measured_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = DiskUsage::of(dir.path());
+        assert_eq!(empty.inodes, 1);
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join("a/b/big"), vec![1; 100_000]).unwrap();
+        std::fs::hard_link(dir.path().join("a/b/big"), dir.path().join("again")).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("out")).unwrap();
+        let full = DiskUsage::of(dir.path());
+        assert_eq!(full.inodes, 5, "two directories, a file, a link and the root");
+        let grown = full.bytes - empty.bytes;
+        assert!((100_000..200_000).contains(&grown), "{grown}");
+        assert_eq!(DiskUsage::of(&dir.path().join("none")), DiskUsage::default());
+    }
+}
