@@ -13,9 +13,9 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
-use rimward_control_lean::Pod;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, Patch, Source};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};

@@ -308,9 +308,9 @@ impl World {
         match client.raw(Method::GET, &path, "application/json", None).await {
             // By now it may be another pod of that name.
             Ok(bytes) if !is_bound_to(node, &bytes) => Ok(None),
-            Ok(bytes) => Ok(Some(
-                runtime_classes::resolved(&bytes, &self.runtime_classes).unwrap_or(bytes),
-            )),
+            Ok(bytes) => {
+                Ok(Some(runtime_classes::resolved(&bytes, &self.runtime_classes).unwrap_or(bytes)))
+            }
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e),
         }
@@ -589,7 +589,10 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
             }
         }
     }
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().chain(&spec.ephemeral_containers).flatten());
     let ephemeral = spec.ephemeral_containers.iter().flatten();
     let all = containers.map(|c| (&c.env_from, &c.env));
     for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {
