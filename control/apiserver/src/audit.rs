@@ -51,6 +51,8 @@ pub struct Auditor {
 
 /// What is known of a request when it comes in.
 pub struct Arrival {
+    /// As the answer's `Audit-Id` has it.
+    pub id: String,
     pub uri: String,
     pub source: Option<IpAddr>,
     pub received: Timestamp,
@@ -82,7 +84,7 @@ impl Auditor {
         let mut event = json!({
             "kind": "Event", "apiVersion": "audit.k8s.io/v1",
             "level": verdict.level,
-            "auditID": uuid::Uuid::new_v4().to_string(),
+            "auditID": arrival.id,
             "requestURI": arrival.uri,
             "verb": asked.verb,
             "user": shown(user),

@@ -111,7 +111,8 @@ async fn ensure(
     }
 }
 
-async fn make(
+/// Stores an object that is not there, as the server itself.
+pub async fn make(
     server: &Arc<Inner>,
     served: &Arc<Served>,
     key: &ObjectKey,

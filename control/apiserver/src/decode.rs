@@ -104,22 +104,27 @@ pub fn options(registry: &Registry, call: &Call, body: &Bytes) -> Result<Bytes, 
 pub fn patched(
     served: &Served,
     value: Value,
-    strategic: Option<&[u8]>,
+    patch: Option<(PatchKind, &[u8])>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, Status> {
+    let strict = match (patch, validation) {
+        (None, _) | (_, FieldValidation::Ignore) => Vec::new(),
+        (Some((PatchKind::Json, patch)), _) => schema::patch::strict_errors_of_operations(patch),
+        (Some((_, patch)), _) => schema::patch::strict_errors(patch),
+    };
     if let Some(custom) = &served.custom {
-        let (value, more) = definitions::body::patched(served, custom, &value, validation)?;
+        let (value, more) = definitions::body::patched(served, custom, &value, strict, validation)?;
         warnings.extend(more);
         return Ok(value);
     }
     let Some(expected) = served.expected() else { return Ok(value) };
     let model = &served.model;
-    let decoded = match strategic {
-        None => schema::patch::decode_patched(model, &expected, &value, validation)?,
-        Some(patch) => {
-            schema::patch::decode_strategic(model, &expected, &value, patch, validation)?
+    let decoded = match patch {
+        Some((PatchKind::Strategic, patch)) => {
+            schema::patch::decode_strategic(model, &expected, &value, patch, strict, validation)?
         }
+        _ => schema::patch::decode_patched(model, &expected, &value, strict, validation)?,
     };
     convertible(served, &decoded.value)?;
     warnings.extend(decoded.warnings);

@@ -1,28 +1,69 @@
 //! `/livez`, `/readyz` and `/healthz`: whole, check by check (`?verbose`), without some
 //! (`?exclude=`), and each check by itself (`/readyz/ping`).
 //! <https://kubernetes.io/docs/reference/using-api/health-checks/>
+//!
+//! The checks have kube-apiserver's names, since probes and dashboards ask for them: `etcd` is the store,
+//! whichever backend that is, and a hook is the part of the start that does what that hook does there.
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::body::Response;
 use crate::error;
 use crate::request::{Call, Query};
 use crate::server::Inner;
 
-struct Check {
-    name: &'static str,
-    well: bool,
+/// How long the store may take to answer.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the start does, by the names of kube-apiserver's hooks: mirrors of what admission, flow control
+/// and authorization read, what a fresh cluster holds, and who keeps it.
+const HOOKS: [&str; 26] = [
+    "start-apiserver-admission-initializer",
+    "generic-apiserver-start-informers",
+    "priority-and-fairness-config-consumer",
+    "priority-and-fairness-filter",
+    "storage-object-count-tracker-hook",
+    "start-apiextensions-informers",
+    "start-apiextensions-controllers",
+    "crd-informer-synced",
+    "start-system-namespaces-controller",
+    "start-cluster-authentication-info-controller",
+    "start-legacy-token-tracking-controller",
+    "start-service-ip-repair-controllers",
+    "rbac/bootstrap-roles",
+    "scheduling/bootstrap-system-priority-classes",
+    "priority-and-fairness-config-producer",
+    "bootstrap-controller",
+    "start-kubernetes-service-cidr-controller",
+    "aggregator-reload-proxy-client-cert",
+    "start-kube-aggregator-informers",
+    "apiservice-status-local-available-controller",
+    "apiservice-status-remote-available-controller",
+    "apiservice-registration-controller",
+    "apiservice-discovery-controller",
+    "kube-apiserver-autoregistration",
+    "apiservice-openapi-controller",
+    "apiservice-openapiv3-controller",
+];
+
+/// One of what is looked at.
+pub struct Check {
+    pub name: String,
+    pub well: bool,
 }
 
+/// Where checks are asked for.
+pub const ENDPOINTS: [&str; 3] = ["healthz", "livez", "readyz"];
+
 /// Answers a path below one of the three; None for another path.
-pub fn serve(server: &Inner, call: &Call, path: &str) -> Option<Response> {
+pub async fn serve(server: &Inner, call: &Call, path: &str) -> Option<Response> {
     let mut words = path.trim_start_matches('/').splitn(2, '/');
     let name = words.next()?;
-    if !matches!(name, "livez" | "readyz" | "healthz") {
-        return None;
-    }
-    let checks = checks(server, name);
+    let name = ENDPOINTS.into_iter().find(|e| *e == name)?;
+    let checks = checks(server, name).await;
+    server.metrics.looked(name, &checks);
     let (code, text) = match words.next() {
         None => whole(name, &checks, &call.query),
         Some(one) => alone(checks.iter().find(|c| c.name == one)?),
@@ -33,15 +74,33 @@ pub fn serve(server: &Inner, call: &Call, path: &str) -> Option<Response> {
     Some(response)
 }
 
-fn checks(server: &Inner, name: &str) -> Vec<Check> {
-    let check = |name, well| Check { name, well };
-    // The store answers from memory which revision it has: a failed one has ended the process.
-    let mut checks = vec![check("ping", true), check("log", true), check("store", true)];
-    if name != "livez" {
-        checks.push(check("started", server.ready.load(Ordering::Acquire)));
-        checks.push(check("shutdown", !server.stop.is_cancelled()));
-    }
-    checks
+/// The checks of one of [`ENDPOINTS`], looked at now.
+pub async fn checks(server: &Inner, endpoint: &str) -> Vec<Check> {
+    let stopping = server.stop.is_cancelled();
+    let started = stopping || server.ready.load(Ordering::Acquire);
+    let read = server.store.get(&server.namespaces_prefix, None);
+    let stored = matches!(tokio::time::timeout(STORE_PATIENCE, read).await, Ok(Ok(_)));
+    names(endpoint)
+        .map(|name| {
+            let well = match name.as_str() {
+                "ping" | "log" => true,
+                "etcd" | "etcd-readiness" => stored,
+                "shutdown" => !stopping,
+                _ => started,
+            };
+            Check { name, well }
+        })
+        .collect()
+}
+
+/// The names of the checks of one of [`ENDPOINTS`], in the order in which they are shown.
+pub fn names(endpoint: &str) -> impl Iterator<Item = String> {
+    let ready = endpoint == "readyz";
+    let of_readiness = ["etcd-readiness", "informer-sync"].iter().filter(move |_| ready);
+    let plain = ["ping", "log", "etcd"].iter().chain(of_readiness).map(|n| (*n).to_owned());
+    let hooks = HOOKS.iter().map(|hook| format!("poststarthook/{hook}"));
+    let last = ["autoregister-completion"].iter().chain(["shutdown"].iter().filter(move |_| ready));
+    plain.chain(hooks).chain(last.map(|n| (*n).to_owned()))
 }
 
 fn alone(check: &Check) -> (u16, String) {
@@ -87,7 +146,8 @@ mod tests {
 
     #[track_caller]
     fn check(query: &str, ready: bool, expected: (u16, &str)) {
-        let checks = [Check { name: "ping", well: true }, Check { name: "started", well: ready }];
+        let check = |name: &str, well| Check { name: name.to_owned(), well };
+        let checks = [check("ping", true), check("started", ready)];
         let (code, text) = whole("readyz", &checks, &Query::parse(Some(query)));
         assert_eq!((code, text.as_str()), expected, "{query}");
     }

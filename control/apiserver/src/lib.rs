@@ -28,6 +28,7 @@ mod admission;
 mod cluster_ips;
 mod decode;
 mod error;
+mod freshness;
 mod meta;
 mod negotiate;
 mod options;

@@ -16,9 +16,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::paths::GIT_VERSION;
-use crate::request::Attributes;
-use crate::served::Served;
+use crate::request::{Attributes, Call};
 use crate::server::Inner;
+
+mod process;
+mod slis;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -34,10 +36,34 @@ struct Asked {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Run {
+    #[prometheus(flatten)]
+    asked: Asked,
+    /// `All`, or nothing.
+    dry_run: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
+    #[prometheus(flatten)]
+    run: Run,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Terminated {
     #[prometheus(flatten)]
     asked: Asked,
     code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Deprecated {
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    removed_release: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,15 +71,23 @@ struct Lane {
     request_kind: &'static str,
 }
 
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
 pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter<u64, AtomicU64>>,
-    seconds: Family<Asked, Histogram, fn() -> Histogram>,
+    seconds: Histograms<Run>,
+    /// The same, as objectives are measured by.
+    objectives: Histograms<Asked>,
+    sizes: Histograms<Asked>,
+    terminated: Family<Terminated, Counter<u64, AtomicU64>>,
+    deprecated: Family<Deprecated, Gauge<i64, AtomicI64>>,
     /// Of what was asked before: to find these costs less than to write out their labels.
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     reads: Gauge<i64, AtomicI64>,
     writes: Gauge<i64, AtomicI64>,
     long: Family<Asked, Gauge<i64, AtomicI64>>,
+    slis: slis::Slis,
 }
 
 /// What distinguishes the labels of two requests.
@@ -63,7 +97,10 @@ struct SeriesKey {
     served: Option<u32>,
     /// Place among the kind's.
     subresource: Option<usize>,
+    /// Of those paths that are told apart.
+    path: &'static str,
     verb: &'static str,
+    dry_run: bool,
     scope: &'static str,
     code: u16,
 }
@@ -71,7 +108,11 @@ struct SeriesKey {
 struct Series {
     requests: Counter<u64, AtomicU64>,
     /// None of requests that last.
-    seconds: Option<Histogram>,
+    seconds: Option<[Histogram; 2]>,
+    /// Of reads.
+    sizes: Option<Histogram>,
+    /// Of requests that were turned away or took too long.
+    terminated: Option<Counter<u64, AtomicU64>>,
 }
 
 fn buckets() -> Histogram {
@@ -81,11 +122,18 @@ fn buckets() -> Histogram {
     ])
 }
 
+fn size_buckets() -> Histogram {
+    Histogram::new([1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
+}
+
 impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
-        let requests = Family::default();
-        let seconds = Family::new_with_constructor(buckets as fn() -> Histogram);
+        let by_time = buckets as fn() -> Histogram;
+        let (requests, seconds) = (Family::default(), Family::new_with_constructor(by_time));
+        let objectives = Family::new_with_constructor(by_time);
+        let sizes = Family::new_with_constructor(size_buckets as fn() -> Histogram);
+        let (terminated, deprecated) = (Family::default(), Family::default());
         let (inflight, long) =
             (Family::<Lane, Gauge<i64, AtomicI64>>::default(), Family::default());
         let lane = |request_kind| inflight.get_or_create(&Lane { request_kind }).clone();
@@ -101,6 +149,26 @@ impl Metrics {
             seconds.clone(),
         );
         registry.register(
+            "apiserver_request_sli_duration_seconds",
+            "Time to an answer's first byte, of requests that end",
+            objectives.clone(),
+        );
+        registry.register(
+            "apiserver_response_sizes",
+            "Bytes of answers to reads, where they are known before they are sent",
+            sizes.clone(),
+        );
+        registry.register(
+            "apiserver_request_terminations",
+            "Requests that were turned away or took too long",
+            terminated.clone(),
+        );
+        registry.register(
+            "apiserver_requested_deprecated_apis",
+            "Deprecated resources that were asked for",
+            deprecated.clone(),
+        );
+        registry.register(
             "apiserver_current_inflight_requests",
             "Requests that run now",
             inflight.clone(),
@@ -110,8 +178,20 @@ impl Metrics {
             "Watches and streams that are open now",
             long.clone(),
         );
-        let series = RwLock::default();
-        Self { registry, requests, seconds, series, reads, writes, long }
+        Self {
+            registry,
+            requests,
+            seconds,
+            objectives,
+            sizes,
+            terminated,
+            deprecated,
+            series: RwLock::default(),
+            reads,
+            writes,
+            long,
+            slis: slis::Slis::default(),
+        }
     }
 
     /// Counts a request as running until dropped.
@@ -122,39 +202,72 @@ impl Metrics {
     }
 
     /// Counts a request that lasts until dropped.
-    pub fn lasting(&self, asked: &Attributes) -> Running {
-        let gauge = self.long.get_or_create(&labels(asked, true, 200)).clone();
+    pub fn lasting(&self, call: &Call) -> Running {
+        let gauge = self.long.get_or_create(&labels(call, true, 200)).clone();
         gauge.inc();
         Running(gauge)
     }
 
-    /// Only served resources become labels, so that made-up paths cannot fill memory.
-    pub fn answered(&self, asked: &Attributes, served: Option<&Served>, code: u16, took: Duration) {
+    /// Only served resources become labels, so that made-up paths cannot fill memory. `bytes` is how long
+    /// the answer is, if that is known.
+    pub fn answered(&self, call: &Call, code: u16, took: Duration, bytes: Option<u64>) {
+        let (asked, served) = (&call.attributes, call.served.as_deref());
         let resource = asked.resource.as_ref().filter(|_| served.is_some());
         let sub = resource.map(|r| r.subresource.as_str()).filter(|s| !s.is_empty() && code < 400);
         let place = |sub: &str| served?.kind.subresources.iter().position(|s| s.name == sub);
         let key = SeriesKey {
             served: served.map(|s| s.index),
             subresource: sub.map(|sub| place(sub).unwrap_or(usize::MAX)),
-            verb: verb(&asked.verb),
+            path: probe(asked),
+            verb: verb(call),
+            dry_run: is_dry(call),
             scope: scope(asked, resource),
             code,
         };
         let found = self.series.read().get(&key).cloned();
         let series = found.unwrap_or_else(|| {
-            let asked_for = labels(asked, served.is_some(), code);
-            let seconds =
-                (!asked.is_long()).then(|| self.seconds.get_or_create(&asked_for).clone());
-            let answered = Answered { asked: asked_for, code };
-            let requests = self.requests.get_or_create(&answered).clone();
-            let series = Arc::new(Series { requests, seconds });
+            let series = Arc::new(self.begin(call, code));
             self.series.write().insert(key, series.clone());
             series
         });
         series.requests.inc();
-        if let Some(seconds) = &series.seconds {
+        for seconds in series.seconds.iter().flatten() {
             seconds.observe(took.as_secs_f64());
         }
+        if let (Some(sizes), Some(bytes)) = (&series.sizes, bytes) {
+            sizes.observe(bytes as f64);
+        }
+        if let Some(terminated) = &series.terminated {
+            terminated.inc();
+        }
+    }
+
+    fn begin(&self, call: &Call, code: u16) -> Series {
+        let asked = labels(call, call.served.is_some(), code);
+        let run = Run { asked: asked.clone(), dry_run: if is_dry(call) { "All" } else { "" } };
+        let seconds = (!call.attributes.is_long()).then(|| {
+            [
+                self.seconds.get_or_create(&run).clone(),
+                self.objectives.get_or_create(&asked).clone(),
+            ]
+        });
+        let is_read = matches!(asked.verb, "GET" | "LIST") && seconds.is_some();
+        let sizes = is_read.then(|| self.sizes.get_or_create(&asked).clone());
+        let terminated = matches!(code, 429 | 504).then(|| {
+            self.terminated.get_or_create(&Terminated { asked: asked.clone(), code }).clone()
+        });
+        if call.served.as_ref().is_some_and(|s| s.custom.is_none() && s.deprecation().is_some()) {
+            let Asked { group, version, resource, subresource, .. } = asked;
+            let label = Deprecated { group, version, resource, subresource, removed_release: "" };
+            self.deprecated.get_or_create(&label).set(1);
+        }
+        let requests = self.requests.get_or_create(&Answered { run, code }).clone();
+        Series { requests, seconds, sizes, terminated }
+    }
+
+    /// How the checks of an endpoint of health stand.
+    pub fn looked(&self, endpoint: &'static str, checks: &[crate::health::Check]) {
+        self.slis.looked(endpoint, checks);
     }
 
     fn encode(&self) -> String {
@@ -165,21 +278,35 @@ impl Metrics {
     }
 }
 
-fn labels(asked: &Attributes, known: bool, code: u16) -> Asked {
+fn labels(call: &Call, known: bool, code: u16) -> Asked {
+    let asked = &call.attributes;
     let resource = asked.resource.as_ref().filter(|_| known);
     let of = |get: fn(&crate::request::Resource) -> &String| {
         resource.map_or(String::new(), |r| get(r).clone())
     };
     Asked {
-        verb: verb(&asked.verb),
+        verb: verb(call),
         group: of(|r| &r.group),
         version: of(|r| &r.version),
         resource: of(|r| &r.resource),
         // Any word may stand there; of those that fail only the code is of interest.
-        subresource: if code < 400 { of(|r| &r.subresource) } else { String::new() },
+        subresource: match probe(asked) {
+            "" if code < 400 => of(|r| &r.subresource),
+            path => path.to_owned(),
+        },
         scope: scope(asked, resource),
         component: "apiserver",
     }
+}
+
+/// The path of a probe, which is told as a subresource.
+fn probe(asked: &Attributes) -> &'static str {
+    let paths = ["/healthz", "/livez", "/readyz"];
+    paths.into_iter().find(|p| asked.resource.is_none() && asked.path == *p).unwrap_or_default()
+}
+
+fn is_dry(call: &Call) -> bool {
+    call.attributes.is_write() && call.query.all("dryRun").any(|d| d == "All")
 }
 
 fn scope(asked: &Attributes, resource: Option<&crate::request::Resource>) -> &'static str {
@@ -191,13 +318,17 @@ fn scope(asked: &Attributes, resource: Option<&crate::request::Resource>) -> &'s
     }
 }
 
-fn verb(verb: &str) -> &'static str {
-    match verb {
+fn verb(call: &Call) -> &'static str {
+    let sub = call.attributes.resource.as_ref().map_or("", |r| r.subresource.as_str());
+    match call.attributes.verb.as_str() {
+        _ if matches!(sub, "exec" | "attach" | "portforward" | "proxy") => "CONNECT",
         "get" => "GET",
         "list" => "LIST",
+        "watch" if call.query.flag("sendInitialEvents") == Some(true) => "WATCHLIST",
         "watch" => "WATCH",
         "create" | "post" => "POST",
         "update" | "put" => "PUT",
+        "patch" if call.header("content-type").starts_with("application/apply-patch") => "APPLY",
         "patch" => "PATCH",
         "delete" => "DELETE",
         "deletecollection" => "DELETECOLLECTION",
@@ -240,6 +371,7 @@ fn classic(openmetrics: &str) -> String {
 pub async fn show(server: &Inner) -> String {
     let mut out = server.metrics.encode();
     server.flow.encode(&mut out);
+    let mut counts = String::new();
     out += "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge\n";
     let mut told = std::collections::HashSet::new();
     for served in server.registry().all() {
@@ -250,28 +382,31 @@ pub async fn show(server: &Inner) -> String {
         let resource = served.group_resource();
         writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}")
             .expect("writing to a String cannot fail");
+        let rimward_api::GroupResource { group, resource } = resource;
+        writeln!(
+            counts,
+            "apiserver_resource_objects{{group=\"{group}\",resource=\"{resource}\"}} {count}"
+        )
+        .expect("writing to a String cannot fail");
     }
+    out += "# HELP apiserver_resource_objects Stored objects.\n# TYPE apiserver_resource_objects gauge\n";
+    out += &counts;
     out += &format!(
         "# HELP kubernetes_build_info The version that is served.\n# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"{GIT_VERSION}\",major=\"1\",minor=\"36\"}} 1\n"
     );
-    process(&mut out);
+    process::show(&mut out);
     out
 }
 
-/// What the kernel tells of this process; nothing where it does not.
-fn process(out: &mut String) {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = resident.and_then(|l| l.trim().split(' ').next()?.parse::<u64>().ok());
-    let mut gauge = |name: &str, help: &str, value: Option<u64>| {
-        if let Some(value) = value {
-            writeln!(out, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}")
-                .expect("writing to a String cannot fail");
-        }
-    };
-    gauge("process_resident_memory_bytes", "Resident memory", kib.map(|k| k * 1024));
-    let open = std::fs::read_dir("/proc/self/fd").ok().map(|d| d.count() as u64);
-    gauge("process_open_fds", "Open file descriptors", open);
+/// `/metrics/slis`: how the checks of health stand, and how often they stood so when they were asked.
+pub async fn slis(server: &Inner) -> String {
+    let mut out = String::new();
+    for endpoint in crate::health::ENDPOINTS {
+        let checks = crate::health::checks(server, endpoint).await;
+        server.metrics.looked(endpoint, &checks);
+    }
+    server.metrics.slis.encode(&mut out);
+    out
 }
 
 pub struct Running(Gauge<i64, AtomicI64>);

@@ -97,6 +97,10 @@ impl ListOptions {
             // A limit below zero asks for everything, as kube-apiserver reads it.
             text => text.parse::<i64>().map_err(|_| bad_number("limit", text))?.max(0) as usize,
         };
+        // Any state will do: kube-apiserver answers from its watch cache, which knows no pages. Events
+        // are not in it.
+        let cached = kind.resource != "events";
+        let limit = if since == Some(0) && token.is_empty() && cached { 0 } else { limit };
         let mut at = match (since, mode) {
             (Some(r), "Exact") => At::Exact(r),
             // The legacy meaning of a version with a limit and without a match is the exact one.
@@ -180,6 +184,12 @@ fn check_match(
                 "resourceVersionMatch",
                 &json!(mode),
                 &["NotOlderThan"],
+            ));
+        }
+        if !mode.is_empty() && !token.is_empty() {
+            errors.push(FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
             ));
         }
     } else {
@@ -305,6 +315,8 @@ fn go_json_error(bytes: &[u8], error: &serde_json::Error) -> String {
 pub struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,
+    /// `fieldManager` and `fieldValidation` as they were sent: what admission is shown.
+    pub sent: (String, String),
     pub validation: FieldValidation,
     pub force: bool,
 }
@@ -344,9 +356,16 @@ impl WriteOptions {
         if !errors.is_empty() {
             return Err(invalid(kind, &errors));
         }
+        let sent = (manager.to_owned(), text.to_owned());
         let manager = if manager.is_empty() { agent } else { manager };
         let manager = if manager.is_empty() { "unknown" } else { manager };
-        Ok(Self { dry_run, manager: manager.to_owned(), validation, force: force == Some(true) })
+        Ok(Self {
+            dry_run,
+            manager: manager.to_owned(),
+            sent,
+            validation,
+            force: force == Some(true),
+        })
     }
 }
 

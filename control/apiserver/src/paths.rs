@@ -24,6 +24,9 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
         "" => Ok(index(server)),
         "/version" => Ok(error::json(200, version().to_string())),
         "/metrics" => Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::show(server).await)),
+        "/metrics/slis" => {
+            Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::slis(server).await))
+        }
         "/openid/v1/jwks" => {
             let keys = server.tokens.key_set().to_string();
             Ok(kept_an_hour(error::typed(200, "application/jwk-set+json", keys)))
@@ -42,7 +45,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
                 false => Ok(discovery::serve(server.registry().discovery(), call, path)),
             }
         }
-        path => Ok(health::serve(server, call, path).unwrap_or_else(error::page_not_found)),
+        path => Ok(health::serve(server, call, path).await.unwrap_or_else(error::page_not_found)),
     }
 }
 
@@ -57,20 +60,13 @@ fn index(server: &Inner) -> Response {
             }
         }
     }
-    let others = [
-        "/healthz",
-        "/healthz/ping",
-        "/livez",
-        "/livez/ping",
-        "/metrics",
-        "/openapi/v2",
-        "/openapi/v3",
-        "/openid/v1/jwks",
-        "/readyz",
-        "/readyz/ping",
-        "/version",
-    ];
+    let others =
+        ["/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/version"];
     paths.extend(others.map(str::to_owned));
+    for endpoint in health::ENDPOINTS {
+        paths.push(format!("/{endpoint}"));
+        paths.extend(health::names(endpoint).map(|check| format!("/{endpoint}/{check}")));
+    }
     paths.sort();
     error::json(200, json!({ "paths": paths }).to_string())
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use jiff::Timestamp;
 use rimward_api::{Status, UserInfo};
 
@@ -35,7 +35,9 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     let query = Query::parse(parts.uri.query());
     let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
     let source = parts.extensions.get::<audit::Source>().map(|s| s.0);
+    let audit_id = audit_id(&parts.headers);
     let arrival = server.config.audit.is_some().then(|| Arrival {
+        id: audit_id.to_str().unwrap_or_default().to_owned(),
         uri: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
         source,
         received: Timestamp::now(),
@@ -64,8 +66,7 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
             Err(status) => error::respond_to(&call, &status),
         };
     if call.attributes.is_long() && response.status().is_success() {
-        response =
-            body::keep_until_sent(response, Some(server.metrics.lasting(&call.attributes)), None);
+        response = body::keep_until_sent(response, Some(server.metrics.lasting(&call)), None);
     }
     warn(&mut response, &call.warnings);
     if let Some(ids) = ids {
@@ -77,7 +78,8 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     {
         call.served = server.registry().get(&resource.gvr()).cloned();
     }
-    server.metrics.answered(&call.attributes, call.served.as_deref(), code, took);
+    let bytes = http_body::Body::size_hint(response.body()).exact();
+    server.metrics.answered(&call, code, took, bytes);
     tracing::debug!(
         user = %call.user.name, verb = %call.attributes.verb, path = %call.attributes.path, code, ?took, "answered"
     );
@@ -90,7 +92,23 @@ pub async fn handle(server: &Arc<Inner>, request: Request<BoxBody>, peer: &Peer)
     if call.method == http::Method::HEAD {
         *response.body_mut() = crate::body::empty();
     }
+    let headers = response.headers_mut();
+    headers.insert(AUDIT_ID, audit_id);
+    // What is there is the answer of a path that may be kept.
+    headers.entry(http::header::CACHE_CONTROL).or_insert(NOT_KEPT);
     response
+}
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+const NOT_KEPT: HeaderValue = HeaderValue::from_static("no-cache, private");
+
+/// By which a request is found again: in the answer, and in the audit log. A client may bring its own.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(given) = headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.to_str().is_ok()) {
+        return given.clone();
+    }
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
+    HeaderValue::try_from(id).expect("hexadecimal digits and dashes")
 }
 
 async fn run(

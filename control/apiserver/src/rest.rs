@@ -10,8 +10,9 @@ use crate::body::{self, Response};
 use crate::deadline;
 use crate::decode::{self, PatchKind};
 use crate::error;
+use crate::freshness;
 use crate::negotiate;
-use crate::options::{WriteOptions, parse_revision, too_large};
+use crate::options::{WriteOptions, parse_revision};
 use crate::request::{Call, Resource};
 use crate::reviews;
 use crate::served::Served;
@@ -165,10 +166,7 @@ pub async fn read(
     key: &ObjectKey,
 ) -> Result<Stored, Status> {
     if let Some(text) = call.query.get("resourceVersion").filter(|t| !t.is_empty()) {
-        let asked = parse_revision(text)?;
-        if asked > server.store.revision() {
-            return Err(too_large(asked, server.store.revision()));
-        }
+        freshness::reached(server, parse_revision(text)?).await?;
     }
     find(server, served, key).await
 }

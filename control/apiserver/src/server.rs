@@ -17,7 +17,7 @@ use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregation, register::CustomGroups};
 use crate::authn::oidc::config::check_apart;
 use crate::authn::oidc::{ConfigError, Issuer};
-use crate::authn::tokens::{KeyError, Tokens};
+use crate::authn::tokens::{KeyError, Tokens, tracking};
 use crate::config::Config;
 use crate::definitions::{Definitions, keeper};
 use crate::flow::{self, Flow};
@@ -234,6 +234,11 @@ impl ApiServer {
         tokio::spawn(async move {
             let stop = of_types.stop.clone();
             stop.run_until_cancelled(type_checking::keep_statuses(of_types)).await;
+        });
+        let of_tokens = inner.clone();
+        tokio::spawn(async move {
+            let stop = of_tokens.stop.clone();
+            stop.run_until_cancelled(tracking::keep(of_tokens)).await;
         });
         aggregation::availability::start(&inner);
         aggregation::register::start(&inner);

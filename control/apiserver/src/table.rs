@@ -8,6 +8,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use rimward_api::Status;
 use rimward_control_kinds::{Kind, print};
+use rimward_control_schema::metadata_description;
 use serde_json::{Value, json};
 
 use crate::negotiate::{Encoding, Form, Shape};
@@ -197,7 +198,14 @@ fn age(created: Timestamp, now: Timestamp) -> String {
 }
 
 fn columns_of(kind: &Kind) -> Value {
-    let column = |c: &rimward_control_kinds::Column| json!({ "name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority });
+    let column = |c: &rimward_control_kinds::Column| {
+        let description = match (c.name.as_str(), c.description.as_str()) {
+            ("Name", "") if c.format == "name" => metadata_description("name"),
+            ("Age", "") => metadata_description("creationTimestamp"),
+            (_, text) => text,
+        };
+        json!({ "name": c.name, "type": c.kind, "format": c.format, "description": description, "priority": c.priority })
+    };
     kind.columns.iter().map(column).collect()
 }
 

@@ -21,8 +21,9 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::body::{self, BoxError, Response};
 use crate::error;
 use crate::flow::Watching;
+use crate::freshness;
 use crate::negotiate::{self, Encoding, Form, Offer, Shape, Shapes};
-use crate::options::{ListOptions, too_large};
+use crate::options::ListOptions;
 use crate::protobuf;
 use crate::request::Call;
 use crate::rest::list::{PAGE, Reader};
@@ -65,11 +66,7 @@ pub async fn watch(
         (None | Some(0), None) => true,
         (Some(_), None) => false,
     };
-    if let Some(asked) = options.since
-        && asked > server.store.revision()
-    {
-        return Err(too_large(asked, server.store.revision()));
-    }
+    let since = options.since.unwrap_or(0);
     let namespace = match (namespace, options.fields.required("metadata.namespace")) {
         ("", Some(selected)) if served.kind.namespaced() => selected.to_owned(),
         (given, _) => given.to_owned(),
@@ -93,23 +90,26 @@ pub async fn watch(
         initial: None,
         feed: None,
         revision: 0,
+        floor: 0,
         ended: false,
         _counted: server.flow.watching(&call.attributes),
         options,
     };
-    if from_state {
+    if from_state && let Err(status) = freshness::reached(server, since).await {
+        watcher.fail(&status);
+    } else if from_state {
         // The list's own options: everything that is selected, at the newest revision.
         let mut list = watcher.options.clone();
         (list.limit, list.after, list.at) = (0, None, crate::options::At::Newest);
-        let reader = Reader::start(server, served, &namespace, list)?;
+        let reader = Reader::start(server, served, &namespace, list).await?;
         watcher.begin(reader).await?;
+        watcher.open()?;
     } else {
-        watcher.revision = match watcher.options.since {
-            Some(since) if since > 0 => since,
-            _ => server.store.revision(),
-        };
+        let newest = server.store.revision();
+        watcher.floor = since;
+        watcher.revision = if since > 0 { since.min(newest) } else { newest };
+        watcher.open()?;
     }
-    watcher.open()?;
     // Boxed: it moves with every chunk.
     let chunks = futures::stream::unfold(Box::new(watcher), |mut watcher| async move {
         let chunk = watcher.next().await?;
@@ -138,6 +138,8 @@ struct Watcher {
     pending: VecDeque<Bytes>,
     /// Everything up to here was sent or is pending.
     revision: Revision,
+    /// Nothing up to here is told: a watch may begin at a revision that is still to come.
+    floor: Revision,
     deadline: Instant,
     bookmark_at: Instant,
     /// Goes off when one of the two is due. Kept, like what follows, from event to event: to begin to
@@ -239,8 +241,10 @@ impl Watcher {
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
                     if self.options.bookmarks {
                         self.catch_up().await;
-                        let line = self.bookmark(false);
-                        self.pending.push_back(line);
+                        if self.revision >= self.floor {
+                            let line = self.bookmark(false);
+                            self.pending.push_back(line);
+                        }
                     }
                 }
                 batch = feed.next() => match batch {
@@ -271,7 +275,8 @@ impl Watcher {
 
     async fn take(&mut self, batch: &Batch) {
         self.follow_definition();
-        for event in &batch.events {
+        let floor = self.floor;
+        for event in batch.events.iter().filter(|e| e.revision > floor) {
             match self.line(event).await {
                 Ok(Some(line)) => self.pending.push_back(line),
                 Ok(None) => {}

@@ -2,7 +2,9 @@
 //! API server takes from that number at every eviction.
 //! <https://kubernetes.io/docs/tasks/run-application/configure-pdb/>
 
-use std::collections::{BTreeMap, HashMap};
+mod scale;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +59,7 @@ pub fn start(context: &Context) {
         }
     });
     let owners = Owners {
+        client: context.client.clone(),
         deployments: context.informers.of(),
         sets: context.informers.of(),
         controllers: context.informers.of(),
@@ -83,6 +86,7 @@ pub fn start(context: &Context) {
 
 /// Who says how many pods there should be.
 struct Owners {
+    client: Client,
     deployments: Cache<Deployment>,
     sets: Cache<ReplicaSet>,
     controllers: Cache<ReplicationController>,
@@ -116,8 +120,8 @@ impl Owners {
     /// Uid and replicas of what is scaled for an owner: a ReplicaSet's Deployment, if it has one.
     ///
     /// # Errors
-    /// Nobody knows how such an owner is scaled.
-    fn scale(
+    /// It cannot be asked how such an owner is scaled, or is not scaled.
+    async fn scale(
         &self,
         namespace: &str,
         owner: &OwnerReference,
@@ -153,20 +157,17 @@ impl Owners {
                 let replicas = found.as_ref().and_then(|s| s.spec.as_ref()?.replicas);
                 of(found, &owner.uid, replicas)
             }
-            kind => {
-                return Err(format!(
-                    "{} {kind} does not implement the scale subresource",
-                    owner.api_version
-                ));
-            }
+            _ => scale::of(&self.client, namespace, owner).await?,
         })
     }
 
     /// How many pods should be there of those who own these. Pods without an owner count for nothing.
-    fn expected(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<i32, String> {
-        let mut scaled = HashMap::new();
+    async fn expected(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<i32, String> {
+        let (mut scaled, mut asked) = (HashMap::new(), HashSet::new());
         for owner in pods.iter().filter_map(|pod| controller_of(&pod.metadata)) {
-            if let Some((uid, replicas)) = self.scale(namespace, owner)? {
+            if asked.insert(owner.uid.as_str())
+                && let Some((uid, replicas)) = self.scale(namespace, owner).await?
+            {
                 scaled.insert(uid, replicas);
             }
         }
@@ -179,6 +180,13 @@ impl Owners {
 pub struct Wanted {
     pub expected: i32,
     pub healthy: i32,
+}
+
+/// Whether what a budget asks for depends on how many pods there should be, not just on how many there are.
+fn depends_on_scale(budget: &PodDisruptionBudget) -> bool {
+    budget.spec.as_ref().is_some_and(|spec| {
+        spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
+    })
 }
 
 /// How many pods shall be healthy. `scale` is asked only where the budget depends on it. Pure but for that.
@@ -327,8 +335,11 @@ impl Controller for Budgets {
             return Ok(Next::Change);
         }
         let (pods, now) = (self.counted(&budget), Timestamp::now());
-        let scale = || self.owners.expected(&key.namespace, &pods);
-        let wanted = match wanted(&budget, pods.len(), scale) {
+        let expected = match depends_on_scale(&budget) {
+            true => self.owners.expected(&key.namespace, &pods).await,
+            false => Ok(0),
+        };
+        let wanted = match wanted(&budget, pods.len(), || expected) {
             Ok(wanted) => wanted,
             Err(why) => {
                 let status = budget.status.clone().unwrap_or_default();

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
-use rimward_client::{Cache, Client, DeleteOptions, Error};
+use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
 
 use crate::claim::controller_reference;
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
@@ -32,6 +32,7 @@ const ADDRESSES_MAX: usize = 1000;
 
 struct Mirroring {
     client: Client,
+    recorder: Recorder,
     services: Cache<Service>,
     endpoints: Cache<Endpoints>,
     slices: Cache<EndpointSlice>,
@@ -57,6 +58,7 @@ pub fn start(context: &Context) {
     let caches = vec![synced(&services), synced(&endpoints), synced(&slices)];
     let controller = Mirroring {
         client: context.client.clone(),
+        recorder: context.recorder(),
         services,
         endpoints,
         slices,
@@ -109,12 +111,17 @@ pub fn slices_of(endpoints: &Endpoints) -> Vec<EndpointSlice> {
         let id = serde_json::to_string(&ports).unwrap_or_default();
         let ready = subset.addresses.iter().flatten().map(|a| (a, true));
         let unready = subset.not_ready_addresses.iter().flatten().map(|a| (a, false));
-        for (address, ready) in ready.chain(unready).take(ADDRESSES_MAX) {
+        let mut added = 0;
+        for (address, ready) in ready.chain(unready) {
+            if added == ADDRESSES_MAX {
+                break;
+            }
             let family = match address.ip.parse() {
                 Ok(IpAddr::V4(_)) => "IPv4",
                 Ok(IpAddr::V6(_)) => "IPv6",
                 Err(_) => continue,
             };
+            added += 1;
             let (_, all) =
                 found.entry((family, id.clone())).or_insert_with(|| (ports.clone(), Vec::new()));
             if all.len() < ADDRESSES_MAX {
@@ -129,6 +136,32 @@ pub fn slices_of(endpoints: &Endpoints) -> Vec<EndpointSlice> {
         ports: Some(ports),
     });
     slices.collect()
+}
+
+/// What of Endpoints is not mirrored, as Events tell it: reason and message. Pure.
+pub fn skipped(endpoints: &Endpoints) -> Vec<(&'static str, String)> {
+    let (mut invalid, mut beyond) = (0, 0);
+    for subset in endpoints.subsets.iter().flatten() {
+        let ready = subset.addresses.iter().flatten();
+        let all: Vec<_> = ready.chain(subset.not_ready_addresses.iter().flatten()).collect();
+        let is_ip = |a: &&&EndpointAddress| a.ip.parse::<IpAddr>().is_ok();
+        let valid = all.iter().filter(is_ip).count();
+        invalid += all.len() - valid;
+        beyond += valid.saturating_sub(ADDRESSES_MAX);
+    }
+    let mut events = Vec::new();
+    if invalid > 0 {
+        let text =
+            format!("Skipped {invalid} invalid IP addresses when mirroring to EndpointSlices");
+        events.push(("InvalidIPAddress", text));
+    }
+    if beyond > 0 {
+        let all = invalid + beyond;
+        events.push(("TooManyAddressesToMirror", format!(
+            "A max of {ADDRESSES_MAX} addresses can be mirrored to EndpointSlices per Endpoints subset. {all} addresses were skipped"
+        )));
+    }
+    events
 }
 
 fn endpoint(address: &EndpointAddress, ready: bool) -> Endpoint {
@@ -209,6 +242,11 @@ impl Controller for Mirroring {
         let existing: Vec<EndpointSlice> = existing.iter().map(|s| (**s).clone()).collect();
         let service = self.services.get_key(key);
         let endpoints = self.endpoints.get_key(key).filter(|e| is_mirrored(e, service.as_deref()));
+        if let Some(endpoints) = endpoints.as_deref() {
+            for (reason, text) in skipped(endpoints) {
+                self.recorder.event(endpoints, EventType::Warning, reason, text);
+            }
+        }
         let wanted = endpoints.as_deref().map(slices_of).unwrap_or_default();
         let plan = plan(wanted, existing);
         for slice in &plan.create {

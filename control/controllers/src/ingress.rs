@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Node;
@@ -17,10 +16,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error};
-use tokio_util::sync::CancellationToken;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::node_lifecycle::ready_status;
+use crate::publish;
 
 pub const NAME: &str = "ingress-controller";
 /// The class that nodes serve; an Ingress without a class is served too.
@@ -30,7 +29,6 @@ const IS_DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
 const LEGACY_CLASS: &str = "kubernetes.io/ingress.class";
 /// Nodes that a status names.
 const ADDRESSES_MAX: usize = 16;
-const CLASS_AGAIN: Duration = Duration::from_secs(5);
 
 struct IngressStatuses {
     client: Client,
@@ -61,7 +59,8 @@ pub fn start(context: &Context) {
         }
     });
     let caches = vec![synced(&ingresses), synced(&nodes)];
-    context.tasks.spawn(publish_class(context.client.clone(), context.shutdown.clone()));
+    let (client, shutdown) = (context.client.clone(), context.shutdown.clone());
+    context.tasks.spawn(publish::once(client, class(), shutdown));
     let controller = IngressStatuses { client: context.client.clone(), ingresses, serving };
     context.run(Arc::new(controller), keys, 2, caches);
 }
@@ -120,8 +119,8 @@ impl Controller for IngressStatuses {
 }
 
 /// The class is there at each start; what an operator changed about it stays.
-async fn publish_class(client: Client, shutdown: CancellationToken) {
-    let class = IngressClass {
+fn class() -> IngressClass {
+    IngressClass {
         metadata: ObjectMeta {
             name: Some(CLASS.into()),
             annotations: Some(BTreeMap::from([(IS_DEFAULT.into(), "true".into())])),
@@ -131,15 +130,5 @@ async fn publish_class(client: Client, shutdown: CancellationToken) {
             controller: Some(CONTROLLER.into()),
             ..IngressClassSpec::default()
         }),
-    };
-    let publish = async {
-        while let Err(error) = client.create(&class).await {
-            if error.is_already_exists() {
-                return;
-            }
-            tracing::warn!(%error, "cannot publish the IngressClass {CLASS}; trying again");
-            tokio::time::sleep(CLASS_AGAIN).await;
-        }
-    };
-    shutdown.run_until_cancelled(publish).await;
+    }
 }

@@ -8,7 +8,10 @@
 //! and watch everything (`system:kube-controller-manager`).
 
 pub mod endpointslice_mirroring;
+pub mod ephemeral_volume;
 pub mod finalizers;
+pub mod local_storage_class;
+pub mod persistent_volume_binder;
 pub mod pv_protection;
 pub mod pvc_protection;
 pub mod replicationcontroller;
@@ -29,10 +32,12 @@ pub mod endpointslice;
 pub mod garbage;
 pub mod indexes;
 pub mod ingress;
+pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod pods;
+pub mod publish;
 pub mod replicaset;
 pub mod role_aggregation;
 pub mod root_ca;
@@ -106,6 +111,13 @@ pub const ALL: &[Entry] = &[
     entry(endpoints::NAME, endpoints::start),
     entry(endpointslice_mirroring::NAME, endpointslice_mirroring::start),
     entry(service_cidrs::NAME, service_cidrs::start),
+    entry(persistent_volume_binder::NAME, persistent_volume_binder::start),
+    entry(ephemeral_volume::NAME, ephemeral_volume::start),
+    Entry {
+        name: local_storage_class::NAME,
+        identity: local_storage_class::IDENTITY,
+        start: local_storage_class::start,
+    },
     entry(pvc_protection::NAME, pvc_protection::start),
     entry(pv_protection::NAME, pv_protection::start),
     entry(ttl_after_finished::NAME, ttl_after_finished::start),
@@ -119,6 +131,7 @@ pub const ALL: &[Entry] = &[
     entry(role_aggregation::NAME, role_aggregation::start),
     entry(service_account_token::NAME, service_account_token::start),
     entry(token_cleaner::NAME, token_cleaner::start),
+    entry(legacy_token_cleaner::NAME, legacy_token_cleaner::start),
     Entry {
         name: csr_approving::NAME,
         identity: csr_signing::IDENTITY,

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error};
+use rimward_control_volumes::claims_of;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::finalizers;
@@ -42,19 +43,6 @@ pub fn start(context: &Context) {
     let caches = vec![synced(&claims), synced(&pods)];
     let controller = Claims { client: context.client.clone(), claims, pods };
     context.run(Arc::new(controller), keys, WORKERS, caches);
-}
-
-/// The claims that a pod names, those made for it included.
-fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    let named = volumes.filter_map(|volume| match &volume.persistent_volume_claim {
-        Some(source) => Some(source.claim_name.clone()),
-        None => {
-            volume.ephemeral.as_ref().map(|_| format!("{}-{}", name(&pod.metadata), volume.name))
-        }
-    });
-    named.map(|claim| ObjectKey::new(namespace, claim)).collect()
 }
 
 /// Whether a pod keeps a claim. One that no node has does not: no kubelet would start it with a claim

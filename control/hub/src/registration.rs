@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
-use rimward_api::Block;
+use rimward_api::{Block, local_volumes};
 use rimward_client::Error;
 use rimward_tunnel::identity::Holder;
 
@@ -195,7 +195,8 @@ fn lowest_free(network: Block, bits: u8, taken: &BTreeSet<Block>) -> Option<Bloc
         .find(|block| !taken.contains(block) && !odd.iter().any(|other| other.overlaps(*block)))
 }
 
-/// The next Node but for its status: the node's labels on top of what others put there.
+/// The next Node but for its status: the node's labels on top of what others put there, and where it keeps
+/// volumes.
 fn describe(stored: &Node, said: &Node) -> Node {
     let mut next = stored.clone();
     let allowed = |key: &str| {
@@ -206,6 +207,12 @@ fn describe(stored: &Node, said: &Node) -> Node {
     };
     for (key, value) in said.metadata.labels.iter().flatten().filter(|(key, _)| allowed(key)) {
         next.metadata.labels.get_or_insert_default().insert(key.clone(), value.clone());
+    }
+    let said_directory =
+        said.metadata.annotations.as_ref().and_then(|a| a.get(local_volumes::DIRECTORY));
+    if let Some(directory) = said_directory {
+        let annotations = next.metadata.annotations.get_or_insert_default();
+        annotations.insert(local_volumes::DIRECTORY.into(), directory.clone());
     }
     next.metadata.managed_fields = stored.metadata.managed_fields.clone();
     next

@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{
     BoundObjectReference, TokenRequest as ApiToken, TokenRequestSpec,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount,
+};
 use rimward_api::ObjectKey;
 use rimward_control_apiserver::nodes::{NodeError, Nodes as _};
 use rimward_tunnel::call::{self, CallError, Duplex, Incoming, Opened};
@@ -105,7 +107,7 @@ async fn token(session: &Session, request: TokenRequest, incoming: Incoming) {
     }
 }
 
-/// A ConfigMap or Secret that one of the node's pods references, read from the API, not the cache.
+/// An object that one of the node's pods references, read from the API, not the cache.
 async fn fetch(session: &Session, request: FetchRequest, incoming: Incoming) {
     let FetchRequest { kind, namespace, name } = &request;
     let Some(kind) = ObjectKind::from_name(kind) else {
@@ -127,6 +129,13 @@ async fn fetch(session: &Session, request: FetchRequest, incoming: Incoming) {
         }
         ObjectKind::Secret => {
             inner.client.get::<Secret>(namespace, name).await.map(|o| serde_json::to_vec(&o))
+        }
+        ObjectKind::PersistentVolumeClaim => {
+            let found = inner.client.get::<PersistentVolumeClaim>(namespace, name).await;
+            found.map(|o| serde_json::to_vec(&o))
+        }
+        ObjectKind::PersistentVolume => {
+            inner.client.get::<PersistentVolume>("", name).await.map(|o| serde_json::to_vec(&o))
         }
         other => {
             return incoming

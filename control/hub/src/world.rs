@@ -5,11 +5,15 @@
 //! gets the newest state once and costs no more memory than the keys. The index of references is kept
 //! incrementally, pod by pod.
 
+mod volumes;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use parking_lot::Mutex;
@@ -38,6 +42,8 @@ pub struct World {
     slices: Cache<EndpointSlice>,
     ingresses: Cache<Ingress>,
     namespaces: Cache<Namespace>,
+    claims: Cache<PersistentVolumeClaim>,
+    volumes: Cache<PersistentVolume>,
     encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
     interest: Mutex<Interest>,
 }
@@ -57,7 +63,7 @@ impl quick_cache::Weighter<EncodedId, Bytes> for ByBytes {
 #[derive(Default)]
 struct Interest {
     outboxes: HashMap<String, Arc<Outbox>>,
-    /// ConfigMaps and Secrets that something references.
+    /// ConfigMaps, Secrets and claims that something references.
     references: HashMap<(ObjectKind, ObjectKey), References>,
 }
 
@@ -126,6 +132,8 @@ impl World {
             slices: informers.of(),
             ingresses: informers.of(),
             namespaces: informers.of(),
+            claims: informers.of(),
+            volumes: informers.of(),
             encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
             interest: Mutex::default(),
         });
@@ -152,6 +160,7 @@ impl World {
         });
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
+        world.follow_volumes();
         world.told_to_all(&world.services, ObjectKind::Service);
         world.told_to_all(&world.slices, ObjectKind::EndpointSlice);
         world.told_to_all(&world.namespaces, ObjectKind::Namespace);
@@ -169,6 +178,8 @@ impl World {
             self.slices.synced(),
             self.ingresses.synced(),
             self.namespaces.synced(),
+            self.claims.synced(),
+            self.volumes.synced(),
         );
         if self.services.len() > SERVICES_FEW {
             tracing::warn!(
@@ -212,6 +223,8 @@ impl World {
             ObjectKind::EndpointSlice => all(&self.slices),
             ObjectKind::Ingress => all(&self.ingresses),
             ObjectKind::Namespace => all(&self.namespaces),
+            ObjectKind::PersistentVolumeClaim => self.referenced_by(node, kind, &self.claims),
+            ObjectKind::PersistentVolume => self.told_volumes(node),
         }
     }
 
@@ -241,7 +254,13 @@ impl World {
                 let pod = self.pods.get_key(key).filter(|pod| node_of(pod) == Some(node))?;
                 json(&*pod)
             }
-            ObjectKind::ConfigMap | ObjectKind::Secret if !self.references(node, kind, key) => None,
+            ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::PersistentVolumeClaim
+                if !self.references(node, kind, key) =>
+            {
+                None
+            }
+            ObjectKind::PersistentVolumeClaim => json(&*self.claims.get_key(key)?),
+            ObjectKind::PersistentVolume => json(&*self.told_volume(node, key)?),
             ObjectKind::ConfigMap => json(&*self.config_maps.get_key(key)?),
             ObjectKind::Secret => json(&*self.secrets.get_key(key)?),
             ObjectKind::Service => self.shared_json(kind, key, &self.services),
@@ -269,8 +288,11 @@ impl World {
         Some(bytes)
     }
 
-    /// Whether a pod of the node, or an Ingress, references the ConfigMap or Secret.
+    /// Whether a pod of the node, or an Ingress, references the object.
     pub fn references(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
+        if kind == ObjectKind::PersistentVolume {
+            return self.told_volume(node, key).is_some();
+        }
         let interest = self.interest.lock();
         interest.references.get(&(kind, key.clone())).is_some_and(|who| who.concerns(node))
     }
@@ -290,12 +312,16 @@ impl World {
         let same_spec = old_node == new_node && old.map(|p| &p.spec) == new.map(|p| &p.spec);
         if !same_spec {
             if let (Some(pod), Some(node)) = (new, new_node) {
-                pod_references(pod).into_iter().for_each(|reference| interest.add(node, reference));
+                for reference in pod_references(pod) {
+                    interest.mark_with_volume(node, &self.claims, &reference);
+                    interest.add(node, reference);
+                }
             }
             if let (Some(pod), Some(node)) = (old, old_node) {
-                pod_references(pod)
-                    .into_iter()
-                    .for_each(|reference| interest.release(node, reference));
+                for reference in pod_references(pod) {
+                    interest.mark_with_volume(node, &self.claims, &reference);
+                    interest.release(node, reference);
+                }
             }
         }
         let nodes: BTreeSet<&str> = old_node.into_iter().chain(new_node).collect();
@@ -331,14 +357,7 @@ impl World {
         let weak = Arc::downgrade(self);
         cache.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
-            let interest = world.interest.lock();
-            let id = (kind, change.key.clone());
-            let Some(who) = interest.references.get(&id) else { return };
-            for (node, outbox) in &interest.outboxes {
-                if who.concerns(node) {
-                    outbox.mark(kind, change.key.clone());
-                }
-            }
+            world.interest.lock().mark_referrers((kind, change.key.clone()));
         });
     }
 
@@ -391,6 +410,16 @@ impl Interest {
         }
     }
 
+    /// Those whose pods reference an object are told that it changed.
+    fn mark_referrers(&self, reference: (ObjectKind, ObjectKey)) {
+        let Some(who) = self.references.get(&reference) else { return };
+        for (node, outbox) in &self.outboxes {
+            if who.concerns(node) {
+                outbox.mark(reference.0, reference.1.clone());
+            }
+        }
+    }
+
     fn mark_everywhere(&self, reference: (ObjectKind, ObjectKey)) {
         for outbox in self.outboxes.values() {
             outbox.mark_all([reference.clone()]);
@@ -431,7 +460,7 @@ pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 
-/// The ConfigMaps and Secrets that a pod references: volumes, env, envFrom, imagePullSecrets.
+/// The ConfigMaps, Secrets and claims that a pod references: volumes, env, envFrom, imagePullSecrets.
 pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut found = BTreeSet::new();
@@ -451,6 +480,13 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
         if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()) {
             add(ObjectKind::Secret, name);
         }
+        if let Some(source) = &volume.persistent_volume_claim {
+            add(ObjectKind::PersistentVolumeClaim, &source.claim_name);
+        }
+        if volume.ephemeral.is_some() {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            add(ObjectKind::PersistentVolumeClaim, &format!("{pod}-{}", volume.name));
+        }
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             if let Some(source) = &source.config_map {
                 add(ObjectKind::ConfigMap, &source.name);
@@ -460,8 +496,11 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
             }
         }
     }
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        for source in container.env_from.iter().flatten() {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let all = containers.map(|c| (&c.env_from, &c.env));
+    for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {
+        for source in env_from.iter().flatten() {
             if let Some(source) = &source.config_map_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }
@@ -469,7 +508,7 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
                 add(ObjectKind::Secret, &source.name);
             }
         }
-        for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+        for source in env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
             if let Some(source) = &source.config_map_key_ref {
                 add(ObjectKind::ConfigMap, &source.name);
             }

@@ -18,6 +18,7 @@ pub fn objects() -> Vec<Value> {
     objects.extend(hub());
     objects.extend(token_controller());
     objects.extend(ingress_controller());
+    objects.extend(local_path_provisioner());
     objects.push(metrics_reader());
     objects
 }
@@ -65,6 +66,7 @@ fn hub() -> [Value; 2] {
             &["configmaps", "secrets", "services", "endpoints", "namespaces", "serviceaccounts"],
             &read,
         ),
+        rule(&[""], &["persistentvolumes", "persistentvolumeclaims"], &read),
         rule(&["discovery.k8s.io"], &["endpointslices"], &read),
         rule(&["networking.k8s.io"], &["ingresses", "ingressclasses", "networkpolicies"], &read),
         rule(&["node.k8s.io"], &["runtimeclasses"], &read),
@@ -104,6 +106,14 @@ fn ingress_controller() -> [Value; 2] {
         json!({ "apiGroups": group, "resources": ["ingressclasses"], "verbs": ["create"] }),
     ];
     own_role("system:rimward:ingress-controller", "ingress-controller", &rules)
+}
+
+/// What publishing the class of the nodes' own volumes takes.
+fn local_path_provisioner() -> [Value; 2] {
+    let rules = [
+        json!({ "apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["create"] }),
+    ];
+    own_role("system:rimward:local-path-provisioner", "local-path-provisioner", &rules)
 }
 
 /// Who may look at a namespace may see what its pods use: the role that metrics-server brings, under its name.

@@ -178,9 +178,8 @@ fn not_yet(group: &str, kind: &str) -> Option<String> {
             "no controller makes its pods yet"
         }
         ("autoscaling", _) => "nothing scales its target yet",
-        ("", "PersistentVolume" | "PersistentVolumeClaim") | ("storage.k8s.io", _) => {
-            "no volume is provisioned, bound or attached yet"
-        }
+        ("storage.k8s.io", "StorageClass") => return None,
+        ("storage.k8s.io", _) => "nodes run no CSI drivers yet",
         ("networking.k8s.io", "NetworkPolicy") => "its rules are not enforced yet",
         ("resource.k8s.io", _) => "no device is allocated yet",
         _ => return None,

@@ -1,18 +1,23 @@
 //! Tells the API server, and the user, what was decided.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use rimward_client::{Client, EventType, Patch, Recorder};
+use rimward_client::{Client, Error, EventType, Patch, Recorder};
+use rimward_control_volumes as volumes;
 use serde_json::{Value, json};
 
 use crate::Shared;
 use crate::filter::POD_REMOVED;
 use crate::pod::PodInfo;
 use crate::queue::Tried;
+use crate::volumes::Choice;
+
+/// How long a pod waits for its volumes before another node is looked for, as in Kubernetes.
+const VOLUMES_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) struct Binder {
     pub client: Client,
@@ -22,9 +27,17 @@ pub(crate) struct Binder {
 
 impl Binder {
     /// Binds a pod that counts on the node already; takes it back if that fails.
-    pub async fn bind(&self, tried: Tried, node: &str) {
+    /// Its volumes come first.
+    pub async fn bind(&self, tried: Tried, node: &str, choice: Choice) {
         let pod = tried.pod.clone();
         let key = &pod.key;
+        if let Err(why) = self.bind_volumes(node, &choice).await {
+            self.shared.world.lock().snapshot.volumes.take_back(&choice);
+            self.take_back(tried, true);
+            let text = format!("running PreBind plugin \"VolumeBinding\": {why}");
+            self.recorder.event(&*pod.pod, EventType::Warning, "FailedScheduling", text);
+            return;
+        }
         let binding = Binding {
             metadata: ObjectMeta {
                 name: Some(key.name.clone()),
@@ -47,23 +60,80 @@ impl Binder {
             self.recorder.event(&*pod.pod, EventType::Normal, "Scheduled", text);
             return;
         };
+        self.take_back(tried, !e.is_not_found());
+        if !e.is_not_found() && !e.is_conflict() {
+            tracing::warn!(pod = %key, node, error = %e, "cannot bind, trying again");
+            let text = format!("binding rejected: {e}");
+            self.recorder.event(&*pod.pod, EventType::Warning, "FailedScheduling", text);
+        }
+    }
+
+    /// The pod no longer counts on its node; it is tried again if it is still there.
+    fn take_back(&self, tried: Tried, is_there: bool) {
         {
             let mut world = self.shared.world.lock();
             // If it is no longer assumed, the watch has the last word.
-            if world.assumed.remove(&pod.uid) {
-                world.snapshot.remove_pod(&pod.uid);
+            if world.assumed.remove(&tried.pod.uid) {
+                world.snapshot.remove_pod(&tried.pod.uid);
                 // If another bound it, the watch says so before its back-off ends.
-                if !e.is_not_found() {
+                if is_there {
                     world.queue.retry(tried, Instant::now());
                 }
                 world.queue.happened(POD_REMOVED, Instant::now());
             }
         }
         self.shared.wake.notify_one();
-        if !e.is_not_found() && !e.is_conflict() {
-            tracing::warn!(pod = %key, node, error = %e, "cannot bind, trying again");
-            let text = format!("binding rejected: {e}");
-            self.recorder.event(&*pod.pod, EventType::Warning, "FailedScheduling", text);
+    }
+
+    /// Gives the claims what was chosen, and waits until the binder has bound them all.
+    async fn bind_volumes(&self, node: &str, choice: &Choice) -> Result<(), String> {
+        if choice.is_empty() {
+            return Ok(());
+        }
+        let failed = |e: Error| format!("binding volumes: {e}");
+        for (volume, claim) in &choice.bind {
+            if let Some(next) = volumes::volume_to(volume, claim) {
+                self.client.update(&next).await.map_err(failed)?;
+            }
+        }
+        for claim in &choice.provision {
+            if volumes::claim_annotation(claim, volumes::SELECTED_NODE) == Some(node) {
+                continue;
+            }
+            let mut next = (**claim).clone();
+            let annotations = next.metadata.annotations.get_or_insert_default();
+            annotations.insert(volumes::SELECTED_NODE.into(), node.into());
+            self.client.update(&next).await.map_err(failed)?;
+        }
+        match tokio::time::timeout(VOLUMES_TIMEOUT, self.volumes_bound(choice)).await {
+            Ok(done) => done,
+            Err(_) => Err("binding volumes: context deadline exceeded".into()),
+        }
+    }
+
+    async fn volumes_bound(&self, choice: &Choice) -> Result<(), String> {
+        loop {
+            // Before the look: no change after it goes unheard.
+            let changed = self.shared.claims.notified();
+            let open = {
+                let world = self.shared.world.lock();
+                let claims = &world.snapshot.volumes;
+                let mut open = false;
+                for key in choice.claims() {
+                    let Some(claim) = claims.claim(&key) else {
+                        return Err(format!(
+                            "binding volumes: persistentvolumeclaim {:?} not found",
+                            key.name
+                        ));
+                    };
+                    open |= !volumes::is_fully_bound(claim);
+                }
+                open
+            };
+            if !open {
+                return Ok(());
+            }
+            changed.await;
         }
     }
 

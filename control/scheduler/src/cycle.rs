@@ -6,6 +6,7 @@ use crate::filter::{self, Happened, Reasons};
 use crate::pod::{PodInfo, PodTerm, Spread};
 use crate::score;
 use crate::snapshot::{NodeInfo, Snapshot};
+use crate::volumes::Demands;
 
 /// With fewer nodes than this, or fewer that pass, all are looked at.
 const NODES_MIN: usize = 100;
@@ -22,6 +23,7 @@ pub struct Cycle<'a> {
     pub forbidden: Vec<(String, String)>,
     /// Whether the pod is what all its own affinity terms look for.
     pub matches_itself: bool,
+    pub volumes: Demands,
 }
 
 /// Counts by the value of a topology label.
@@ -76,6 +78,7 @@ impl<'a> Cycle<'a> {
             preferred_affinity: pod.preferred_affinity.iter().map(|(_, t)| by_term(t)).collect(),
             spread: pod.spread.iter().map(|c| spread_over(snapshot, pod, c)).collect(),
             matches_itself: pod.affinity.iter().all(|t| t.matches(pod, &labels)),
+            volumes: Demands::new(pod, snapshot),
             forbidden,
             pod,
         }
@@ -136,6 +139,10 @@ pub fn decide(
         return Decision::Unschedulable { message, healed_by: filter::NODE_ADDED };
     }
     let cycle = Cycle::new(pod, snapshot);
+    if let Some(why) = &cycle.volumes.refusal {
+        let message = format!("0/{} nodes are available: {why}.", snapshot.len());
+        return Decision::Unschedulable { message, healed_by: filter::VOLUMES };
+    }
     let mut refusals = Refusals::default();
     let feasible = match pod.only_nodes() {
         Some(names) => {

@@ -7,6 +7,8 @@ pub mod pod_affinity;
 pub mod resources_fit;
 pub mod taints;
 pub mod topology_spread;
+pub mod volume_binding;
+pub mod volume_restrictions;
 
 use std::borrow::Cow;
 
@@ -23,6 +25,8 @@ pub const NODE_TAINTS: Happened = 8;
 pub const POD_REMOVED: Happened = 16;
 pub const POD_PLACED: Happened = 32;
 pub const NAMESPACE: Happened = 64;
+/// A claim, a volume or a class changed.
+pub const VOLUMES: Happened = 128;
 
 /// Why a node will not do, in the words that `kubectl describe` shows.
 pub type Reasons = Vec<Cow<'static, str>>;
@@ -41,6 +45,8 @@ pub const ALL: &[Rule] = &[
     node_affinity::RULE,
     node_ports::RULE,
     resources_fit::RULE,
+    volume_restrictions::RULE,
+    volume_binding::RULE,
     topology_spread::RULE,
     pod_affinity::RULE,
 ];

@@ -16,13 +16,15 @@ pub mod queue;
 pub mod resources;
 pub mod score;
 pub mod snapshot;
+pub mod volumes;
 mod watch;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use parking_lot::Mutex;
 use rimward_client::{Client, Informers, Recorder, Transport};
 use tokio::sync::{Notify, Semaphore};
@@ -34,6 +36,7 @@ use cycle::Decision;
 use pod::Uid;
 use queue::{Queue, Tried};
 use snapshot::Snapshot;
+use volumes::{Choice, Demands};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -63,6 +66,8 @@ pub(crate) struct World {
 pub(crate) struct Shared {
     pub world: Mutex<World>,
     pub wake: Notify,
+    /// Rings for all who wait for a claim when one changes.
+    pub claims: Notify,
 }
 
 /// A running scheduler.
@@ -80,10 +85,20 @@ impl Scheduler {
     ) -> Self {
         let client = Client::new(transport);
         let recorder = Recorder::new(client.clone(), &config.name, shutdown.clone());
-        let shared = Arc::new(Shared { world: Mutex::default(), wake: Notify::new() });
+        let shared = Arc::new(Shared {
+            world: Mutex::default(),
+            wake: Notify::new(),
+            claims: Notify::new(),
+        });
         let nodes = informers.of::<Node>();
         let (pods, namespaces) = (informers.of::<Pod>(), informers.of::<Namespace>());
+        let (claims, volumes, classes) = (
+            informers.of::<PersistentVolumeClaim>(),
+            informers.of::<PersistentVolume>(),
+            informers.of::<StorageClass>(),
+        );
         watch::namespaces(&namespaces, &shared);
+        watch::volumes(&claims, &volumes, &classes, &shared);
         watch::nodes(&nodes, &shared);
         watch::pods(&pods, &shared, &config.name);
         let binder = Arc::new(Binder { client, recorder, shared: shared.clone() });
@@ -93,6 +108,7 @@ impl Scheduler {
             nodes.synced().await;
             pods.synced().await;
             namespaces.synced().await;
+            tokio::join!(claims.synced(), volumes.synced(), classes.synced());
             schedule(shared, binder, writes).await;
         };
         let task = tokio::spawn(async move {
@@ -117,11 +133,12 @@ async fn schedule(shared: Arc<Shared>, binder: Arc<Binder>, writes: Arc<Semaphor
             (step, world.queue.next())
         };
         match step {
-            Some(Step::Bind(tried, node)) => {
+            Some(Step::Bind(tried, node, choice)) => {
                 let binder = binder.clone();
                 tokio::spawn(async move {
-                    binder.bind(tried, &node).await;
-                    drop(permit);
+                    // Volumes may take their time; that must not keep other pods from their nodes.
+                    let _permit = choice.is_empty().then_some(permit);
+                    binder.bind(tried, &node, choice).await;
                 });
             }
             Some(Step::Explain(pod, message)) => {
@@ -148,7 +165,7 @@ async fn schedule(shared: Arc<Shared>, binder: Arc<Binder>, writes: Arc<Semaphor
 }
 
 enum Step {
-    Bind(Tried, String),
+    Bind(Tried, String, Choice),
     Explain(Arc<pod::PodInfo>, String),
 }
 
@@ -159,9 +176,11 @@ impl World {
         let dice = |sides: usize| rand::random_range(0..sides.max(1));
         match cycle::decide(&self.snapshot, &tried.pod, &mut self.start, dice) {
             Decision::Place(node) => {
+                let choice = self.choose_volumes(&tried, &node);
+                self.snapshot.volumes.assume(&choice);
                 self.snapshot.place(tried.pod.clone(), &node);
                 self.assumed.insert(tried.pod.uid.clone());
-                Some(Step::Bind(tried, node))
+                Some(Step::Bind(tried, node, choice))
             }
             Decision::Unschedulable { message, healed_by } => {
                 let pod = tried.pod.clone();
@@ -169,5 +188,14 @@ impl World {
                 Some(Step::Explain(pod, message))
             }
         }
+    }
+
+    /// How a pod's claims get their volumes on the node that it was given.
+    fn choose_volumes(&self, tried: &Tried, node: &str) -> Choice {
+        if tried.pod.claims.is_empty() {
+            return Choice::default();
+        }
+        let demands = Demands::new(&tried.pod, &self.snapshot);
+        self.snapshot.node(node).and_then(|node| demands.choose(node)).unwrap_or_default()
     }
 }

@@ -41,6 +41,8 @@ pub struct PodInfo {
     pub anti_affinity: Vec<PodTerm>,
     pub preferred_affinity: Vec<(i64, PodTerm)>,
     pub spread: Vec<Spread>,
+    /// The claims that it uses.
+    pub claims: Vec<ObjectKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +71,7 @@ pub struct NodeTerm {
 }
 
 impl NodeTerm {
-    fn new(term: &NodeSelectorTerm) -> Self {
+    pub fn new(term: &NodeSelectorTerm) -> Self {
         let (labels, fields) =
             (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
         let mut labels = requirements(labels);
@@ -275,6 +277,7 @@ impl PodInfo {
                 .flatten()
                 .map(|c| Spread::new(c, &labels))
                 .collect(),
+            claims: rimward_control_volumes::claims_of(&pod),
             requests,
             labels,
             key,

@@ -10,6 +10,7 @@ use rimward_api::Quantity;
 
 use crate::pod::{HostPort, Labels, PodInfo, Uid};
 use crate::resources::Resources;
+use crate::volumes::Volumes;
 
 /// A node and the sum of its pods.
 #[derive(Debug, Default)]
@@ -94,6 +95,7 @@ pub struct Snapshot {
     /// Slots with pods that keep others away.
     keeping_away: HashSet<usize>,
     namespaces: HashMap<String, Arc<Labels>>,
+    pub volumes: Volumes,
 }
 
 impl Snapshot {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use rimward_client::Cache;
 
 use crate::filter::{self, Happened};
@@ -18,6 +19,33 @@ pub(crate) fn namespaces(cache: &Cache<Namespace>, shared: &Arc<Shared>) {
         let mut world = shared.world.lock();
         world.snapshot.set_namespace(&change.key.name, labels);
         shared.happened(&mut world, filter::NAMESPACE);
+    });
+}
+
+pub(crate) fn volumes(
+    claims: &Cache<PersistentVolumeClaim>,
+    volumes: &Cache<PersistentVolume>,
+    classes: &Cache<StorageClass>,
+    shared: &Arc<Shared>,
+) {
+    let to = shared.clone();
+    claims.on_change(move |change| {
+        let mut world = to.world.lock();
+        world.snapshot.volumes.set_claim(change.key, change.new.cloned());
+        to.happened(&mut world, filter::VOLUMES);
+        to.claims.notify_waiters();
+    });
+    let to = shared.clone();
+    volumes.on_change(move |change| {
+        let mut world = to.world.lock();
+        world.snapshot.volumes.set_volume(&change.key.name, change.new.cloned());
+        to.happened(&mut world, filter::VOLUMES);
+    });
+    let to = shared.clone();
+    classes.on_change(move |change| {
+        let mut world = to.world.lock();
+        world.snapshot.volumes.set_class(&change.key.name, change.new.cloned());
+        to.happened(&mut world, filter::VOLUMES);
     });
 }
 

@@ -32,6 +32,16 @@ pub(crate) fn descriptions() -> Descriptions {
     parse(&text)
 }
 
+/// What documentation says of a field of every object's metadata; nothing of what is not one. Kept, since
+/// Tables show it.
+pub fn metadata_description(field: &str) -> &'static str {
+    static TEXTS: LazyLock<std::collections::HashMap<String, String>> = LazyLock::new(|| {
+        let mut all = descriptions();
+        all.remove("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or_default().1
+    });
+    TEXTS.get(field).map_or("", String::as_str)
+}
+
 pub(crate) type Descriptions =
     std::collections::HashMap<String, (Option<String>, std::collections::HashMap<String, String>)>;
 

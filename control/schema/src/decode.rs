@@ -75,12 +75,23 @@ pub fn object(
     format: Format,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
-    let (json, mut strict) = as_json(expected, body, format, validation)?;
+    let (json, strict) = as_json(expected, body, format, validation)?;
+    checked(model, expected, (body, &json), strict, validation)
+}
+
+/// Decodes a body that is JSON by now; `strict` is what is known to be wrong with it.
+fn checked(
+    model: &Model,
+    expected: &Expected<'_>,
+    (body, json): (&[u8], &[u8]),
+    mut strict: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, Status> {
     let unrecognized = |why: &str| unrecognized(expected, body, why);
     let syntax =
         |e: SyntaxError| unrecognized(&format!("couldn't get version/kind; json parse error: {e}"));
     let check = validation != FieldValidation::Ignore;
-    let mut outcome = typed::decode(model, expected.definition, &json, check).map_err(syntax)?;
+    let mut outcome = typed::decode(model, expected.definition, json, check).map_err(syntax)?;
     if let Some(wrong) = &outcome.wrong_type_meta {
         return Err(unrecognized(&format!("couldn't get version/kind; json parse error: {wrong}")));
     }
@@ -97,7 +108,7 @@ pub fn object(
     if let Some(why) = sent.mismatch(model, expected) {
         // What is wrong with the body comes before what is wrong with its kind, if the kind is known.
         if let Some(other) = model.of_kind(&sent.group, &sent.version, &sent.kind) {
-            let outcome = typed::decode(model, other, &json, check).map_err(syntax)?;
+            let outcome = typed::decode(model, other, json, check).map_err(syntax)?;
             strict.extend(outcome.strict);
             sent.refuse(expected, outcome.error, &strict, validation)?;
         }
@@ -125,8 +136,20 @@ pub fn value(
     value: &Value,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
+    patched(model, expected, value, Vec::new(), validation)
+}
+
+/// As [`value`], of the outcome of a patch; `strict` is what is wrong with the patch itself.
+pub(crate) fn patched(
+    model: &Model,
+    expected: &Expected<'_>,
+    value: &Value,
+    strict: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, Status> {
     let body = value.to_string();
-    object(model, expected, body.as_bytes(), Format::Json, validation)
+    within_limit(body.as_bytes())?;
+    checked(model, expected, (body.as_bytes(), body.as_bytes()), strict, validation)
 }
 
 /// Decodes the body of a server-side apply: as it was sent, since what it does not say it does not own.
@@ -144,7 +167,10 @@ pub fn applied(body: &[u8], validation: FieldValidation) -> Result<Decoded, Stat
     }
     match validation {
         FieldValidation::Strict if !strict.is_empty() => {
-            Err(Status::bad_request(format!("error strict decoding YAML: {}", strict.join(", "))))
+            let why = yaml::complaint(&strict);
+            Err(Status::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {why}"
+            )))
         }
         FieldValidation::Warn => Ok(Decoded { value, warnings: strict }),
         _ => Ok(Decoded { value, warnings: Vec::new() }),
@@ -182,9 +208,23 @@ pub fn any(body: &[u8], format: Format) -> Result<Value, Status> {
 /// Parses JSON without a schema.
 pub(crate) fn json(body: &[u8]) -> Result<Value, SyntaxError> {
     let mut scanner = Scanner::new(body);
-    let value = scanner.any(&mut |_| {})?;
+    let value = scanner.any(&mut |_, _| {})?;
     scanner.end()?;
     Ok(value)
+}
+
+/// `duplicate field "spec.x"` of what a patch says twice. One that is not JSON is refused elsewhere.
+pub(crate) fn repeated(patch: &[u8]) -> Vec<String> {
+    let mut strict = Vec::new();
+    match unstructured::json(patch, &mut strict) {
+        Ok(_) => strict,
+        Err(_) => Vec::new(),
+    }
+}
+
+/// As [`repeated`], of the operations of a JSON patch, whose fields are known.
+pub(crate) fn of_operations(patch: &[u8]) -> Vec<String> {
+    unstructured::operations(patch).unwrap_or_default()
 }
 
 /// The normal form of an object of which nothing was said: what Kubernetes compares a new object with.
@@ -231,10 +271,17 @@ fn as_json<'b>(
         return Ok((body.into(), strict));
     }
     let value = yaml::parse(body, &mut strict).map_err(|e| unrecognized(expected, body, &e))?;
-    if validation == FieldValidation::Ignore {
-        strict.clear();
-    }
+    let strict = told(strict, validation);
     Ok((value.to_string().into_bytes().into(), strict))
+}
+
+/// What of the lines of [`yaml::parse`] is told: each in a warning of its own, all in one refusal.
+fn told(lines: Vec<String>, validation: FieldValidation) -> Vec<String> {
+    match validation {
+        FieldValidation::Strict if !lines.is_empty() => vec![yaml::complaint(&lines)],
+        FieldValidation::Ignore => Vec::new(),
+        _ => lines,
+    }
 }
 
 fn unrecognized(expected: &Expected<'_>, body: &[u8], why: &str) -> Status {

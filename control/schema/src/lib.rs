@@ -21,6 +21,6 @@ pub mod managed;
 pub mod openapi;
 pub mod patch;
 
-pub use builtin::builtin;
+pub use builtin::{builtin, metadata_description};
 pub use decode::{Decoded, Expected, FieldValidation, Format, Unstructured};
 pub use model::{DefId, Definition, Field, Model, Part, Type};

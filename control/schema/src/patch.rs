@@ -44,14 +44,15 @@ fn merge(target: &mut Value, patch: Map<String, Value>) {
 }
 
 /// Checks a patched object and brings it into normal form. What a patch makes wrong is 422, not 400:
-/// the request was well formed, its outcome is not.
+/// the request was well formed, its outcome is not. `strict` is what [`strict_errors`] found in the patch.
 pub fn decode_patched(
     model: &Model,
     expected: &Expected<'_>,
     patched: &Value,
+    strict: Vec<String>,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
-    decode_outcome(model, expected, patched, validation, || patched.to_string())
+    decode_outcome(model, expected, patched, strict, validation, || patched.to_string())
 }
 
 /// As [`decode_patched`], of a strategic merge patch, whose refusal shows the patch.
@@ -60,23 +61,25 @@ pub fn decode_strategic(
     expected: &Expected<'_>,
     patched: &Value,
     patch: &[u8],
+    strict: Vec<String>,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let shown = || go_print(&parse(patch).unwrap_or_default());
     if let Some(why) = restore::refusal(model, &Type::Object(expected.definition), patched) {
         return Err(wrong_outcome(&shown(), &why));
     }
-    decode_outcome(model, expected, patched, validation, shown)
+    decode_outcome(model, expected, patched, strict, validation, shown)
 }
 
 fn decode_outcome(
     model: &Model,
     expected: &Expected<'_>,
     patched: &Value,
+    strict: Vec<String>,
     validation: FieldValidation,
     shown: impl FnOnce() -> String,
 ) -> Result<Decoded, Status> {
-    decode::value(model, expected, patched, validation)
+    decode::patched(model, expected, patched, strict, validation)
         .map_err(|status| of_outcome(status, expected.kind, shown))
 }
 
@@ -91,6 +94,17 @@ pub fn of_outcome(status: Status, kind: &str, shown: impl FnOnce() -> String) ->
 fn wrong_outcome(shown: &str, why: &str) -> Status {
     let nobody = GroupKind { group: String::new(), kind: String::new() };
     Status::invalid(&nobody, "", &[FieldError::invalid("patch", &shown.into(), why)])
+}
+
+/// What is wrong with a merge or strategic merge patch before it is applied: fields that are there twice.
+pub fn strict_errors(patch: &[u8]) -> Vec<String> {
+    decode::repeated(patch)
+}
+
+/// What is wrong with a JSON patch before it is applied, in its operations.
+pub fn strict_errors_of_operations(patch: &[u8]) -> Vec<String> {
+    let all = decode::of_operations(patch).into_iter();
+    all.map(|wrong| format!("json patch {wrong}")).collect()
 }
 
 /// Parses a patch that is JSON.

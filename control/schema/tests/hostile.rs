@@ -84,7 +84,7 @@ proptest! {
         let _ = patch::merge_patch(&object, body.as_bytes());
         let _ = patch::json_patch(&object, body.as_bytes());
         if let Ok(patched) = patch::strategic_merge_patch(builtin(), pod().definition, &object, body.as_bytes()) {
-            let _ = patch::decode_patched(builtin(), &pod(), &patched, FieldValidation::Strict);
+            let _ = patch::decode_patched(builtin(), &pod(), &patched, Vec::new(), FieldValidation::Strict);
         }
     }
 

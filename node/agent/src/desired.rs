@@ -1,9 +1,12 @@
 //! The desired state of this node: in the ledger first, then in memory, then acted upon.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::PodHandler;
 use crate::ledger::{Change, Ledger, LedgerError};
+use crate::volumes;
 
 /// Keys asked for in one frame.
 const WANT_KEYS: usize = 4096;
@@ -29,13 +33,19 @@ pub struct Desired {
     /// Of this node's pods and of Ingresses.
     pub secrets: Cache<Secret>,
     pub config_maps: Cache<ConfigMap>,
+    /// Of this node's pods.
+    pub claims: Cache<PersistentVolumeClaim>,
+    /// Of those claims, and those that this node keeps itself.
+    pub volumes: Cache<PersistentVolume>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     ledger: Arc<Ledger>,
     pods: Mutex<Pods>,
-    /// Counts changes of ConfigMaps and Secrets.
+    /// Where this node keeps volumes.
+    directory: PathBuf,
+    /// Counts changes of ConfigMaps, Secrets and claims.
     configuration: watch::Sender<u64>,
     synced: watch::Sender<bool>,
 }
@@ -76,6 +86,8 @@ enum Typed {
     Service(Box<Service>),
     EndpointSlice(EndpointSlice),
     Ingress(Ingress),
+    Volume(Box<PersistentVolume>),
+    Claim(Box<PersistentVolumeClaim>),
     Pod(Box<Pod>),
 }
 
@@ -107,6 +119,10 @@ impl Typed {
             ObjectKind::Service => Self::Service(Box::new(serde_json::from_slice(json)?)),
             ObjectKind::EndpointSlice => Self::EndpointSlice(serde_json::from_slice(json)?),
             ObjectKind::Ingress => Self::Ingress(serde_json::from_slice(json)?),
+            ObjectKind::PersistentVolume => Self::Volume(Box::new(serde_json::from_slice(json)?)),
+            ObjectKind::PersistentVolumeClaim => {
+                Self::Claim(Box::new(serde_json::from_slice(json)?))
+            }
             ObjectKind::Pod => Self::Pod(Box::new(serde_json::from_slice(json)?)),
         })
     }
@@ -119,6 +135,8 @@ impl Typed {
             Self::Service(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
             Self::Ingress(o) => &o.metadata,
+            Self::Volume(o) => &o.metadata,
+            Self::Claim(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
         };
         ObjectKey::of_meta(meta)
@@ -145,8 +163,8 @@ impl Batch {
 }
 
 impl Desired {
-    /// What the ledger holds.
-    pub fn load(ledger: Arc<Ledger>) -> Result<Self, LedgerError> {
+    /// What the ledger holds; `data_dir` is the node's own.
+    pub fn load(ledger: Arc<Ledger>, data_dir: &Path) -> Result<Self, LedgerError> {
         let complete = ledger.is_complete()?;
         let desired = Self {
             services: Cache::new(),
@@ -155,9 +173,12 @@ impl Desired {
             namespaces: Cache::new(),
             secrets: Cache::new(),
             config_maps: Cache::new(),
+            claims: Cache::new(),
+            volumes: Cache::new(),
             shared: Arc::new(Shared {
                 ledger: ledger.clone(),
                 pods: Mutex::default(),
+                directory: volumes::directory(data_dir),
                 configuration: watch::Sender::new(0),
                 synced: watch::Sender::new(false),
             }),
@@ -173,6 +194,7 @@ impl Desired {
         if complete {
             desired.mark_synced();
         }
+        desired.remove_volumes();
         Ok(desired)
     }
 
@@ -180,7 +202,7 @@ impl Desired {
         &self.shared.ledger
     }
 
-    /// Counts changes of ConfigMaps and Secrets.
+    /// Counts changes of ConfigMaps, Secrets and claims.
     pub fn configuration(&self) -> watch::Receiver<u64> {
         self.shared.configuration.subscribe()
     }
@@ -255,6 +277,8 @@ impl Desired {
             ObjectKind::Service => of(&self.services),
             ObjectKind::EndpointSlice => of(&self.endpoint_slices),
             ObjectKind::Ingress => of(&self.ingresses),
+            ObjectKind::PersistentVolume => of(&self.volumes),
+            ObjectKind::PersistentVolumeClaim => of(&self.claims),
             ObjectKind::Pod => {
                 let pods = self.shared.pods.lock();
                 pods.held.iter().map(|(key, pod)| (key.clone(), pod.version.clone())).collect()
@@ -276,10 +300,17 @@ impl Desired {
                 json: read.as_ref().map(|r| r.json.as_slice()),
             })
             .collect();
+        let gone = self.set_aside(&batch);
         self.shared.ledger.apply(&changes)?;
+        if gone {
+            self.remove_volumes();
+        }
         let mut configured = false;
         for (kind, key, read) in batch.changes {
-            configured |= matches!(kind, ObjectKind::ConfigMap | ObjectKind::Secret);
+            configured |= matches!(
+                kind,
+                ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::PersistentVolumeClaim
+            );
             progress.missing.remove(&(kind, key.clone()));
             match read {
                 Some(read) => self.remember(key, read.object),
@@ -290,6 +321,27 @@ impl Desired {
             self.shared.configuration.send_modify(|count| *count += 1);
         }
         Ok(())
+    }
+
+    /// The data of volumes that a batch says are gone; answers whether there was any.
+    fn set_aside(&self, batch: &Batch) -> bool {
+        let mut any = false;
+        for (kind, key, read) in &batch.changes {
+            if *kind != ObjectKind::PersistentVolume || read.is_some() {
+                continue;
+            }
+            let Some(volume) = self.volumes.get_key(key) else { continue };
+            any = true;
+            if let Err(error) = volumes::set_aside(&self.shared.directory, &volume) {
+                tracing::warn!(volume = key.name, %error, "the data of a volume that is gone stays");
+            }
+        }
+        any
+    }
+
+    fn remove_volumes(&self) {
+        let directory = self.shared.directory.clone();
+        std::thread::spawn(move || volumes::remove_set_aside(&directory));
     }
 
     /// The desired state is whole. Blocks for the disk.
@@ -316,6 +368,8 @@ impl Desired {
         self.namespaces.mark_synced();
         self.secrets.mark_synced();
         self.config_maps.mark_synced();
+        self.claims.mark_synced();
+        self.volumes.mark_synced();
         self.shared.synced.send_replace(true);
     }
 
@@ -327,6 +381,8 @@ impl Desired {
             Typed::Service(o) => drop(self.services.apply(key, Arc::from(o))),
             Typed::EndpointSlice(o) => drop(self.endpoint_slices.apply(key, Arc::new(o))),
             Typed::Ingress(o) => drop(self.ingresses.apply(key, Arc::new(o))),
+            Typed::Volume(o) => drop(self.volumes.apply(key, Arc::from(o))),
+            Typed::Claim(o) => drop(self.claims.apply(key, Arc::from(o))),
             Typed::Pod(o) => self.shared.pods.lock().set(key, Arc::from(o)),
         }
     }
@@ -339,6 +395,8 @@ impl Desired {
             ObjectKind::Service => drop(self.services.remove(key)),
             ObjectKind::EndpointSlice => drop(self.endpoint_slices.remove(key)),
             ObjectKind::Ingress => drop(self.ingresses.remove(key)),
+            ObjectKind::PersistentVolume => drop(self.volumes.remove(key)),
+            ObjectKind::PersistentVolumeClaim => drop(self.claims.remove(key)),
             ObjectKind::Pod => self.shared.pods.lock().remove(key),
         }
     }

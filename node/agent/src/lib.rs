@@ -29,6 +29,7 @@ mod reports;
 mod serving;
 mod sessions;
 mod stats;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -266,7 +267,7 @@ impl Agent {
         let directory = |cause| Error::Directory { path: config.data_dir.clone(), cause };
         std::fs::create_dir_all(&config.data_dir).map_err(directory)?;
         let ledger = Arc::new(ledger::Ledger::open(&config.data_dir)?);
-        let desired = Desired::load(ledger.clone())?;
+        let desired = Desired::load(ledger.clone(), &config.data_dir)?;
         let reports = Arc::new(reports::Outgoing::load(ledger.clone(), &config.name)?);
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;

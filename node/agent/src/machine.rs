@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use rimward_api::local_volumes;
+
 use crate::Config;
 use crate::pressure::{Kind, Pressure};
 
@@ -160,6 +162,10 @@ pub fn describe(
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
             labels: Some(labels),
+            annotations: Some(BTreeMap::from([(
+                local_volumes::DIRECTORY.to_owned(),
+                crate::volumes::directory(&config.data_dir).display().to_string(),
+            )])),
             ..ObjectMeta::default()
         },
         status: Some(NodeStatus {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::TokenRequestStatus;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use rimward_node_pod::outside::{ObjectError, Objects, Token};
 use rimward_tunnel::call::{CallError, call};
 use rimward_tunnel::wire::{FetchRequest, ObjectKind, TokenRequest};
@@ -44,6 +46,8 @@ impl NodeObjects {
                 let word = match kind {
                     ObjectKind::ConfigMap => "configmap",
                     ObjectKind::Secret => "secret",
+                    ObjectKind::PersistentVolume => "persistentvolume",
+                    ObjectKind::PersistentVolumeClaim => "persistentvolumeclaim",
                     other => other.name(),
                 };
                 return Err(ObjectError::NotFound(format!("{word} {name:?} not found")));
@@ -68,6 +72,24 @@ impl Objects for NodeObjects {
         match self.core.desired.secrets.get(namespace, name) {
             Some(found) => Ok(found),
             None => self.fetch(ObjectKind::Secret, namespace, name).await,
+        }
+    }
+
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<PersistentVolumeClaim>, ObjectError> {
+        match self.core.desired.claims.get(namespace, name) {
+            Some(found) => Ok(found),
+            None => self.fetch(ObjectKind::PersistentVolumeClaim, namespace, name).await,
+        }
+    }
+
+    async fn volume(&self, name: &str) -> Result<Arc<PersistentVolume>, ObjectError> {
+        match self.core.desired.volumes.get("", name) {
+            Some(found) => Ok(found),
+            None => self.fetch(ObjectKind::PersistentVolume, "", name).await,
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Given<'a> {
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
     pub shm: &'a Path,
+    /// The process namespace of the container that this one looks into.
+    pub pid: Option<&'a Path>,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
 }
@@ -119,8 +121,10 @@ pub(crate) fn exec_process(mut config: Value, request: &ExecRequest) -> Option<V
 
 fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    if !spec.linux.host_pid {
-        list.push(json!({"type": "pid"}));
+    match given.pid {
+        Some(path) => list.push(json!({"type": "pid", "path": path})),
+        None if spec.linux.host_pid => {}
+        None => list.push(json!({"type": "pid"})),
     }
     let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
     for (kind, path) in shared {
@@ -251,6 +255,7 @@ pub(crate) mod tests {
                 ipc: Some(Path::new("/ipc")),
                 uts: Some(Path::new("/uts")),
                 shm: Path::new("/shm"),
+                pid: None,
                 devices: Vec::new(),
             },
         )

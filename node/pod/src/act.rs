@@ -9,6 +9,7 @@ use crate::container_spec::{self, Given};
 use crate::dns;
 use crate::downward::Facts;
 use crate::env;
+use crate::env_file;
 use crate::hooks;
 use crate::image_pull;
 use crate::outside::{Attachment, Image, ImageError, ImageForm};
@@ -87,7 +88,10 @@ async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await;
+    let result = {
+        let world = (&*config.objects, &*config.images);
+        volumes::set_up(&pod, &places, world, &facts, due, now).await
+    };
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),
@@ -120,11 +124,7 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
     let config = &handle.node.config;
     let (pod, container, field_path) = handle.look(|state| {
         let container = state.container_spec(index).clone();
-        let list = if state.containers[index].kind == crate::status::Kind::Main {
-            "containers"
-        } else {
-            "initContainers"
-        };
+        let list = state.containers[index].kind.list();
         let field_path = format!("spec.{list}{{{}}}", container.name);
         (state.pod.clone(), container, field_path)
     });
@@ -187,6 +187,10 @@ async fn start(
     let config = &handle.node.config;
     let (pod, attachment) = handle.look(|state| (state.pod.clone(), attachment(state)));
     let container = handle.look(|state| state.container_spec(index).clone());
+    let pid_of = handle.look(|state| state.target(index)).map_err(|message| StartFailure {
+        error: StartError { reason: "CreateContainerConfigError".into(), message },
+        seen: Vec::new(),
+    })?;
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let sources =
         Sources::fetch(&*config.objects, &namespace, sources::of_container(&container)).await;
@@ -214,9 +218,14 @@ async fn start(
     let own = if links { config.objects.services(&namespace) } else { Vec::new() };
     let services = env::service_variables(&own, &config.objects.services("default"), links);
     let facts = facts(handle, &attachment.pod_ips);
-    let env = env::resolve(&pod, &container, &sources, services, &facts).map_err(&refuse)?;
-    let host = &handle.node.host_dns;
     let places = handle.places();
+    let files = match env_file::references(&container).next() {
+        None => env_file::Files::new(),
+        Some(_) => env_file::read(&pod, &container, &places),
+    };
+    let env =
+        env::resolve(&pod, &container, &sources, &files, services, &facts).map_err(&refuse)?;
+    let host = &handle.node.host_dns;
     let spec = container_spec::build(Given {
         dns: dns::of_pod(&pod, config.network.dns_server(), &config.cluster_domain, host),
         pod: &pod,
@@ -229,7 +238,8 @@ async fn start(
         cluster_domain: &config.cluster_domain,
         places: &places,
     });
-    let spec = spec.map_err(&refuse)?;
+    let mut spec = spec.map_err(&refuse)?;
+    spec.linux.pid_of = pid_of;
     let create = |error: StartError| StartFailure { error, seen: Vec::new() };
     if let Some(dir) = spec.log_path.parent() {
         crate::record::make_dir(dir).map_err(|e| {

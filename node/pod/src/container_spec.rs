@@ -1,6 +1,8 @@
 //! Everything that a runtime must know to start one container, from the pod's spec.
 
-mod linux;
+pub(crate) mod linux;
+
+pub(crate) use linux::pod_limits;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -222,6 +224,11 @@ fn mounts(
             )
         })?;
         let whole = places.of(volume);
+        // A claim's volume is a link to where it lies; what is mounted must not be a link.
+        let whole = match is_claimed(volume) {
+            true => whole.canonicalize().unwrap_or(whole),
+            false => whole,
+        };
         let sub = sub_path(mount, env)?;
         let links = is_atomic(volume).then(|| host::links_for(&whole, &container.name, index));
         let host_path = match sub {
@@ -231,10 +238,23 @@ fn mounts(
         Ok(Mount {
             host_path,
             container_path: mount.mount_path.clone(),
-            read_only: mount.read_only == Some(true) || is_atomic(volume),
+            read_only: mount.read_only == Some(true) || is_read_only(volume),
         })
     };
     mounts.iter().enumerate().map(one).collect()
+}
+
+fn is_claimed(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+}
+
+/// Whatever its mounts say.
+fn is_read_only(volume: &Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+    is_atomic(volume)
+        || volume.image.is_some()
+        || claim.is_some_and(|claim| claim.read_only == Some(true))
+        || volume.nfs.as_ref().is_some_and(|nfs| nfs.read_only == Some(true))
 }
 
 /// Filled by this node and replaced as a whole: containers only read it.

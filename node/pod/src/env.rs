@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, FileKeySelector, Pod, Service};
 
 use crate::downward::{self, Facts};
+use crate::env_file::{self, Files};
 use crate::sources::{Name, Sources};
 
 /// The environment in order, each name once, Kubernetes' precedence. Err is Kubernetes' text for
@@ -15,6 +16,7 @@ pub(crate) fn resolve(
     pod: &Pod,
     container: &Container,
     sources: &Sources,
+    files: &Files,
     services: BTreeMap<String, String>,
     facts: &Facts,
 ) -> Result<Vec<(String, String)>, String> {
@@ -44,7 +46,7 @@ pub(crate) fn resolve(
             (Some(text), Some(_)) if !text.is_empty() => {
                 Some(expand(text, |name| env.get(name).or(services.get(name).map(String::as_str))))
             }
-            (_, Some(from)) => value_from(pod, container, from, sources, facts)?,
+            (_, Some(from)) => value_from(pod, container, from, sources, files, facts)?,
         };
         // A declared variable hides a Service's, also from those declared after it.
         services.remove(&variable.name);
@@ -92,13 +94,14 @@ fn value_from(
     container: &Container,
     from: &EnvVarSource,
     sources: &Sources,
+    files: &Files,
     facts: &Facts,
 ) -> Result<Option<String>, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let keyed = |name: Name, kind: &str, key: &str, optional: Option<bool>| {
         let optional = optional == Some(true);
         let object = match &name {
-            Name::ConfigMap(n) | Name::Secret(n) => n.clone(),
+            Name::ConfigMap(n) | Name::Secret(n) | Name::Claim(n) => n.clone(),
         };
         let Some(all) = sources.all(&name, optional).map_err(|e| e.to_string())? else {
             return Ok(None);
@@ -121,10 +124,26 @@ fn value_from(
     if let Some(r) = &from.secret_key_ref {
         return keyed(Name::Secret(r.name.clone()), "Secret", &r.key, r.optional);
     }
-    if from.file_key_ref.is_some() {
-        return Err("env valueFrom.fileKeyRef is not supported by this node".into());
+    match &from.file_key_ref {
+        Some(reference) => file_key(reference, files),
+        None => Ok(None),
     }
-    Ok(None)
+}
+
+fn file_key(reference: &FileKeySelector, files: &Files) -> Result<Option<String>, String> {
+    let FileKeySelector { key, path, volume_name, optional } = reference;
+    let content = files.get(&(volume_name.clone(), path.clone())).cloned().unwrap_or(Ok(None))?;
+    let found = match &content {
+        Some(text) => env_file::value(text, key).map_err(|e| format!("file {path:?}: {e}"))?,
+        None if *optional == Some(true) => None,
+        None => return Err(format!("file {path:?} not found in volume {volume_name:?}")),
+    };
+    match found {
+        None if *optional != Some(true) => {
+            Err(format!("environment variable key {key:?} not found in file {path:?}"))
+        }
+        found => Ok(found),
+    }
 }
 
 /// Replaces `$(NAME)` by its value; `$$` is a dollar; what is not known stays as it stands.
@@ -250,7 +269,12 @@ mod tests {
             allocatable: Allocatable::default(),
         };
         let services = BTreeMap::from([("SVC".to_owned(), "10.43.0.9".to_owned())]);
-        let env = resolve(&pod, &container, &sources(), services, &facts);
+        let file = |text: Option<&str>| Ok(text.map(String::from));
+        let files = Files::from([
+            (("v".into(), "env".into()), file(Some("A='1'"))),
+            (("v".into(), "none".into()), file(None)),
+        ]);
+        let env = resolve(&pod, &container, &sources(), &files, services, &facts);
         let env =
             env.map(|list| list.iter().filter(|(n, _)| n != "SVC").cloned().collect::<Vec<_>>());
         let expected = expected
@@ -276,6 +300,23 @@ mod tests {
                 {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}),
             Ok(&[("A", "v"), ("B", "hunter2"), ("C", "p")]),
         );
+    }
+
+    #[test]
+    fn from_files() {
+        let from = |path: &str, key: &str, optional: bool| {
+            let reference =
+                json!({"volumeName": "v", "path": path, "key": key, "optional": optional});
+            json!({"name": "c", "env": [{"name": "X", "valueFrom": {"fileKeyRef": reference}}]})
+        };
+        check(from("env", "A", false), Ok(&[("X", "1")]));
+        check(from("env", "B", true), Ok(&[]));
+        check(from("none", "A", true), Ok(&[]));
+        check(
+            from("env", "B", false),
+            Err("environment variable key \"B\" not found in file \"env\""),
+        );
+        check(from("none", "A", false), Err("file \"none\" not found in volume \"v\""));
     }
 
     #[test]

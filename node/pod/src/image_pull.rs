@@ -21,7 +21,7 @@ pub(crate) async fn ensure(
     say: &(dyn Fn(Said) + Send + Sync),
 ) -> Result<Image, ImageError> {
     let reference = container.image.as_deref().unwrap_or_default();
-    let policy = policy(container);
+    let policy = policy(reference, container.image_pull_policy.as_deref());
     if reference.is_empty() {
         let message = "the container names no image".into();
         return Err(ImageError { reason: "InvalidImageName".into(), message });
@@ -71,13 +71,12 @@ pub(crate) async fn ensure(
 }
 
 /// The policy as set; else Always for `:latest` or no tag.
-fn policy(container: &Container) -> PullPolicy {
-    match container.image_pull_policy.as_deref() {
+pub(crate) fn policy(reference: &str, said: Option<&str>) -> PullPolicy {
+    match said {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some("IfNotPresent") => PullPolicy::IfNotPresent,
         _ => {
-            let reference = container.image.as_deref().unwrap_or_default();
             let last = reference.rsplit('/').next().unwrap_or_default();
             let latest =
                 !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
@@ -95,7 +94,7 @@ fn size(image: &Image) -> Option<u64> {
 
 /// Of all imagePullSecrets that are there; one that is missing or malformed is as good as none, the
 /// registry then says what it thinks of that.
-async fn credentials(pod: &Pod, objects: &dyn Objects) -> Vec<RegistryAuth> {
+pub(crate) async fn credentials(pod: &Pod, objects: &dyn Objects) -> Vec<RegistryAuth> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut list = Vec::new();
     for reference in pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten()) {
@@ -155,8 +154,7 @@ mod tests {
     fn policies() {
         #[track_caller]
         fn check(image: &str, set: Option<&str>, expected: PullPolicy) {
-            let container = json!({"name": "c", "image": image, "imagePullPolicy": set});
-            assert_eq!(policy(&serde_json::from_value(container).unwrap()), expected, "{image}");
+            assert_eq!(policy(image, set), expected, "{image}");
         }
         check("a/b", None, PullPolicy::Always);
         check("a/b:latest", None, PullPolicy::Always);

@@ -19,6 +19,8 @@ pub mod session;
 
 mod task;
 
+mod admission;
+
 mod state;
 mod steps;
 
@@ -36,6 +38,7 @@ mod container_spec;
 mod dns;
 mod downward;
 mod env;
+mod env_file;
 mod hooks;
 mod image_pull;
 mod probe;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+};
 use serde::{Deserialize, Serialize};
 
 /// An image that is whole on this node.
@@ -150,6 +152,13 @@ pub enum ObjectError {
 pub trait Objects: Send + Sync + 'static {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<ConfigMap>, ObjectError>;
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, ObjectError>;
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<PersistentVolumeClaim>, ObjectError>;
+    /// The volume that a claim of this node's pods is bound to.
+    async fn volume(&self, name: &str) -> Result<Arc<PersistentVolume>, ObjectError>;
     /// A token bound to the pod (TokenRequest through the hub).
     async fn token(
         &self,
@@ -159,7 +168,7 @@ pub trait Objects: Send + Sync + 'static {
     ) -> Result<Token, ObjectError>;
     /// Services of a namespace, for Kubernetes' service environment variables.
     fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
-    /// Wakes when any ConfigMap or Secret changed: mounted volumes are then refreshed.
+    /// Wakes when any ConfigMap, Secret or claim changed: mounted volumes are then refreshed.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
 }
 

@@ -1,7 +1,7 @@
 //! All pods of this node: the handle that the agent holds.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -51,15 +51,18 @@ pub struct Config {
 }
 
 /// A directory on an existing tmpfs for the pods of this data directory, when this process is root.
-pub fn memory_dir(data_dir: &std::path::Path) -> Option<PathBuf> {
+pub fn memory_dir(data_dir: &Path) -> Option<PathBuf> {
     use sha2::{Digest, Sha256};
-    let on_tmpfs = rustix::fs::statfs("/run").is_ok_and(|f| f.f_type as u64 == 0x0102_1994);
-    if !rustix::process::geteuid().is_root() || !on_tmpfs {
+    let in_memory =
+        |dir: &&&str| rustix::fs::statfs(**dir).is_ok_and(|f| f.f_type as u64 == 0x0102_1994);
+    // Machines that are containers themselves often have no /run in memory.
+    let memory = ["/run", "/dev/shm"].iter().find(in_memory)?;
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
-    Some(PathBuf::from("/run/rimward").join(short).join("pods"))
+    Some(Path::new(memory).join("rimward").join(short).join("pods"))
 }
 
 /// The node's `status.allocatable`, as far as the downward API shows it.

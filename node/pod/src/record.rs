@@ -35,6 +35,9 @@ pub(crate) struct Record {
     pub containers: BTreeMap<String, RunRecord>,
     /// The pod is over: nothing of it runs again.
     pub ended: Option<Ended>,
+    /// It ended so because this node did not take it.
+    #[serde(default)]
+    pub rejected: bool,
     /// Since when it is being stopped.
     pub ending_since: Option<Timestamp>,
     pub released: bool,
@@ -51,6 +54,9 @@ pub(crate) struct RunRecord {
     pub exit: Option<Exit>,
     /// How the run before this one ended.
     pub last: Option<Exit>,
+    /// The next run is to begin, whatever the restart policy says.
+    #[serde(default)]
+    pub anew: bool,
     pub backoff: Option<Backoff>,
 }
 
@@ -79,6 +85,7 @@ impl Record {
             volumes: None,
             containers: BTreeMap::new(),
             ended: None,
+            rejected: false,
             ending_since: None,
             released: false,
         }

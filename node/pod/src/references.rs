@@ -99,6 +99,9 @@ async fn version(objects: &dyn Objects, (namespace, name): &Key) -> Option<Optio
             Name::Secret(n) => {
                 objects.secret(namespace, n).await.map(|s| s.metadata.resource_version.clone())
             }
+            Name::Claim(n) => {
+                objects.claim(namespace, n).await.map(|c| c.metadata.resource_version.clone())
+            }
         }
     };
     match tokio::time::timeout(Duration::from_secs(5), look).await {

@@ -5,6 +5,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule};
 use serde::{Deserialize, Serialize};
 
+/// The rule's action that begins the whole pod anew.
+const RESTART_ALL: &str = "RestartAllContainers";
+
 const FIRST_SECONDS: u32 = 10;
 const MAX_SECONDS: u32 = 300;
 
@@ -18,7 +21,7 @@ pub(crate) fn restarts(
     if let Some(rule) =
         container.restart_policy_rules.iter().flatten().find(|r| applies(r, exit_code))
     {
-        return rule.action == "Restart";
+        return matches!(rule.action.as_str(), "Restart" | RESTART_ALL);
     }
     match container.restart_policy.as_deref().unwrap_or(pod_policy) {
         "Never" => false,
@@ -27,6 +30,18 @@ pub(crate) fn restarts(
         _ if is_init && container.restart_policy.as_deref() != Some("Always") => exit_code != 0,
         _ => true,
     }
+}
+
+/// Whether its end begins all containers of the pod anew, init containers first.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-all-containers>
+pub(crate) fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    rules.find(|r| applies(r, exit_code)).is_some_and(|r| r.action == RESTART_ALL)
+}
+
+/// Whether it has a rule of that kind at all.
+pub(crate) fn may_restart_all(container: &Container) -> bool {
+    container.restart_policy_rules.iter().flatten().any(|r| r.action == RESTART_ALL)
 }
 
 fn applies(rule: &ContainerRestartRule, exit_code: i32) -> bool {

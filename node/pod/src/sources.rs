@@ -3,22 +3,27 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolumeClaim, Pod, Secret, Volume,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::outside::{ObjectError, Objects};
+use crate::volumes::claimed::claim_of;
 
 /// Names one object of the pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Name {
     ConfigMap(String),
     Secret(String),
+    Claim(String),
 }
 
 #[derive(Clone)]
 enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
+    Claim(Arc<PersistentVolumeClaim>),
 }
 
 /// Fetched objects, or why they are not to be had.
@@ -37,6 +42,7 @@ impl Sources {
             let object = match &name {
                 Name::ConfigMap(n) => objects.config_map(namespace, n).await.map(Object::ConfigMap),
                 Name::Secret(n) => objects.secret(namespace, n).await.map(Object::Secret),
+                Name::Claim(n) => objects.claim(namespace, n).await.map(Object::Claim),
             };
             sources.objects.insert(name, object);
         }
@@ -72,6 +78,8 @@ impl Sources {
                 let data = secret.data.iter().flatten();
                 Ok(Some(data.map(|(k, v)| (k.as_str(), v.0.as_slice())).collect()))
             }
+            // A claim has no keys, and nothing takes any from it.
+            Some(Ok(Object::Claim(_))) => Ok(None),
             Some(Err(ObjectError::NotFound(_))) if optional => Ok(None),
             Some(Err(error)) => Err(error.clone()),
             None if optional => Ok(None),
@@ -92,6 +100,7 @@ fn version(object: &Object) -> Option<String> {
     match object {
         Object::ConfigMap(map) => map.metadata.resource_version.clone(),
         Object::Secret(secret) => secret.metadata.resource_version.clone(),
+        Object::Claim(claim) => claim.metadata.resource_version.clone(),
     }
 }
 
@@ -99,6 +108,7 @@ fn not_found(name: &Name) -> String {
     match name {
         Name::ConfigMap(n) => format!("configmap {n:?} not found"),
         Name::Secret(n) => format!("secret {n:?} not found"),
+        Name::Claim(n) => format!("persistentvolumeclaim {n:?} not found"),
     }
 }
 
@@ -118,9 +128,10 @@ pub(crate) fn of_container(container: &Container) -> Vec<Name> {
     from.chain(single).collect()
 }
 
-/// What a volume's files are made from.
-pub(crate) fn of_volume(volume: &Volume) -> Vec<Name> {
+/// What a volume is made from.
+pub(crate) fn of_volume(pod: &Pod, volume: &Volume) -> Vec<Name> {
     let mut names = Vec::new();
+    names.extend(claim_of(pod, volume).map(Name::Claim));
     names.extend(volume.config_map.iter().map(|c| Name::ConfigMap(c.name.clone())));
     names.extend(volume.secret.iter().filter_map(|s| s.secret_name.clone()).map(Name::Secret));
     for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, LifecycleHandler, Pod, PodSpec};
 
 use crate::container_spec;
 use crate::outside::{Attachment, Image};
 use crate::probe::{self, Probe};
 use crate::record::{Ended, Record};
-use crate::restart::{Backoff, go_seconds, restarts};
+use crate::restart::{Backoff, go_seconds, restarts, restarts_all};
 use crate::runtime::{Exit, RunId, StartError};
 use crate::sources::Name;
 use crate::status::{Kind, Transitions};
@@ -53,6 +53,8 @@ pub(crate) struct PodState {
     pub loaded: bool,
     /// No API object was ever seen: it is only cleaned up, silently.
     pub orphan: bool,
+    /// This node does not take it: it ended before anything of it began.
+    pub rejected: bool,
     /// The API object is gone.
     pub removed: bool,
     pub boot_id: Arc<str>,
@@ -62,7 +64,7 @@ pub(crate) struct PodState {
     pub refresh: Refresh,
     pub network: Setup<Attachment>,
     pub release: Setup<()>,
-    /// Init containers then others, as the spec has them.
+    /// Init containers, others, then ephemeral ones, as the spec has them.
     pub containers: Vec<ContainerState>,
     /// All init containers did their work (since the machine booted).
     pub initialized: bool,
@@ -121,6 +123,8 @@ pub(crate) enum Durability {
 pub(crate) struct ContainerState {
     pub kind: Kind,
     pub name: String,
+    /// Of an ephemeral container, which the API keeps in a form of its own. It never changes.
+    pub ephemeral: Option<Box<Ephemeral>>,
     /// Of the current or newest run, or of the first to come.
     pub attempt: u32,
     pub phase: Phase,
@@ -136,6 +140,22 @@ pub(crate) struct ContainerState {
     pub trouble: Option<Box<Trouble>>,
     /// Its definition changed: it starts again whatever the restart policy says.
     pub replace: bool,
+}
+
+/// An ephemeral container in the form of others.
+pub(crate) struct Ephemeral {
+    pub spec: Container,
+    /// The container whose processes it sees; none when empty.
+    pub target: String,
+}
+
+impl Ephemeral {
+    pub fn new(container: &EphemeralContainer) -> Self {
+        // All that it may have is called the same in a Container, which lacks the target only.
+        let json = serde_json::to_value(container).expect("a container is plain data");
+        let spec = serde_json::from_value(json).expect("its fields are those of a container");
+        Self { spec, target: container.target_container_name.clone().unwrap_or_default() }
+    }
 }
 
 pub(crate) enum ImageStep {
@@ -237,6 +257,9 @@ impl PodState {
     }
 
     pub fn container_spec(&self, index: usize) -> &Container {
+        if let Some(ephemeral) = &self.containers[index].ephemeral {
+            return &ephemeral.spec;
+        }
         let spec = self.spec();
         let init = spec.init_containers.as_deref().unwrap_or_default();
         init.get(index).unwrap_or_else(|| &spec.containers[index - init.len()])
@@ -245,6 +268,22 @@ impl PodState {
     pub fn run_id(&self, index: usize) -> RunId {
         let c = &self.containers[index];
         RunId { pod_uid: self.uid.to_string(), container: c.name.clone(), attempt: c.attempt }
+    }
+
+    /// The run whose processes a container is to see, if it is one that was made for that.
+    ///
+    /// # Errors
+    /// That run is not there now.
+    pub fn target(&self, index: usize) -> Result<Option<RunId>, String> {
+        let ephemeral = self.containers[index].ephemeral.as_ref();
+        let Some(name) = ephemeral.map(|e| &e.target).filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let target = self.containers.iter().position(|c| c.name == *name);
+        match target.filter(|i| matches!(self.containers[*i].phase, Phase::Running(_))) {
+            Some(index) => Ok(Some(self.run_id(index))),
+            None => Err(format!("unable to find target container {name:?}: it does not run")),
+        }
     }
 
     /// `name_namespace(uid)`, as the kubelet's messages have it.
@@ -262,7 +301,18 @@ impl PodState {
     pub fn restarts(&self, index: usize, exit: &Exit) -> bool {
         let c = &self.containers[index];
         let is_init = c.kind != Kind::Main;
-        c.replace || restarts(self.policy(), self.container_spec(index), is_init, exit.code)
+        c.kind != Kind::Ephemeral
+            && (c.replace
+                || self.restarts_all().is_some()
+                || restarts(self.policy(), self.container_spec(index), is_init, exit.code))
+    }
+
+    /// The container whose end begins all of them anew.
+    pub fn restarts_all(&self) -> Option<usize> {
+        (0..self.containers.len()).find(|index| match &self.containers[*index].phase {
+            Phase::Ended(exit) => restarts_all(self.container_spec(*index), exit.code),
+            _ => false,
+        })
     }
 
     pub fn event(&mut self, warning: bool, reason: &str, message: String) {
@@ -300,7 +350,7 @@ pub(crate) fn container_event(
     reason: &str,
     message: String,
 ) -> Action {
-    let list = if c.kind == Kind::Main { "containers" } else { "initContainers" };
+    let list = c.kind.list();
     Action::Event(Event {
         field_path: format!("spec.{list}{{{}}}", c.name),
         warning,
@@ -341,6 +391,7 @@ impl ContainerState {
         Self {
             kind,
             name: spec.name.clone(),
+            ephemeral: None,
             attempt: 0,
             phase: Phase::Fresh,
             last: None,
@@ -352,6 +403,25 @@ impl ContainerState {
             trouble: None,
             replace: false,
         }
+    }
+
+    pub fn ephemeral(container: &EphemeralContainer) -> Self {
+        let ephemeral = Ephemeral::new(container);
+        let state = Self::new(Kind::Ephemeral, &ephemeral.spec);
+        Self { ephemeral: Some(Box::new(ephemeral)), ..state }
+    }
+
+    /// Whatever became of its run, another is to begin, as if it were the first.
+    pub fn anew(&mut self) {
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Fresh) {
+            Phase::Ended(exit) => {
+                self.attempt += 1;
+                self.last = Some(exit);
+                self.trouble = None;
+                Phase::Fresh
+            }
+            other => other,
+        };
     }
 
     pub fn is_alive(&self) -> bool {

@@ -12,6 +12,7 @@ use rimward_api::Quantity;
 use sha2::{Digest, Sha256};
 
 use crate::record::Ended;
+use crate::restart;
 use crate::runtime::{Exit, RunId};
 
 /// What a status is made of.
@@ -27,6 +28,10 @@ pub(crate) struct Facts<'a> {
     pub ended: Option<&'a Ended>,
     /// It was being stopped, and nothing of it runs any more.
     pub stopped: bool,
+    /// This node did not take it: nothing of it ever began.
+    pub rejected: bool,
+    /// All containers are being ended, to begin anew.
+    pub restarting_all: bool,
     /// When each condition last changed, as this node knows it.
     pub since: &'a Transitions,
 }
@@ -37,6 +42,19 @@ pub(crate) enum Kind {
     /// An init container with restartPolicy Always.
     Sidecar,
     Main,
+    /// Added to a pod that runs, for debugging; never restarted, and no part of the pod's phase.
+    Ephemeral,
+}
+
+impl Kind {
+    /// The list of the pod's spec that it stands in.
+    pub fn list(self) -> &'static str {
+        match self {
+            Self::Init | Self::Sidecar => "initContainers",
+            Self::Main => "containers",
+            Self::Ephemeral => "ephemeralContainers",
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -65,7 +83,13 @@ pub(crate) enum State {
 /// Status and time of change of the conditions that the node owns.
 pub(crate) type Transitions = BTreeMap<&'static str, (bool, Timestamp)>;
 
-const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+const OWNED: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "AllContainersRestarting",
+];
 
 /// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>
 const DISRUPTION_TARGET: &str = "DisruptionTarget";
@@ -81,8 +105,8 @@ pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let phase = phase(spec, facts);
-    let statuses = |init: bool| -> Option<Vec<api::ContainerStatus>> {
-        let of_kind = facts.containers.iter().filter(|c| (c.kind != Kind::Main) == init);
+    let statuses = |list: &str| -> Option<Vec<api::ContainerStatus>> {
+        let of_kind = facts.containers.iter().filter(|c| c.kind.list() == list && !facts.rejected);
         let list: Vec<_> = of_kind.map(container_status).collect();
         (!list.is_empty()).then_some(list)
     };
@@ -91,8 +115,9 @@ pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions(pod, spec, phase, facts, now)),
-        container_statuses: statuses(false),
-        init_container_statuses: statuses(true),
+        container_statuses: statuses("containers"),
+        init_container_statuses: statuses("initContainers"),
+        ephemeral_container_statuses: statuses("ephemeralContainers"),
         host_ip: Some(facts.host_ip.to_string()),
         host_ips: Some(vec![api::HostIP { ip: facts.host_ip.to_string() }]),
         pod_ip: ips.first().cloned(),
@@ -134,8 +159,9 @@ fn container_status(c: &Container) -> api::ContainerStatus {
             c.last.as_ref().map(|e| terminated(e, &c.last_container_id)).unwrap_or_default(),
         ),
         restart_count: c.restarts as i32,
-        started: Some(c.started),
-        ready: c.ready,
+        // Neither is said of what serves nobody.
+        started: (c.kind != Kind::Ephemeral).then_some(c.started),
+        ready: c.ready && c.kind != Kind::Ephemeral,
         ..Default::default()
     }
 }
@@ -169,6 +195,9 @@ fn phase(spec: &PodSpec, facts: &Facts) -> &'static str {
     }
     let main = || facts.containers.iter().filter(|c| c.kind == Kind::Main);
     let succeeded = |c: &Container| matches!(&c.state, State::Terminated(e) if e.code == 0);
+    if facts.restarting_all {
+        return "Running";
+    }
     if facts.stopped {
         return if main().all(succeeded) { "Succeeded" } else { "Failed" };
     }
@@ -177,7 +206,7 @@ fn phase(spec: &PodSpec, facts: &Facts) -> &'static str {
     let init_pending = facts.containers.iter().any(|c| match c.kind {
         Kind::Init => !succeeded(c),
         Kind::Sidecar => !c.started,
-        Kind::Main => false,
+        Kind::Main | Kind::Ephemeral => false,
     });
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     if init_pending && !main().any(has_run) {
@@ -212,12 +241,22 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let have = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    if facts.rejected {
+        return have.to_vec();
+    }
     let initialized = initialized(phase, facts);
     let containers_ready = containers_ready(phase, facts);
     let ready = ready(spec, have, &containers_ready);
     let network = (facts.network_ready, None, None);
+    let verdicts = [
+        Some(network),
+        Some(initialized),
+        Some(ready),
+        Some(containers_ready),
+        all_restarting(spec, phase, facts),
+    ];
     let owned =
-        OWNED.iter().zip([network, initialized, ready, containers_ready]).map(|(type_, v)| {
+        OWNED.iter().zip(verdicts).filter_map(|(type_, v)| Some((type_, v?))).map(|(type_, v)| {
             let since = match facts.since.get(type_) {
                 Some((status, since)) if *status == v.0 => *since,
                 _ => now,
@@ -270,6 +309,16 @@ pub(crate) fn transitions(status: &PodStatus) -> Transitions {
     conditions.iter().filter_map(own).collect()
 }
 
+/// Only said of a pod that has a rule for it.
+fn all_restarting(spec: &PodSpec, phase: &str, facts: &Facts) -> Option<Verdict> {
+    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    all.any(restart::may_restart_all).then(|| match phase {
+        "Succeeded" => (false, Some("PodCompleted".into()), None),
+        "Failed" => (false, Some("PodFailed".into()), None),
+        _ => (facts.restarting_all, None, None),
+    })
+}
+
 fn list(names: &[&str]) -> String {
     format!("[{}]", names.join(" "))
 }
@@ -291,7 +340,7 @@ fn initialized(phase: &str, facts: &Facts) -> Verdict {
     let incomplete = facts.containers.iter().filter(|c| match c.kind {
         Kind::Init => !c.ready,
         Kind::Sidecar => !c.started,
-        Kind::Main => false,
+        Kind::Main | Kind::Ephemeral => false,
     });
     let incomplete: Vec<&str> = incomplete.map(|c| c.name.as_str()).collect();
     if incomplete.is_empty() {
@@ -307,7 +356,8 @@ fn containers_ready(phase: &str, facts: &Facts) -> Verdict {
         "Failed" => return (false, Some("PodFailed".into()), None),
         _ => {}
     }
-    let unready = facts.containers.iter().filter(|c| c.kind != Kind::Init && !c.ready);
+    let serving = |c: &&Container| matches!(c.kind, Kind::Sidecar | Kind::Main);
+    let unready = facts.containers.iter().filter(serving).filter(|c| !c.ready);
     let unready: Vec<&str> = unready.map(|c| c.name.as_str()).collect();
     if unready.is_empty() {
         return (true, None, None);

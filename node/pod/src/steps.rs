@@ -71,7 +71,7 @@ pub(crate) fn plan(state: &mut PodState, now: Timestamp) -> Plan {
     plan_end(state, now);
     if state.ending.is_some() {
         ending::plan(state, &mut plan);
-    } else {
+    } else if !plan_restart_of_all(state, &mut plan) {
         for step in &STEPS {
             if (step.plan)(state, &mut plan) == Progress::Wait {
                 tracing::trace!(pod = %state.uid, step = step.name, "waits");
@@ -133,6 +133,42 @@ fn plan_end(state: &mut PodState, now: Timestamp) {
     }
 }
 
+/// Once a container ended with a code that asks for it, all are ended and begin anew, init containers
+/// first; what has no end yet holds the others up. Answers whether it does.
+fn plan_restart_of_all(state: &mut PodState, plan: &mut Plan) -> bool {
+    let Some(cause) = state.restarts_all() else { return false };
+    let why = format!("Restarting all containers since {} ended", state.containers[cause].name);
+    let mut alive = false;
+    for index in 0..state.containers.len() {
+        let c = &state.containers[index];
+        if c.kind == Kind::Ephemeral || !c.is_alive() {
+            continue;
+        }
+        if matches!(&c.phase, Phase::Running(running) if running.stop_deadline.is_none()) {
+            state.kill(index, why.clone(), plan.now);
+        }
+        alive |= !ending::give_up(state, index, plan);
+    }
+    let Phase::Ended(exit) = &state.containers[cause].phase else { return true };
+    let finished = exit.finished_at;
+    let c = &state.containers[cause];
+    let held_back = Backoff::wait_until(c.backoff.as_ref(), finished, plan.now);
+    if let Some(until) = held_back {
+        plan.wake_at(until);
+    }
+    if alive || held_back.is_some() {
+        return true;
+    }
+    let c = &mut state.containers[cause];
+    c.backoff = Some(Backoff::next(c.backoff.as_ref(), finished, plan.now));
+    for c in state.containers.iter_mut().filter(|c| c.kind != Kind::Ephemeral) {
+        c.anew();
+    }
+    state.initialized = false;
+    state.save(Durability::Power);
+    false
+}
+
 /// Files that may be stale are looked at again; so are tokens near their end.
 fn plan_refresh(state: &mut PodState, plan: &mut Plan) {
     let Setup::Done(mounted) = &state.volumes else { return };
@@ -188,6 +224,10 @@ fn turn(state: &PodState, plan: &mut Plan) -> Turn {
         if c.kind == Kind::Init && state.initialized {
             continue;
         }
+        // Later init containers and the others wait for an earlier one; what debugs does not.
+        if waits && c.kind != Kind::Ephemeral {
+            continue;
+        }
         let want = want(state, index, plan.now);
         let over = matches!(want, Want::Over);
         match want {
@@ -198,13 +238,9 @@ fn turn(state: &PodState, plan: &mut Plan) -> Turn {
         let done = match c.kind {
             Kind::Init => over,
             Kind::Sidecar => c.is_started() || state.initialized,
-            Kind::Main => true,
+            Kind::Main | Kind::Ephemeral => true,
         };
-        if !done {
-            // Later init containers wait for this one; earlier sidecars were looked at already.
-            waits = true;
-            break;
-        }
+        waits |= !done;
     }
     turn.initialized = !waits;
     turn

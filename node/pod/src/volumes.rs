@@ -1,13 +1,16 @@
 //! A pod's volumes: directories of the node that are made, filled, kept fresh and removed.
 //! <https://kubernetes.io/docs/concepts/storage/volumes/>
 //!
-//! Nothing is mounted but emptyDirs in memory: a runtime is told where a volume lies. Secrets and
+//! Nothing is mounted but emptyDirs in memory, images and NFS: a runtime is told where a volume lies. What a
+//! claim leads to keeps its place, and the pod's directory has a link to it. Secrets and
 //! tokens lie in a directory on an existing tmpfs where there is one, so that ten thousand pods do
 //! not need ten thousand mounts.
 
 pub(crate) mod atomic;
+pub(crate) mod claimed;
 pub(crate) mod content;
 pub(crate) mod host;
+mod mounted;
 
 use std::path::{Path, PathBuf};
 
@@ -16,9 +19,11 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::downward::Facts;
-use crate::outside::Objects;
+use crate::image_pull;
+use crate::outside::{ImageForm, Images, Objects};
 use crate::record::make_dir;
 use crate::sources::{self, Name, Sources};
+use claimed::{Claimed, Source};
 use content::{Content, Tokens};
 
 /// No container can be called this.
@@ -102,14 +107,14 @@ fn holds_secrets(volume: &Volume) -> bool {
 pub(crate) async fn set_up(
     pod: &Pod,
     places: &Places,
-    objects: &dyn Objects,
+    (objects, images): (&dyn Objects, &dyn Images),
     facts: &Facts<'_>,
     due: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<Mounted, Failure> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let names = volumes.iter().flat_map(sources::of_volume).collect();
+    let names = volumes.iter().flat_map(|v| sources::of_volume(pod, v)).collect();
     let sources = Sources::fetch(objects, namespace, names).await;
     let failed = |volume: &Volume, why: String| Failure {
         message: format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name),
@@ -119,24 +124,46 @@ pub(crate) async fn set_up(
     let mut plans = Vec::with_capacity(volumes.len());
     for volume in volumes {
         let dir = places.of(volume);
+        if let Some(claim) = claimed::claim_of(pod, volume) {
+            let claimed = claimed::find(pod, volume, &claim, objects).await;
+            let claimed =
+                claimed.map_err(|message| Failure { message, seen: sources.versions() })?;
+            plans.push((volume.name.clone(), dir, Content::Claimed(claimed)));
+            continue;
+        }
         let tokens =
             tokens(pod, volume, &dir, objects, due, now).await.map_err(|e| failed(volume, e))?;
         mounted.tokens_due = [mounted.tokens_due, tokens.due].into_iter().flatten().min();
         let content =
             content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
+        let content =
+            with_image(pod, &dir, content, objects, images).await.map_err(|e| failed(volume, e))?;
         plans.push((volume.name.clone(), dir, content));
     }
     // Everything was decided; only now is anything touched.
     let (pod_dir, secret_dir) = (places.pod_dir.clone(), places.secret_dir.clone());
-    let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()?.fs_group);
+    make_mount_points(&pod_dir).map_err(|e| failed(&Volume::default(), io_text(&pod_dir, &e)))?;
+    for (name, dir, content) in &plans {
+        let (message_name, nfs) = match content {
+            Content::Nfs(nfs) => (name, nfs),
+            Content::Claimed(Claimed { volume, source: Source::Nfs(nfs) }) => (volume, nfs),
+            _ => continue,
+        };
+        let volume = Volume { name: message_name.clone(), ..Volume::default() };
+        mounted::nfs(dir, nfs).await.map_err(|e| failed(&volume, e))?;
+    }
+    let ownership = Ownership::of(pod);
     let made = tokio::task::spawn_blocking(move || {
-        make_dir(&pod_dir.join(FOLDER)).map_err(|e| (String::new(), io_text(&pod_dir, &e)))?;
         for (name, dir, content) in plans {
+            let name = match &content {
+                Content::Claimed(claimed) => claimed.volume.clone(),
+                _ => name,
+            };
             if dir.starts_with(&secret_dir) {
                 make_dir(&secret_dir.join(FOLDER))
                     .map_err(|e| (name.clone(), io_text(&dir, &e)))?;
             }
-            make(&dir, content, group).map_err(|e| (name, e))?;
+            make(&dir, content, &ownership).map_err(|e| (name, e))?;
         }
         Ok::<_, (String, String)>(())
     });
@@ -147,14 +174,74 @@ pub(crate) async fn set_up(
     }
 }
 
-fn make(dir: &Path, content: Content, group: Option<i64>) -> Result<(), String> {
+/// fsGroup, and how far it reaches.
+struct Ownership {
+    group: Option<i64>,
+    policy: String,
+}
+
+impl Ownership {
+    fn of(pod: &Pod) -> Self {
+        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        let policy = context.and_then(|c| c.fs_group_change_policy.clone());
+        Self {
+            group: context.and_then(|c| c.fs_group),
+            policy: policy.unwrap_or_else(|| "Always".into()),
+        }
+    }
+}
+
+fn make_mount_points(pod_dir: &Path) -> std::io::Result<()> {
+    make_dir(&pod_dir.join(FOLDER))
+}
+
+/// The image of an image volume is pulled, unless it is mounted already.
+async fn with_image(
+    pod: &Pod,
+    dir: &Path,
+    content: Content,
+    objects: &dyn Objects,
+    images: &dyn Images,
+) -> Result<Content, String> {
+    let Content::Image { reference, policy, .. } = content else { return Ok(content) };
+    if host::is_mount(dir) {
+        return Ok(Content::Image { reference, policy, layers: Vec::new() });
+    }
+    let pull = image_pull::policy(&reference, policy.as_deref());
+    let auth = image_pull::credentials(pod, objects).await;
+    let image = images.ensure(&reference, pull, &auth).await.map_err(|e| e.to_string())?;
+    match image.form {
+        ImageForm::Linux { layers, .. } => Ok(Content::Image { reference, policy, layers }),
+        ImageForm::Wasm { .. } => {
+            Err(format!("image {reference:?} is a WebAssembly component: it has no files to mount"))
+        }
+    }
+}
+
+fn make(dir: &Path, content: Content, ownership: &Ownership) -> Result<(), String> {
     let io = |e: std::io::Error| io_text(dir, &e);
+    let group = ownership.group;
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
         Content::EmptyDir { memory, size_limit } => {
             host::empty_dir(dir, memory, size_limit, group).map_err(io)
         }
         Content::HostPath { kind } => host::check(dir, &kind),
+        Content::Nfs(_) => Ok(()),
+        Content::Image { layers, .. } => mounted::image(dir, &layers).map_err(io),
+        Content::Claimed(Claimed { source, .. }) => match source {
+            Source::Nfs(_) => Ok(()),
+            Source::Host { path, kind } => {
+                host::check(&path, &kind)?;
+                host::link(dir, &path).map_err(io)
+            }
+            Source::Local { path, ours } => {
+                host::local(&path, ours)?;
+                host::link(dir, &path).map_err(io)?;
+                let Some(group) = group.and_then(|g| u32::try_from(g).ok()) else { return Ok(()) };
+                host::give_to_group(&path, group, &ownership.policy).map_err(io)
+            }
+        },
     }
 }
 

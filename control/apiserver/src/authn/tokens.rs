@@ -5,6 +5,7 @@
 //! [`legacy`] ones, which end only with the Secret that holds them.
 
 pub mod legacy;
+pub mod tracking;
 
 use std::sync::Arc;
 

@@ -26,8 +26,20 @@ pub fn decode(
         Sent::Yaml => Format::Yaml,
         Sent::Protobuf => return Err(error::unsupported_media()),
     };
+    checked(served, custom, (body, format), Vec::new(), validation)
+}
+
+/// `strict` is what is known to be wrong with the body.
+fn checked(
+    served: &Served,
+    custom: &Custom,
+    (body, format): (&[u8], Format),
+    strict: Vec<String>,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
     let expected = served.expected().expect("a custom kind has a schema");
     let mut decoded = schema::unstructured(&expected, body, format, validation)?;
+    decoded.strict.splice(..0, strict);
     let check = validation != FieldValidation::Ignore;
     let mut unknown = Vec::new();
     let told = check.then_some(&mut unknown);
@@ -36,14 +48,17 @@ pub fn decode(
     decoded.refuse(&expected, wrong, validation)
 }
 
-/// An object that is in memory: the outcome of a patch.
+/// An object that is in memory: the outcome of a patch, and what is wrong with that.
 pub fn patched(
     served: &Served,
     custom: &Custom,
     object: &Value,
+    strict: Vec<String>,
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
-    decode(served, custom, &object.to_string().into(), Sent::Json, validation).map_err(|status| {
+    let body = object.to_string();
+    let json = (body.as_bytes(), Format::Json);
+    checked(served, custom, json, strict, validation).map_err(|status| {
         rimward_control_schema::patch::of_outcome(status, &served.kind.kind, || object.to_string())
     })
 }

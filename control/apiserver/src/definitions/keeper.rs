@@ -147,6 +147,7 @@ async fn write(
     let options = WriteOptions {
         dry_run: false,
         manager: "kube-apiserver".to_owned(),
+        sent: Default::default(),
         validation: FieldValidation::Ignore,
         force: false,
     };

@@ -214,9 +214,10 @@ pub(super) fn handshake_text(error: &std::io::Error) -> String {
     match inner {
         rustls::Error::InvalidCertificate(why) => {
             let why = match why {
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    "certificate signed by unknown authority".into()
-                }
+                // An authority's own certificate, which nobody trusts, is among the others.
+                CertificateError::UnknownIssuer
+                | CertificateError::BadSignature
+                | CertificateError::Other(_) => "certificate signed by unknown authority".into(),
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                     "certificate has expired or is not yet valid".into()
                 }

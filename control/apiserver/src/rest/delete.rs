@@ -327,7 +327,8 @@ pub async fn collection(
     let options =
         DeleteOptions::parse(&call.query, &decode::options(&server.registry(), call, body)?)?;
     let selected = ListOptions::parse(&call.query, &served.kind, false)?;
-    let (items, list_meta) = Reader::start(server, served, namespace, selected)?.gather().await?;
+    let reader = Reader::start(server, served, namespace, selected).await?;
+    let (items, list_meta) = reader.gather().await?;
     let (user, options) = (Arc::new(call.user.clone()), Arc::new(options));
     let keys: Vec<ObjectKey> = items.iter().map(|item| key_of(served, item)).collect();
     let mut keys = keys.into_iter();

@@ -9,8 +9,9 @@ use rimward_control_store::{Error, ListRequest, Revision};
 
 use crate::body::{self, BoxError, Response};
 use crate::error;
+use crate::freshness;
 use crate::negotiate::{self, Encoding, Form, Shape};
-use crate::options::{At, ListOptions, encode_continue, inconsistent_continue, too_large};
+use crate::options::{At, ListOptions, encode_continue, inconsistent_continue};
 use crate::protobuf;
 use crate::request::Call;
 use crate::rest::{components, usage};
@@ -46,7 +47,7 @@ pub async fn list(
         let items = usage::all(server, served, namespace, options).await?;
         return answer(server, call, served, form, &items, &ListMeta::none(0));
     }
-    let mut reader = Reader::start(server, served, namespace, options)?;
+    let mut reader = Reader::start(server, served, namespace, options).await?;
     if form.shape == Shape::Metadata {
         reader = reader.metadata_only();
     }
@@ -211,18 +212,18 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn start(
+    /// Waits a moment if what is asked for has not happened yet.
+    pub async fn start(
         server: &Arc<Inner>,
         served: &Arc<Served>,
         namespace: &str,
         options: ListOptions,
     ) -> Result<Self, Status> {
+        if let At::NotOlderThan(asked) | At::Exact(asked) = options.at {
+            freshness::reached(server, asked).await?;
+        }
         let at = match options.at {
-            At::Newest => None,
-            At::NotOlderThan(asked) if asked > server.store.revision() => {
-                return Err(too_large(asked, server.store.revision()));
-            }
-            At::NotOlderThan(_) => None,
+            At::Newest | At::NotOlderThan(_) => None,
             At::Exact(revision) => Some(revision),
         };
         let namespace = match (namespace, options.fields.required("metadata.namespace")) {

@@ -74,7 +74,7 @@ pub async fn all(
     // They are made for this request: there is no other revision, and no page after the first.
     (options.at, options.limit, options.after) = (At::Newest, 0, None);
     let of = subject(server, served);
-    let (subjects, _) = Reader::start(server, &of, namespace, options)?.gather().await?;
+    let (subjects, _) = Reader::start(server, &of, namespace, options).await?.gather().await?;
     let mut nodes: Vec<String> =
         subjects.iter().filter_map(|s| node_of(&of, s)).map(str::to_owned).collect();
     nodes.sort_unstable();

@@ -399,8 +399,7 @@ impl Inner {
                 let before = live();
                 let after =
                     decode::apply_patch(&served.model, served.definition, *kind, &before, body)?;
-                let strategic = (*kind == decode::PatchKind::Strategic).then_some(&body[..]);
-                decode::patched(served, after, strategic, validation, warnings)?
+                decode::patched(served, after, Some((*kind, &body[..])), validation, warnings)?
             }
             Change::Apply(applied) => {
                 let merged = self.apply(served, Some(&live()), applied, subresource, author)?;

@@ -109,3 +109,23 @@ async fn webhooks_annotate() {
         "down.example.com"
     );
 }
+
+#[tokio::test]
+async fn requests_have_an_id() {
+    let (cluster, lines) = audited("Metadata").await;
+    let id =
+        |answer: &crate::cluster::Answer| answer.headers["audit-id"].to_str().unwrap().to_owned();
+    let told = |verb: &str| {
+        let lines = lines.0.lock().unwrap();
+        lines.iter().rfind(|l| l["verb"] == verb).unwrap()["auditID"].clone()
+    };
+    let list = cluster.admin.get(CONFIG_MAPS).await;
+    assert_eq!(told("list"), id(&list));
+    assert_ne!(id(&list), id(&cluster.admin.get(CONFIG_MAPS).await));
+    assert_eq!(list.headers["cache-control"], "no-cache, private");
+    let own = [("audit-id", "mine")];
+    let answer = cluster.admin.send("GET", &format!("{CONFIG_MAPS}/none"), &own, "").await;
+    assert_eq!((answer.code, id(&answer), told("get")), (404, "mine".into(), json!("mine")));
+    let keys = cluster.admin.get("/openid/v1/jwks").await;
+    assert_eq!(keys.headers["cache-control"], "public, max-age=3600");
+}

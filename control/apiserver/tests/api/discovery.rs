@@ -171,12 +171,76 @@ async fn version_health_and_metrics() {
     let version = c.get("/version").await.expect(200);
     assert!(version["gitVersion"].as_str().unwrap().starts_with("v1.36.2+rimward"));
     assert_eq!(c.get("/readyz").await.text(), "ok");
-    assert!(c.get("/livez?verbose").await.text().ends_with("livez check passed\n"));
+    let verbose = c.get("/livez?verbose").await.text();
+    assert!(
+        verbose.starts_with("[+]ping ok\n[+]log ok\n[+]etcd ok\n[+]poststarthook/"),
+        "{verbose}"
+    );
+    assert!(verbose.ends_with("[+]autoregister-completion ok\nlivez check passed\n"), "{verbose}");
+    let some = c
+        .get("/readyz?verbose&exclude=etcd&exclude=poststarthook/rbac/bootstrap-roles")
+        .await
+        .text();
+    for line in [
+        "[+]etcd excluded: ok\n[+]etcd-readiness ok\n[+]informer-sync ok\n",
+        "[+]poststarthook/rbac/bootstrap-roles excluded: ok\n",
+        "[+]shutdown ok\nreadyz check passed\n",
+    ] {
+        assert!(some.contains(line), "{some}");
+    }
+    let all = c.get("/").await.expect(200)["paths"].as_array().unwrap().clone();
+    for path in ["/livez/etcd", "/readyz/ping", "/healthz/poststarthook/rbac/bootstrap-roles"] {
+        assert_eq!(c.get(path).await.text(), "ok", "{path}");
+        assert!(all.contains(&path.into()), "{path}");
+    }
+    assert_eq!(c.get("/livez/shutdown").await.code, 404);
     let nobody = cluster.client(rimward_api::UserInfo::anonymous());
     assert_eq!(nobody.get("/healthz").await.code, 200);
     nobody.get("/metrics").await.expect(403);
+    let path = "/api/v1/namespaces/default/configmaps";
+    c.send("POST", &format!("{path}?dryRun=All"), &[], r#"{"metadata":{"name":"x"}}"#)
+        .await
+        .expect(201);
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let body = r#"{"apiVersion":"v1","kind":"ConfigMap"}"#;
+    c.send("PATCH", &format!("{path}/y?fieldManager=m"), &apply, body).await.expect(201);
+    c.get("/api/v1/componentstatuses").await.expect(200);
     let metrics = c.get("/metrics").await.text();
-    assert!(metrics.contains("apiserver_request_total"), "{metrics}");
+    let about = |verb: &str, resource: &str, scope: &str| {
+        format!(
+            r#"verb="{verb}",group="",version="v1",resource="{resource}",subresource="",scope="{scope}",component="apiserver""#
+        )
+    };
+    for line in [
+        format!(
+            "apiserver_request_total{{{},dry_run=\"All\",code=\"201\"}} 1",
+            about("POST", "configmaps", "resource")
+        ),
+        format!(
+            "apiserver_request_total{{{},dry_run=\"\",code=\"201\"}} 1",
+            about("APPLY", "configmaps", "resource")
+        ),
+        format!(
+            "apiserver_request_sli_duration_seconds_count{{{}}} 1",
+            about("APPLY", "configmaps", "resource")
+        ),
+        format!(
+            "apiserver_response_sizes_count{{{}}} 1",
+            about("LIST", "componentstatuses", "cluster")
+        ),
+        r#"apiserver_requested_deprecated_apis{group="",version="v1",resource="componentstatuses""#
+            .into(),
+        r#"subresource="/readyz""#.into(),
+        r#"apiserver_resource_objects{group="apps",resource="deployments"} 0"#.into(),
+        "apiserver_current_inflight_requests{request_kind=\"mutating\"} 0".into(),
+        "# TYPE apiserver_request_duration_seconds histogram".into(),
+    ] {
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
+    let slis = c.get("/metrics/slis").await.text();
+    let check =
+        r#"kubernetes_healthcheck{name="poststarthook/rbac/bootstrap-roles",type="readyz"} 1"#;
+    assert!(slis.contains(check), "{slis}");
     assert_eq!(c.get("/openid/v1/jwks").await.expect(200)["keys"][0]["alg"], "ES256");
     cluster.server.stop();
     assert_eq!(c.get("/readyz").await.code, 500);

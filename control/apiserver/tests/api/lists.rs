@@ -114,7 +114,14 @@ async fn shapes() {
     let accept = |shape: &str| format!("application/json;as={shape};v=v1;g=meta.k8s.io");
     let table = c.send("GET", PODS, &[("accept", &accept("Table"))], "").await.expect(200);
     assert_eq!(table["kind"], "Table");
-    assert_eq!(table["columnDefinitions"][0]["name"], "Name");
+    let columns = table["columnDefinitions"].as_array().unwrap();
+    for (name, text) in
+        [("Name", "must be unique within a namespace"), ("Age", "is a timestamp representing")]
+    {
+        let column = columns.iter().find(|c| c["name"] == name).expect("a column");
+        let description = column["description"].as_str().unwrap();
+        assert!(description.contains(text), "{name}: {description}");
+    }
     assert_eq!(table["rows"][0]["cells"][0], "a");
     assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     // The older name of the same.
@@ -150,4 +157,49 @@ async fn shapes() {
     assert!(yaml.text().contains("kind: Pod"), "{}", yaml.text());
     let head = c.send("HEAD", &format!("{PODS}/a"), &[], "").await;
     assert_eq!((head.code, head.bytes.len()), (200, 0));
+}
+
+/// `ValidateListOptions` of kube-apiserver, and what its watch cache makes of a limit.
+#[tokio::test]
+async fn versions_and_limits() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    for i in 0..5 {
+        c.post(CONFIG_MAPS, &config_map(&format!("a{i}"), "1")).await.expect(201);
+    }
+    let any = c.get(&format!("{CONFIG_MAPS}?limit=2&resourceVersion=0")).await.expect(200);
+    assert_eq!(names(&any).len(), 5, "any state is answered whole");
+    assert_eq!(any["metadata"].get("continue"), None);
+    let first = c.get(&format!("{CONFIG_MAPS}?limit=2")).await.expect(200);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let next = c
+        .get(&format!("{CONFIG_MAPS}?limit=2&resourceVersion=0&continue={token}"))
+        .await
+        .expect(200);
+    assert_eq!(names(&next), ["a2", "a3"]);
+
+    let check = async |query: &str, code: u16, text: &str| {
+        let answer = c.get(&format!("{CONFIG_MAPS}?{query}")).await;
+        let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
+        assert!(
+            answer.code == code && message.contains(text),
+            "{query}: {} {message}",
+            answer.code
+        );
+    };
+    let unsupported = r#"resourceVersionMatch: Unsupported value: "x": supported values: "Exact", "NotOlderThan", """#;
+    check("resourceVersionMatch=x&resourceVersion=1", 422, unsupported).await;
+    check("resourceVersionMatch=Exact", 422, "is forbidden unless resourceVersion is provided")
+        .await;
+    check("resourceVersionMatch=Exact&resourceVersion=0", 422, r#""exact" is forbidden"#).await;
+    let both = format!("resourceVersionMatch=Exact&resourceVersion=5&continue={token}");
+    check(&both, 422, "resourceVersionMatch is forbidden when continue is provided").await;
+    let older = format!("resourceVersion=5&continue={token}");
+    check(&older, 400, "specifying resource version is not allowed when using continue").await;
+    check("sendInitialEvents=false", 422, "sendInitialEvents is forbidden for list").await;
+    check("resourceVersion=x", 400, "invalid resource version").await;
+    let alone = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+    check("watch=1&resourceVersionMatch=NotOlderThan", 422, alone).await;
+    let needs = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+    check("watch=1&sendInitialEvents=true", 422, needs).await;
 }

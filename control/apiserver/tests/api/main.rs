@@ -19,6 +19,7 @@ mod discovery;
 mod encodings;
 mod events;
 mod every_route;
+mod field_validation;
 mod flow;
 mod identities;
 mod kubectl;

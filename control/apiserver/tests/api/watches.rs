@@ -117,7 +117,6 @@ async fn timeouts_and_lost_history() {
         (&json!("ERROR"), &json!(410), &json!("Expired"))
     );
     assert_eq!(lost.next().await, None);
-    c.get(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=999999")).await.expect(504);
 }
 
 #[tokio::test]
@@ -189,4 +188,72 @@ async fn events_end_after_their_time() {
     let mut events = cluster.admin.watch(&format!("{path}?watch=1")).await;
     assert_eq!(events.brief().await, is("ADDED", "e"));
     assert_eq!(events.brief().await, is("DELETED", "e"));
+}
+
+/// A position that is still to come is waited for: what happens before it is not told.
+#[tokio::test]
+async fn a_watch_from_the_future_waits() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let newest: u64 = c.revision().await.parse().unwrap();
+    let later = newest + 50;
+    let mut events = c.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={later}")).await;
+    // The server writes objects of its own meanwhile, so counting revisions would not do.
+    for i in 0.. {
+        let made = c.post(CONFIG_MAPS, &config_map(&format!("a{i:03}"), "1")).await.expect(201);
+        let at: u64 = made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+        if at > later {
+            assert_eq!(events.brief().await, is("ADDED", &format!("a{i:03}")));
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn reads_wait_for_a_revision() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    c.post(CONFIG_MAPS, &config_map("a", "1")).await.expect(201);
+    let newest: u64 = c.revision().await.parse().unwrap();
+    let (next, never) = (newest + 1, newest + 100_000);
+    let ways = |at: u64| {
+        [
+            format!("{CONFIG_MAPS}?resourceVersion={at}"),
+            format!("{CONFIG_MAPS}?resourceVersion={at}&resourceVersionMatch=NotOlderThan"),
+            format!("{CONFIG_MAPS}?resourceVersion={at}&resourceVersionMatch=Exact"),
+            format!("{CONFIG_MAPS}?resourceVersion={at}&limit=1"),
+            format!("{CONFIG_MAPS}/a?resourceVersion={at}"),
+        ]
+    };
+    let soon = ways(next);
+    let reads = futures::future::join_all(soon.iter().map(|path| c.get(path)));
+    let (answers, _) = tokio::join!(reads, async {
+        // They all wait by now: what is polled first has begun.
+        tokio::task::yield_now().await;
+        c.post(CONFIG_MAPS, &config_map("b", "1")).await.expect(201);
+    });
+    for (path, answer) in soon.iter().zip(answers) {
+        assert_eq!(answer.code, 200, "{path}: {}", answer.text());
+    }
+    let distant = ways(never);
+    let answers = futures::future::join_all(distant.iter().map(|path| c.get(path))).await;
+    for (path, answer) in distant.iter().zip(answers) {
+        assert_eq!(answer.headers["retry-after"], "1", "{path}");
+        let status = answer.expect(504);
+        let message = status["message"].as_str().unwrap();
+        assert!(
+            message
+                .starts_with(&format!("Timeout: Too large resource version: {never}, current: ")),
+            "{message}"
+        );
+        assert_eq!(status["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    }
+    // A watch that begins with the state has to have that state; its answer has begun by then.
+    let path = format!(
+        "{CONFIG_MAPS}?watch=1&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan&resourceVersion={never}"
+    );
+    let mut events = c.watch(&path).await;
+    let event = events.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(504)));
+    assert_eq!(events.next().await, None);
 }

@@ -77,7 +77,9 @@ async fn a_validating_webhook_is_asked_and_obeyed() {
     assert_eq!((&request["operation"], &request["name"]), (&json!("CREATE"), &json!("a")));
     assert_eq!(request["userInfo"]["username"], "admin");
     assert_eq!((&request["dryRun"], &request["oldObject"]), (&json!(false), &Value::Null));
-    assert_eq!(request["options"]["kind"], "CreateOptions");
+    // What was not sent is not there.
+    let options = json!({ "kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1" });
+    assert_eq!(request["options"], options);
     assert_eq!(
         (&request["object"]["kind"], &request["object"]["apiVersion"]),
         (&json!("ConfigMap"), &json!("v1"))

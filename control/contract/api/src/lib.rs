@@ -7,6 +7,7 @@
 //! typed decode drops the fields that it does not know.
 
 pub mod block;
+pub mod local_volumes;
 pub mod meta;
 pub mod names;
 pub mod quantity;

@@ -15,3 +15,4 @@ mod protection;
 mod quotas;
 mod replicationcontrollers;
 mod services;
+mod volumes;

@@ -11,3 +11,4 @@ mod mirroring;
 mod ranges;
 mod times;
 mod unseen;
+mod volumes;

@@ -1,6 +1,6 @@
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use rimward_control_controllers::endpointslice_mirroring::{is_mirrored, plan, slices_of};
+use rimward_control_controllers::endpointslice_mirroring::{is_mirrored, plan, skipped, slices_of};
 use serde_json::{Value, json};
 
 fn endpoints(meta: Value, subsets: Value) -> Endpoints {
@@ -79,9 +79,14 @@ fn slices() {
     assert_eq!(annotations.keys().collect::<Vec<_>>(), ["kept"]);
     let many: Vec<_> =
         (0..1200).map(|i| json!({"ip": format!("10.0.{}.{}", i / 256, i % 256)})).collect();
-    let made =
-        slices_of(&endpoints(json!({}), json!([{"addresses": many, "ports": [{"port": 80}]}])));
+    let many = endpoints(json!({}), json!([{"addresses": many, "ports": [{"port": 80}]}]));
+    let made = slices_of(&many);
     assert_eq!(made[0].endpoints.as_ref().map(Vec::len), Some(1000), "no more are mirrored");
+    let text = "A max of 1000 addresses can be mirrored to EndpointSlices per Endpoints subset. 200 addresses were skipped";
+    assert_eq!(skipped(&many), [("TooManyAddressesToMirror", text.to_owned())]);
+    let wrong = endpoints(json!({}), json!([{"addresses": [{"ip": "no"}, {"ip": "192.0.2.1"}]}]));
+    let text = "Skipped 1 invalid IP addresses when mirroring to EndpointSlices";
+    assert_eq!(skipped(&wrong), [("InvalidIPAddress", text.to_owned())]);
 }
 
 #[test]

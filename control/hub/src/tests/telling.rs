@@ -1,5 +1,7 @@
 //! What a node is told, and that it is no more than it needs.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use rimward_tunnel::wire::{Digest, ObjectKind};
 
@@ -151,4 +153,52 @@ async fn the_key_that_lost_the_name_is_refused() {
     world.join(&token, "machine-2", "edge-1").await.unwrap();
     let refused = world.open(&first).await.err().unwrap();
     assert!(refused.permanent() && refused.to_string().contains("another key"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_claim_comes_with_its_volume_and_a_nodes_own_volumes_always() {
+    let world = World::new();
+    let mut here = world.node("edge-1").await;
+    let mut there = world.node("edge-2").await;
+    let claim = |volume: &str| json!({"metadata": {}, "spec": {"volumeName": volume}});
+    let volume = |by: &str, claim: &str| {
+        let home = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["edge-2"]});
+        json!({"metadata": {"annotations": {"pv.kubernetes.io/provisioned-by": by}}, "spec": {
+            "claimRef": {"namespace": "a", "name": claim},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [home]}]}}}})
+    };
+    world.api.put("/api/v1/persistentvolumes/shared", volume("", "data"));
+    world.api.put("/api/v1/persistentvolumes/others", volume("", "other"));
+    let mut p = pod("edge-1");
+    p["spec"]["volumes"] = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]);
+    world.api.put("/api/v1/namespaces/a/persistentvolumeclaims/data", claim("shared"));
+    world.api.put(POD, p);
+    let mut told = BTreeSet::new();
+    while told.len() < 3 {
+        let delta = delta(&mut here).await;
+        told.extend(names(&delta).into_iter().map(|name| (delta.kind.clone(), name)));
+    }
+    let pair = |kind: &str, name: &str| (kind.to_owned(), name.to_owned());
+    let with_pod = BTreeSet::from([
+        pair("PersistentVolume", "shared"),
+        pair("PersistentVolumeClaim", "data"),
+        pair("Pod", "web"),
+    ]);
+    assert_eq!(told, with_pod);
+    // The other node keeps this one: it hears of it without a pod, and that it goes.
+    let own = "/api/v1/persistentvolumes/own";
+    world.api.put(own, volume(rimward_api::local_volumes::PROVISIONER, "nobody"));
+    let first = delta(&mut there).await;
+    assert_eq!((first.kind.as_str(), names(&first)), ("PersistentVolume", vec!["own".to_owned()]));
+    world.api.delete(own);
+    let gone = delta(&mut there).await;
+    assert_eq!(gone.removes, [(String::new(), "own".to_owned())]);
+    // What is nobody's here goes from here.
+    world.api.delete(POD);
+    let mut removed = BTreeSet::new();
+    while removed.len() < 3 {
+        let delta = delta(&mut here).await;
+        removed.extend(delta.removes.into_iter().map(|(_, name)| (delta.kind.clone(), name)));
+    }
+    assert_eq!(removed, with_pod);
 }

@@ -230,7 +230,10 @@ fn columns(raw: &[Value]) -> Vec<(Column, Option<JsonPath>)> {
         (column, JsonPath::parse(path))
     };
     if raw.is_empty() {
-        return vec![read("Age", "date", "", "", 0, ".metadata.creationTimestamp")];
+        let mut age = read("Age", "date", "", "", 0, ".metadata.creationTimestamp");
+        // What documentation says of the field, as for built-in kinds.
+        age.0.description.clear();
+        return vec![age];
     }
     raw.iter()
         .map(|c| {

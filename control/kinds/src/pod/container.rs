@@ -11,6 +11,10 @@ use crate::check::{self, resources, text};
 use crate::path::{Errors, Path};
 use crate::read::Read;
 
+/// Kubernetes' bounds of what decides on a container's restart.
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+
 /// What a container may refer to.
 pub struct Surroundings<'a> {
     pub volumes: &'a Volumes<'a>,
@@ -42,8 +46,7 @@ pub fn containers(list: &[Value], around: &Surroundings<'_>, path: &Path<'_>, e:
             e,
         );
         probe::probes(container, &at, e);
-        let policy = container.at("restartPolicy");
-        check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
+        restart_policy(container, &at, e);
     }
     host_ports(list, path, e);
 }
@@ -61,10 +64,9 @@ pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Er
         } else if !name.is_empty() {
             seen.insert(name);
         }
-        let policy = container.at("restartPolicy");
-        check::one_of(policy, &["Always", "Never", "OnFailure"], &at.field("restartPolicy"), e);
+        restart_policy(container, &at, e);
         host_ports(std::slice::from_ref(container), path, e);
-        if policy == "Always" {
+        if container.at("restartPolicy") == "Always" {
             probe::lifecycle(
                 container.at("lifecycle"),
                 around.grace_seconds,
@@ -82,6 +84,43 @@ pub fn init(spec: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut Er
                 );
             }
         }
+    }
+}
+
+/// A container's own restart policy, and what it makes of exit codes.
+fn restart_policy(container: &Value, path: &Path<'_>, e: &mut Errors) {
+    let policy = container.at("restartPolicy");
+    check::one_of(policy, &["Always", "Never", "OnFailure"], &path.field("restartPolicy"), e);
+    let (rules, list) = (container.list("restartPolicyRules"), path.field("restartPolicyRules"));
+    if !rules.is_empty() && container.text("restartPolicy").is_empty() {
+        e.required(
+            &path.field("restartPolicy"),
+            "must specify restartPolicy when restart rules are used",
+        );
+    }
+    if rules.len() > RESTART_RULES_MAX {
+        e.too_many(&list, rules.len(), RESTART_RULES_MAX);
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let at = list.index(i);
+        listed(rule.text("action"), &["Restart", "RestartAllContainers"], &at.field("action"), e);
+        let (codes, at) = (rule.at("exitCodes"), at.field("exitCodes"));
+        if !codes.is_object() {
+            e.required(&at, "must be specified");
+            continue;
+        }
+        listed(codes.text("operator"), &["In", "NotIn"], &at.field("operator"), e);
+        let values = codes.list("values");
+        if values.len() > EXIT_CODES_MAX {
+            e.too_many(&at.field("values"), values.len(), EXIT_CODES_MAX);
+        }
+    }
+}
+
+/// What is missing is not supported either.
+fn listed(text: &str, listed: &[&str], path: &Path<'_>, e: &mut Errors) {
+    if !listed.contains(&text) {
+        e.not_supported(path, text, listed);
     }
 }
 
@@ -151,7 +190,7 @@ fn common(container: &Value, around: &Surroundings<'_>, path: &Path<'_>, e: &mut
     let policy_at = path.field("terminationMessagePolicy");
     check::required_one_of(policy, &["FallbackToLogsOnError", "File"], &policy_at, e);
     ports(container.list("ports"), &path.field("ports"), e);
-    env::env(container.list("env"), &path.field("env"), e);
+    env::env(container.list("env"), around.volumes, &path.field("env"), e);
     env::env_from(container.list("envFrom"), &path.field("envFrom"), e);
     around.volumes.mounts(container, path, e);
     let pull = container.at("imagePullPolicy");

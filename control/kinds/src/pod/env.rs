@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::check::{resources, text};
 use crate::path::{Errors, Path};
+use crate::pod::volume::Volumes;
 use crate::read::Read;
 
 /// Fields that a variable can show.
@@ -53,7 +54,7 @@ const RESOURCES: [&str; 6] = [
     "requests.memory",
 ];
 
-pub fn env(variables: &[Value], path: &Path<'_>, e: &mut Errors) {
+pub fn env(variables: &[Value], volumes: &Volumes<'_>, path: &Path<'_>, e: &mut Errors) {
     for (i, variable) in variables.iter().enumerate() {
         let at = path.index(i);
         match variable.text("name") {
@@ -61,12 +62,12 @@ pub fn env(variables: &[Value], path: &Path<'_>, e: &mut Errors) {
             name => e.invalid_each(&at.field("name"), name, text::env_name(name)),
         }
         if variable.at("valueFrom").is_object() {
-            value_from(variable, &at.field("valueFrom"), e);
+            value_from(variable, volumes, &at.field("valueFrom"), e);
         }
     }
 }
 
-fn value_from(variable: &Value, path: &Path<'_>, e: &mut Errors) {
+fn value_from(variable: &Value, volumes: &Volumes<'_>, path: &Path<'_>, e: &mut Errors) {
     let from = variable.at("valueFrom");
     let mut sources = 0;
     if from.has("fieldRef") {
@@ -85,7 +86,7 @@ fn value_from(variable: &Value, path: &Path<'_>, e: &mut Errors) {
     }
     if from.has("fileKeyRef") {
         sources += 1;
-        file_key_ref(from.at("fileKeyRef"), &path.field("fileKeyRef"), e);
+        file_key_ref(from.at("fileKeyRef"), volumes, &path.field("fileKeyRef"), e);
     }
     if sources == 0 {
         e.invalid(path, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`");
@@ -106,14 +107,25 @@ fn key_ref(reference: &Value, path: &Path<'_>, e: &mut Errors) {
     }
 }
 
-fn file_key_ref(reference: &Value, path: &Path<'_>, e: &mut Errors) {
+fn file_key_ref(reference: &Value, volumes: &Volumes<'_>, path: &Path<'_>, e: &mut Errors) {
     match reference.text("key") {
         "" => e.required(&path.field("key"), ""),
         key => e.invalid_each(&path.field("key"), key, text::env_name(key)),
     }
     match reference.text("volumeName") {
         "" => e.required(&path.field("volumeName"), ""),
-        name => e.invalid_each(&path.field("volumeName"), name, names::dns1123_label(name)),
+        name => {
+            e.invalid_each(&path.field("volumeName"), name, names::dns1123_label(name));
+            match volumes.find(name) {
+                None => e.not_found(&path.field("volumeName"), name),
+                Some(volume) if volume.has("emptyDir") => {}
+                Some(_) => e.invalid(
+                    &path.field("volumeName"),
+                    name,
+                    "referenced volume must be of type emptyDir",
+                ),
+            }
+        }
     }
     match reference.text("path") {
         "" => e.required(&path.field("path"), ""),

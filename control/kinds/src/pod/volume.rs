@@ -49,7 +49,7 @@ impl<'a> Volumes<'a> {
         Self(good)
     }
 
-    fn find(&self, name: &str) -> Option<&'a Value> {
+    pub fn find(&self, name: &str) -> Option<&'a Value> {
         self.0.get(name).copied()
     }
 

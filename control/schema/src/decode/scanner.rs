@@ -329,8 +329,9 @@ impl<'b> Scanner<'b> {
         Ok(&self.bytes[start..self.pos])
     }
 
-    /// The value that comes next, as it is. `duplicate` hears of each key that an object repeats.
-    pub fn any(&mut self, duplicate: &mut dyn FnMut(&str)) -> Result<Value> {
+    /// The value that comes next, as it is. `duplicate` hears of each key that an object repeats, and of the
+    /// place behind it.
+    pub fn any(&mut self, duplicate: &mut dyn FnMut(&str, usize)) -> Result<Value> {
         Ok(match self.token()? {
             Token::String => Value::String(self.string()?.into_owned()),
             Token::Number => number(self.number()?),
@@ -343,9 +344,10 @@ impl<'b> Scanner<'b> {
                 self.enter_object()?;
                 let mut map = Map::new();
                 while let Some(key) = self.key(map.is_empty())? {
+                    let place = self.pos;
                     let value = self.any(duplicate)?;
                     if map.contains_key(key.as_ref()) {
-                        duplicate(&key);
+                        duplicate(&key, place);
                     }
                     map.insert(key.into_owned(), value);
                 }
@@ -404,7 +406,7 @@ mod tests {
             let result = scanner.skip().and_then(|_| scanner.end());
             assert_eq!(result.map_err(|e| e.0), Err(complaint.to_owned()), "{text}");
             let mut scanner = Scanner::new(text.as_bytes());
-            let result = scanner.any(&mut |_| {}).and_then(|_| scanner.end());
+            let result = scanner.any(&mut |_, _| {}).and_then(|_| scanner.end());
             assert_eq!(result.map_err(|e| e.0), Err(complaint.to_owned()), "{text}");
         }
         const EOF: &str = "unexpected end of JSON input";
@@ -438,7 +440,7 @@ mod tests {
     fn values() {
         #[track_caller]
         fn check(text: &[u8], value: Value) {
-            assert_eq!(Scanner::new(text).any(&mut |_| {}), Ok(value));
+            assert_eq!(Scanner::new(text).any(&mut |_, _| {}), Ok(value));
         }
         check(
             br#" {"a" : [1, -2.5, "x\n\u00e9\ud83d\ude00", true, null, {}]} "#,
@@ -448,7 +450,7 @@ mod tests {
         check(b"\"\xff\"", "\u{fffd}".into());
         check(b"12345678901234567890", serde_json::json!(12345678901234567000.0));
         let mut seen = Vec::new();
-        Scanner::new(br#"{"a":1,"a":2}"#).any(&mut |k| seen.push(k.to_owned())).expect("valid");
+        Scanner::new(br#"{"a":1,"a":2}"#).any(&mut |k, _| seen.push(k.to_owned())).expect("valid");
         assert_eq!(seen, ["a"]);
     }
 }

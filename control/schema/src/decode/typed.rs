@@ -136,11 +136,9 @@ impl<'m, 'b> Decoder<'m, 'b> {
         while let Some(key) = self.scanner.key(first)? {
             first = false;
             let Some(index) = definition.index(&key) else {
-                self.strict_error("unknown", &key);
-                if unknown.contains(&key) {
-                    self.strict_error("duplicate", &key);
-                }
-                if self.check && unknown.len() < STRICT_ERRORS_MAX {
+                // Told once, however often it is there.
+                if self.check && !unknown.contains(&key) && unknown.len() < STRICT_ERRORS_MAX {
+                    self.strict_error("unknown", &key);
                     unknown.push(key);
                 }
                 self.scanner.skip()?;
@@ -261,7 +259,7 @@ impl<'m, 'b> Decoder<'m, 'b> {
                 self.refuse_wrong_type(token.go_name(), "string");
                 None
             }
-            (Type::Raw | Type::Any, _) => Some(self.scanner.any(&mut |_| {})?),
+            (Type::Raw | Type::Any, _) => Some(self.scanner.any(&mut |_, _| {})?),
             (Type::SchemaOr(alternative, id), _) => {
                 Some(self.schema_or(*alternative, *id, token)?)
             }

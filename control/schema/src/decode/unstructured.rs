@@ -35,7 +35,9 @@ pub fn unstructured(
             unrecognized(expected, body, &why)
         })?,
         Format::Yaml => {
-            yaml::parse(body, &mut strict).map_err(|e| unrecognized(expected, body, &e))?
+            let value = yaml::parse(body, &mut strict);
+            strict = super::told(strict, validation);
+            value.map_err(|e| unrecognized(expected, body, &e))?
         }
     };
     if validation == FieldValidation::Ignore {
@@ -89,11 +91,30 @@ impl Unstructured {
     }
 }
 
-fn json(body: &[u8], strict: &mut Vec<String>) -> Result<Value, SyntaxError> {
+/// Parses JSON; `strict` hears `duplicate field "spec.x"` of each that is there twice.
+pub(super) fn json(body: &[u8], strict: &mut Vec<String>) -> Result<Value, SyntaxError> {
     let mut reader = Reader { scanner: Scanner::new(body), path: String::new(), strict };
     let value = reader.value()?;
     reader.scanner.end()?;
     Ok(value)
+}
+
+/// What is wrong with the operations of a JSON patch: fields that none has, and those that are there twice.
+pub(super) fn operations(patch: &[u8]) -> Result<Vec<String>, SyntaxError> {
+    let mut strict = Vec::new();
+    let mut reader =
+        Reader { scanner: Scanner::new(patch), path: String::new(), strict: &mut strict };
+    if reader.scanner.token()? != Token::Array {
+        return Ok(strict);
+    }
+    reader.scanner.enter_array()?;
+    let mut count = 0;
+    while reader.scanner.item(count == 0)? {
+        reader.path = format!("[{count}]");
+        reader.operation()?;
+        count += 1;
+    }
+    Ok(strict)
 }
 
 /// Reads a value and remembers where it is, for the names of keys that are there twice.
@@ -104,6 +125,37 @@ struct Reader<'b, 's> {
 }
 
 impl Reader<'_, '_> {
+    /// An operation of a JSON patch.
+    fn operation(&mut self) -> Result<(), SyntaxError> {
+        if self.scanner.token()? != Token::Object {
+            return self.scanner.skip().map(drop);
+        }
+        self.scanner.enter_object()?;
+        let mut seen: Vec<String> = Vec::new();
+        let mut first = true;
+        while let Some(key) = self.scanner.key(first)? {
+            first = false;
+            let before = self.path.len();
+            self.path.push('.');
+            self.path.push_str(&key);
+            let known = matches!(key.as_ref(), "op" | "path" | "from" | "value");
+            let again = seen.iter().any(|s| *s == key);
+            if known == again && self.strict.len() < STRICT_ERRORS_MAX {
+                let what = if known { "duplicate" } else { "unknown" };
+                self.strict.push(format!("{what} field {}", quote(&self.path)));
+            }
+            match known {
+                true => drop(self.value()?),
+                false => drop(self.scanner.skip()?),
+            }
+            self.path.truncate(before);
+            if !again && seen.len() < STRICT_ERRORS_MAX {
+                seen.push(key.into_owned());
+            }
+        }
+        Ok(())
+    }
+
     fn value(&mut self) -> Result<Value, SyntaxError> {
         Ok(match self.scanner.token()? {
             Token::String => Value::String(self.scanner.string()?.into_owned()),

@@ -74,8 +74,13 @@ impl Server {
             "application/json-patch+json" => patch::json_patch(&self.stored, body)?,
             other => panic!("{other}"),
         };
-        let decoded =
-            patch::decode_patched(model, &self.expected, &patched, FieldValidation::Strict)?;
+        let decoded = patch::decode_patched(
+            model,
+            &self.expected,
+            &patched,
+            Vec::new(),
+            FieldValidation::Strict,
+        )?;
         let mut object = self.normal(decoded);
         if content_type != "application/apply-patch+yaml" {
             update(model, id, Some(&self.stored), &mut object, &write(manager, self.api_version));

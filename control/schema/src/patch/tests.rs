@@ -222,8 +222,9 @@ fn a_wrong_outcome_is_invalid() {
         definition: builtin().expect("io.k8s.api.core.v1.ConfigMap"),
     };
     let patched = json!({"data": {"a": 1}});
-    let status = decode_patched(builtin(), &expected, &patched, FieldValidation::Strict)
-        .expect_err("a wrong type");
+    let status =
+        decode_patched(builtin(), &expected, &patched, Vec::new(), FieldValidation::Strict)
+            .expect_err("a wrong type");
     assert_eq!(
         (status.code, status.message.as_str()),
         (
@@ -246,6 +247,7 @@ fn what_cannot_be_restored() {
             &expected,
             &patched,
             body.as_bytes(),
+            Vec::new(),
             FieldValidation::Strict,
         )
         .unwrap_err();
@@ -270,4 +272,26 @@ fn what_cannot_be_restored() {
         json!({ "spec": { "bogus": 1 } }),
         "\"map[spec:map[bogus:1]]\": strict decoding error: unknown field \"spec.bogus\"",
     );
+}
+
+#[test]
+fn what_is_wrong_with_a_patch_itself() {
+    let twice = br#"{"spec":{"x":1,"x":2,"list":[{"a":1},{"a":1,"a":2}]},"y":1}"#;
+    assert_eq!(
+        super::strict_errors(twice),
+        [r#"duplicate field "spec.x""#, r#"duplicate field "spec.list[1].a""#]
+    );
+    let operations = br#"[{"op":"add","path":"/a","value":1,"foo":1,"foo":2},
+        {"op":"add","path":"/b","path":"/c","value":{"x":1,"x":2}}, 7]"#;
+    assert_eq!(
+        super::strict_errors_of_operations(operations),
+        [
+            r#"json patch unknown field "[0].foo""#,
+            r#"json patch duplicate field "[1].path""#,
+            r#"json patch duplicate field "[1].value.x""#
+        ]
+    );
+    for hostile in [&b"["[..], b"{}", b"[[[", b"[{\"op\"", b""] {
+        assert_eq!(super::strict_errors_of_operations(hostile), [""; 0]);
+    }
 }

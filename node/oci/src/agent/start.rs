@@ -2,13 +2,13 @@
 //! without the doing.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rimward_node_pod::outside::ImageForm;
-use rimward_node_pod::runtime::{ContainerSpec, RuntimeEvent, Seccomp, StartError};
+use rimward_node_pod::runtime::{ContainerSpec, RunId, RuntimeEvent, Seccomp, StartError};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -84,6 +84,8 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
             this.config.seccomp_dir.join(profile).display()
         )));
     }
+    let pid = spec.linux.pid_of.as_ref().map(|target| processes_of(this, target)).transpose();
+    let pid = pid.map_err(wrong)?;
     clean_up(this, dir, &this.cgroups.of_run(spec));
     std::fs::create_dir_all(&dir.0).map_err(failed("make the container's directory"))?;
     std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o711))
@@ -119,6 +121,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         ipc: shared.ipc.as_deref(),
         uts: shared.uts.as_deref(),
         shm: &shared.shm,
+        pid: pid.as_deref(),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
     let config = spec::build(spec, &given).map_err(wrong)?;
@@ -138,6 +141,15 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         },
     };
     dir.write("shim.json", &settings).map_err(failed("write shim.json"))
+}
+
+/// The process namespace of a run that goes on.
+fn processes_of(this: &Inner, target: &RunId) -> Result<PathBuf, String> {
+    let runs = this.runs.lock();
+    let run = runs.get(target).filter(|run| run.exit.is_none());
+    let pid = run.and_then(|run| run.started.as_ref()).map(|started| started.pid);
+    let pid = pid.ok_or_else(|| format!("target container {:?} does not run", target.container))?;
+    Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
 }
 
 fn memory_of_machine() -> u64 {

@@ -23,6 +23,10 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
+pub(crate) fn is_safe_sysctl(name: &str) -> bool {
+    SAFE_SYSCTLS.contains(&name)
+}
+
 /// Err is the message of CreateContainerConfigError.
 pub(super) fn of(
     pod: &Pod,
@@ -64,6 +68,7 @@ pub(super) fn of(
             .clone()
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
+        pid_of: None,
         stop_signal: stop_signal(container, image),
     })
 }
@@ -85,7 +90,7 @@ fn sysctls(spec: &PodSpec) -> Result<Vec<(String, String)>, String> {
     listed
         .map(|sysctl| {
             let name = sysctl.name.replace('/', ".");
-            match SAFE_SYSCTLS.contains(&name.as_str()) {
+            match is_safe_sysctl(&name) {
                 true => Ok((name, sysctl.value.clone())),
                 false => Err(format!("forbidden sysctl: {:?} not allowlisted", sysctl.name)),
             }
@@ -138,7 +143,7 @@ fn memory_request(container: &Container) -> Result<u64, String> {
 
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
 /// want.
-fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
+pub(crate) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
     let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
     let init: Vec<&Container> = spec.init_containers.iter().flatten().collect();
     let together: Vec<&Container> =

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -226,6 +228,8 @@ pub struct FakeObjects {
     clock: Clock,
     config_maps: Mutex<BTreeMap<(String, String), Arc<ConfigMap>>>,
     secrets: Mutex<BTreeMap<(String, String), Arc<Secret>>>,
+    claims: Mutex<BTreeMap<(String, String), Arc<PersistentVolumeClaim>>>,
+    volumes: Mutex<BTreeMap<String, Arc<PersistentVolume>>>,
     services: Mutex<BTreeMap<String, Vec<Arc<Service>>>>,
     tokens: Mutex<u64>,
     version: Mutex<u64>,
@@ -238,6 +242,8 @@ impl FakeObjects {
             clock,
             config_maps: Mutex::default(),
             secrets: Mutex::default(),
+            claims: Mutex::default(),
+            volumes: Mutex::default(),
             services: Mutex::default(),
             tokens: Mutex::default(),
             version: Mutex::default(),
@@ -264,6 +270,28 @@ impl FakeObjects {
         secret.data = Some(data.iter().map(|(k, v)| (k.to_string(), bytes(v))).collect());
         self.secrets.lock().insert((namespace.into(), name.into()), Arc::new(secret));
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Makes or replaces a claim, bound to a volume if one is named.
+    pub fn put_claim(&self, namespace: &str, name: &str, volume: Option<&str>) {
+        let claim = serde_json::json!({
+            "metadata": {"name": name, "namespace": namespace, "uid": format!("uid-of-{name}"),
+                "resourceVersion": self.next_version().to_string()},
+            "spec": {"volumeName": volume},
+            "status": {"phase": if volume.is_some() { "Bound" } else { "Pending" }},
+        });
+        let claim = serde_json::from_value(claim).expect("it is a claim");
+        self.claims.lock().insert((namespace.into(), name.into()), Arc::new(claim));
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Makes or replaces a volume for a claim.
+    pub fn put_volume(&self, name: &str, claim: &str, mut spec: serde_json::Value, by: &str) {
+        spec["claimRef"] = serde_json::json!({"name": claim, "uid": format!("uid-of-{claim}")});
+        let volume = serde_json::json!({"spec": spec, "metadata": {"name": name,
+            "annotations": {"pv.kubernetes.io/provisioned-by": by}}});
+        let volume = serde_json::from_value(volume).expect("it is a volume");
+        self.volumes.lock().insert(name.into(), Arc::new(volume));
     }
 
     pub fn remove_config_map(&self, namespace: &str, name: &str) {
@@ -297,6 +325,22 @@ impl Objects for FakeObjects {
     async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, ObjectError> {
         let found = self.secrets.lock().get(&(namespace.into(), name.into())).cloned();
         found.ok_or_else(|| ObjectError::NotFound(format!("secret {name:?} not found")))
+    }
+
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<PersistentVolumeClaim>, ObjectError> {
+        let found = self.claims.lock().get(&(namespace.into(), name.into())).cloned();
+        found.ok_or_else(|| {
+            ObjectError::NotFound(format!("persistentvolumeclaim {name:?} not found"))
+        })
+    }
+
+    async fn volume(&self, name: &str) -> Result<Arc<PersistentVolume>, ObjectError> {
+        let found = self.volumes.lock().get(name).cloned();
+        found.ok_or_else(|| ObjectError::NotFound(format!("persistentvolume {name:?} not found")))
     }
 
     async fn token(

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::RunId;
+
 /// A Linux container's part of its spec. A runtime of sandboxes that have no system calls ignores it.
 /// <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub struct Linux {
     pub pod: PodLimits,
     /// Where the container may leave its last words.
     pub termination_message_path: String,
+    /// The run whose processes it sees and is seen by, instead of a process namespace of its own.
+    pub pid_of: Option<RunId>,
     /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
     pub stop_signal: String,
 }

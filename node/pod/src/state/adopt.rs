@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::{Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup};
+use super::{
+    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup,
+};
+use crate::admission::{self, Rejection};
 use crate::record::{Ended, Record, RunRecord};
 use crate::runtime::{Exit, Known};
 use crate::status::{self, Kind, Transitions};
@@ -24,6 +27,7 @@ impl PodState {
             uid,
             loaded: false,
             orphan: false,
+            rejected: false,
             removed: false,
             boot_id,
             started_at: now,
@@ -56,7 +60,9 @@ impl PodState {
             ContainerState::new(if sidecar { Kind::Sidecar } else { Kind::Init }, spec)
         });
         let main = self.spec().containers.iter().map(|spec| ContainerState::new(Kind::Main, spec));
-        self.containers = init.chain(main).collect();
+        let ephemeral = self.spec().ephemeral_containers.iter().flatten();
+        self.containers =
+            init.chain(main).chain(ephemeral.map(ContainerState::ephemeral)).collect();
         self.loaded = true;
         let status = self.pod.status.as_ref();
         self.since = status.map(status::transitions).unwrap_or_default();
@@ -65,7 +71,10 @@ impl PodState {
         match record {
             Some(record) => self.adopt_record(record, &known, runtimes, same_boot, now),
             None if !known.is_empty() => self.adopt_runs(&known, now),
-            None => self.adopt_api_status(now),
+            None => {
+                self.adopt_api_status(now);
+                self.admit(now);
+            }
         }
         if same_boot {
             let begun =
@@ -98,6 +107,7 @@ impl PodState {
     ) {
         self.started_at = record.started_at;
         self.ended = record.ended;
+        self.rejected = record.rejected;
         self.ending = record.ending_since.map(|since| {
             let grace = SignedDuration::from_secs(record.grace_seconds);
             Ending { since, deadline: since.saturating_add(grace).unwrap_or(now) }
@@ -126,7 +136,12 @@ impl PodState {
             c.last = run.last.clone().map(Box::new);
             c.backoff = run.backoff.filter(|_| same_boot);
             match &run.exit {
-                Some(exit) => c.phase = Phase::Ended(Box::new(exit.clone())),
+                Some(exit) => {
+                    c.phase = Phase::Ended(Box::new(exit.clone()));
+                    if run.anew {
+                        c.anew();
+                    }
+                }
                 None => self.adopt(index, known, now),
             }
         }
@@ -184,7 +199,8 @@ impl PodState {
     fn api_status(&self, container: &str) -> Option<&ContainerStatus> {
         let status = self.pod.status.as_ref()?;
         let init = status.init_container_statuses.iter().flatten();
-        let mut all = status.container_statuses.iter().flatten().chain(init);
+        let ephemeral = status.ephemeral_container_statuses.iter().flatten();
+        let mut all = status.container_statuses.iter().flatten().chain(init).chain(ephemeral);
         all.find(|s| s.name == container)
     }
 
@@ -230,16 +246,30 @@ impl PodState {
         }
     }
 
+    /// A pod that begins here is taken, or ends before it begins.
+    fn admit(&mut self, now: Timestamp) {
+        let begun = |c: &ContainerState| !matches!(c.phase, Phase::Fresh);
+        if self.orphan || self.removed || self.ended.is_some() || self.containers.iter().any(begun)
+        {
+            return;
+        }
+        let Err(Rejection { reason, message }) = admission::check(self.spec()) else { return };
+        let message = format!("Pod was rejected: {message}");
+        self.event(true, reason, message.clone());
+        self.ended =
+            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
+        self.rejected = true;
+        self.save(Durability::Process);
+        self.end(0, now);
+    }
+
     /// What init containers had prepared may be gone: they do their work again.
     fn rebooted(&mut self) {
         if self.ended.is_some() || self.ending.is_some() {
             return;
         }
         for c in self.containers.iter_mut().filter(|c| c.kind == Kind::Init) {
-            if let Phase::Ended(exit) = std::mem::replace(&mut c.phase, Phase::Fresh) {
-                c.attempt += 1;
-                c.last = Some(exit);
-            }
+            c.anew();
         }
     }
 }
@@ -262,6 +292,7 @@ pub(super) fn record(state: &PodState) -> Record {
     record.name = meta.name.clone().unwrap_or_default();
     record.grace_seconds = state.grace_seconds();
     record.ended = state.ended.clone();
+    record.rejected = state.rejected;
     record.ending_since = state.ending.map(|e| e.since);
     record.released = matches!(state.release, Setup::Done(()));
     if let Setup::Done(attachment) = &state.network {
@@ -294,6 +325,7 @@ fn run_record(c: &ContainerState) -> Option<RunRecord> {
         runtime: c.runtime.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         exit,
         last,
+        anew: matches!(c.phase, Phase::Fresh),
         backoff: c.backoff,
     })
 }

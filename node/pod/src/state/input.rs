@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
 
 use super::{
-    Action, Durability, Ending, ImageStep, Phase, PodState, Refresh, Running, Setup, StartFailure,
-    start_error, trouble,
+    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, Refresh, Running,
+    Setup, StartFailure, start_error, trouble,
 };
 use crate::outside::{Attachment, Image, ImageError};
 use crate::probe::{self, Outcome, Probe, Verdict};
@@ -37,6 +37,10 @@ impl PodState {
         if old_meta.labels != new_meta.labels || old_meta.annotations != new_meta.annotations {
             self.look_again();
         }
+        let known = self.containers.iter().filter(|c| c.kind == Kind::Ephemeral).count();
+        let spec = self.spec();
+        let added = spec.ephemeral_containers.iter().flatten().skip(known);
+        let added: Vec<_> = added.map(ContainerState::ephemeral).collect();
         for index in 0..self.containers.len() {
             let image = |pod: &Pod| {
                 let spec = pod.spec.as_ref()?;
@@ -53,15 +57,18 @@ impl PodState {
                 }
             }
         }
+        self.containers.extend(added);
         self.notice_deletion(now);
     }
 
-    /// The API does not let the list of containers of a pod change.
+    /// The API does not let the list of containers of a pod change, except that ephemeral ones are added.
     fn has_same_containers(&self, pod: &Pod) -> bool {
         let spec = pod.spec.as_ref();
         let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
-        let all = init.chain(spec.into_iter().flat_map(|s| &s.containers));
-        all.map(|c| &c.name).eq(self.containers.iter().map(|c| &c.name))
+        let all = init.chain(spec.into_iter().flat_map(|s| &s.containers)).map(|c| &c.name);
+        let ephemeral = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+        let mut now = all.chain(ephemeral.map(|c| &c.name));
+        self.containers.iter().all(|c| now.next() == Some(&c.name))
     }
 
     /// Begins the end once the object says so, and hurries it when the grace was shortened.
@@ -415,14 +422,30 @@ impl PodState {
 
     /// Asks a running container to end, its preStop hook first.
     pub fn stop(&mut self, index: usize, grace_seconds: Option<i64>, why: String, now: Timestamp) {
+        let lifecycle = self.container_spec(index).lifecycle.as_ref();
+        let hook = lifecycle.and_then(|l| l.pre_stop.clone()).map(Box::new);
+        self.stop_after(hook, index, grace_seconds, why, now);
+    }
+
+    /// Asks a running container to end at once, without its preStop hook.
+    pub fn kill(&mut self, index: usize, why: String, now: Timestamp) {
+        self.stop_after(None, index, Some(0), why, now);
+    }
+
+    fn stop_after(
+        &mut self,
+        hook: Option<Box<LifecycleHandler>>,
+        index: usize,
+        grace_seconds: Option<i64>,
+        why: String,
+        now: Timestamp,
+    ) {
         let seconds = grace_seconds.or(self.spec().termination_grace_period_seconds);
         let seconds = seconds.unwrap_or(30).max(0);
         let mut deadline = now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
         if let Some(ending) = &self.ending {
             deadline = deadline.min(ending.deadline).max(now);
         }
-        let lifecycle = self.container_spec(index).lifecycle.as_ref();
-        let hook = lifecycle.and_then(|l| l.pre_stop.clone()).map(Box::new);
         let id = self.run_id(index);
         let c = &mut self.containers[index];
         let runtime = c.runtime.map_or(0, |(index, _)| index);

@@ -25,6 +25,8 @@ impl PodState {
             containers: (0..self.containers.len()).map(|i| self.container(i, now)).collect(),
             ended: self.ended.as_ref(),
             stopped: self.ending.is_some() && !alive,
+            rejected: self.rejected,
+            restarting_all: self.restarts_all().is_some(),
             since: &self.since,
         }
     }
@@ -96,7 +98,7 @@ impl PodState {
     }
 
     fn waiting_to_be_created(&self) -> State {
-        let has_init = self.containers.iter().any(|c| c.kind != Kind::Main);
+        let has_init = self.containers.iter().any(|c| matches!(c.kind, Kind::Init | Kind::Sidecar));
         let reason =
             if has_init && !self.initialized { "PodInitializing" } else { "ContainerCreating" };
         let message = match (&self.volumes, &self.network) {

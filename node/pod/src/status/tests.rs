@@ -59,6 +59,8 @@ fn status(spec: Value, containers: &[&str], stopped: bool, ended: Option<&Ended>
     let pod = json!({"metadata": {"name": "p", "generation": 3}, "spec": spec, "status": {"conditions": conditions}});
     let pod: Pod = serde_json::from_value(pod).unwrap();
     let facts = Facts {
+        rejected: false,
+        restarting_all: false,
         started_at: at(0),
         pod_ips: &["10.42.0.5".parse().unwrap()],
         host_ip: "192.0.2.1".parse().unwrap(),

@@ -216,6 +216,32 @@ async fn an_end_that_is_not_reported_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_end_that_begins_the_whole_pod_anew() {
+    let b = Bench::new().await;
+    b.world.runtime.script("first", vec![exits(0, 1), exits(0, 1)]);
+    b.world.runtime.script("c", vec![exits(42, 5)]);
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    b.set(&pod(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "first", "image": "i"},
+            {"name": "side", "image": "i", "restartPolicy": "Always"}],
+        "containers": [
+            {"name": "c", "image": "hello:v1", "restartPolicy": "Never", "restartPolicyRules": rule},
+            {"name": "d", "image": "hello:v1", "lifecycle": {"preStop": {"sleep": {"seconds": 9}}}}],
+    })));
+    let status = b.until_ready().await;
+    assert!(!is_true(&status, "AllContainersRestarting"));
+    let status = b.until(|s| is_true(s, "AllContainersRestarting")).await;
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let status = b.until_ready().await;
+    for name in ["first", "side", "c", "d"] {
+        assert_eq!(container(&status, name).restart_count, 1, "{name}");
+    }
+    assert!(b.seconds() < 9 + 5, "no hook was waited for: {}", b.seconds());
+    assert_eq!(b.world.runtime.running().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_evicted_pod_fails_and_says_why() {
     let b = Bench::new().await;
     b.world

@@ -145,3 +145,56 @@ async fn logs_of_now_and_before() {
     let (followed, ()) = tokio::join!(follow, kill);
     assert_eq!(followed.unwrap(), "two\n");
 }
+
+#[tokio::test(start_paused = true)]
+async fn ephemeral_containers_join_a_pod_that_runs() {
+    let b = Bench::new().await;
+    let mut p = pod(json!({}));
+    b.set(&p);
+    b.until_ready().await;
+    p["metadata"]["generation"] = json!(2);
+    p["spec"]["ephemeralContainers"] = json!([
+        {"name": "debug", "image": "i", "targetContainerName": "c", "stdin": true},
+        {"name": "brief", "image": "i"}]);
+    b.world.runtime.script("brief", vec![exits(3, 1)]);
+    b.set(&p);
+    let ended = |s: &PodStatus| {
+        let all = s.ephemeral_container_statuses.iter().flatten();
+        all.filter(|c| c.state.as_ref().is_some_and(|s| s.terminated.is_some())).count() == 1
+    };
+    let status = b.until(ended).await;
+    assert!(is_true(&status, "Ready"), "its end is nothing to the pod");
+    let names: Vec<String> = b.world.runtime.running().into_iter().map(|id| id.container).collect();
+    assert_eq!(names, ["c", "debug"]);
+    let spec = b.world.runtime.spec(&run("debug", 0)).unwrap();
+    assert_eq!((spec.linux.pid_of, spec.stdin), (Some(run("c", 0)), true));
+    let b = b.restart_agent().await;
+    b.set(&p);
+    p["spec"]["ephemeralContainers"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "more", "image": "i"}));
+    b.set(&p);
+    let more = run("more", 0);
+    b.until_true("it runs too", || b.world.runtime.running().contains(&more)).await;
+    assert_eq!(b.world.runtime.running().len(), 3);
+    // The pod is over when its own containers are.
+    b.set(&deleted(p, 1));
+    b.until_terminated().await;
+    assert!(b.world.runtime.running().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_node_does_not_take_ends_before_it_begins() {
+    let b = Bench::new().await;
+    b.set(&pod(json!({"os": {"name": "windows"}})));
+    let status = b.until_phase("Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("PodOSNotSupported"));
+    assert!(status.message.as_deref().unwrap().starts_with("Pod was rejected: "), "{status:?}");
+    assert_eq!(status.container_statuses, None);
+    assert_eq!((b.events(), b.world.runtime.starts()), (vec!["!PodOSNotSupported".to_owned()], 0));
+    let b = b.restart_agent().await;
+    b.set(&pod(json!({"os": {"name": "windows"}})));
+    b.until_true("it knows", || b.pods.status("u").is_some()).await;
+    assert_eq!(b.pods.status("u").unwrap().container_statuses, None);
+}

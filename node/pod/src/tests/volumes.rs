@@ -56,16 +56,13 @@ async fn a_missing_object_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_supported_says_so() {
     let b = Bench::new().await;
-    b.set(&pod(json!({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]})));
+    b.set(&pod(json!({"volumes": [{"name": "v", "csi": {"driver": "d"}}]})));
     let status = b.until_waiting("ContainerCreating").await;
     assert_eq!(
         waiting(&status).1,
-        "MountVolume.SetUp failed for volume \"v\" : this node does not support volumes of type nfs"
+        "MountVolume.SetUp failed for volume \"v\" : this node does not support volumes of type csi"
     );
-    b.set(&deleted(
-        pod(json!({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]})),
-        30,
-    ));
+    b.set(&deleted(pod(json!({"volumes": [{"name": "v", "csi": {"driver": "d"}}]})), 30));
     b.until_terminated().await;
 }
 
@@ -138,4 +135,50 @@ async fn secrets_lie_in_memory_where_there_is_some() {
         !b.pod_dir().exists() && !memory.path().join("pods/u").exists()
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_waited_for_and_leads_to_its_volume() {
+    let b = Bench::new().await;
+    let keeps = b.dir.path().join("volumes/pvc-1");
+    let p = pod(json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}],
+        "securityContext": {"fsGroup": 7},
+        "containers": [{"name": "c", "image": "i:1", "volumeMounts": [{"name": "data", "mountPath": "/d"},
+            {"name": "data", "mountPath": "/s", "subPath": "a/b"}]}]}));
+    b.set(&p);
+    b.until_waiting("ContainerCreating").await;
+    let processing = "Unable to attach or mount volumes: unmounted volumes=[data], unattached volumes=[], failed to process volumes=[data]: error processing PVC default/c: ";
+    let missing = "failed to fetch PVC from API server: persistentvolumeclaim \"c\" not found";
+    assert_eq!(b.message("FailedMount"), format!("{processing}{missing}"));
+    b.world.objects.put_volume(
+        "pvc-1",
+        "c",
+        json!({"local": {"path": &keeps}}),
+        "rimward.dev/local-path",
+    );
+    b.world.objects.put_claim("default", "c", Some("pvc-1"));
+    b.until_ready().await;
+    let mounts = b.world.runtime.spec(&run("c", 0)).unwrap().mounts;
+    assert_eq!(mounts[0].host_path, keeps.canonicalize().unwrap());
+    assert_eq!(mounts[1].host_path, keeps.canonicalize().unwrap().join("a/b"));
+    std::fs::write(keeps.join("file"), "kept").unwrap();
+    b.pods.remove("u");
+    b.until_true("the pod's directory goes", || !b.pod_dir().exists()).await;
+    assert_eq!(std::fs::read_to_string(keeps.join("file")).unwrap(), "kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_volume_is_not_there_says_so() {
+    let b = Bench::new().await;
+    let claim = |name: &str| {
+        pod(json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}))
+    };
+    b.world.objects.put_volume("pv-1", "c", json!({"local": {"path": "/nowhere/at/all"}}), "");
+    b.world.objects.put_claim("default", "c", Some("pv-1"));
+    b.set(&claim("c"));
+    b.until_waiting("ContainerCreating").await;
+    assert_eq!(
+        b.message("FailedMount"),
+        "MountVolume.SetUp failed for volume \"pv-1\" : path \"/nowhere/at/all\" does not exist"
+    );
 }

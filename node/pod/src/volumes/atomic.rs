@@ -31,9 +31,9 @@ pub(crate) fn write(volume: &Path, files: &Files, group: Option<i64>) -> io::Res
         fs::create_dir_all(parent)?;
         fs::write(&path, &file.data)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode(file)))?;
-        if group.is_some() {
+        if group.is_some() || file.user.is_some() {
             // An ordinary user cannot give files away; its containers run as itself anyway.
-            let _not_root = std::os::unix::fs::chown(&path, None, group);
+            let _not_root = std::os::unix::fs::chown(&path, file.user, group);
         }
     }
     let swap = volume.join("..data_tmp");
@@ -63,7 +63,9 @@ fn count(dir: &Path) -> usize {
 
 fn new_dir(volume: &Path) -> io::Result<PathBuf> {
     for n in 0u32.. {
-        let name = PathBuf::from(format!("..{}_{n}", jiff::Timestamp::now().as_nanosecond()));
+        let now = jiff::Timestamp::now();
+        let second = now.strftime("%Y_%m_%d_%H_%M_%S");
+        let name = PathBuf::from(format!("..{second}.{}{n}", now.subsec_nanosecond()));
         match fs::create_dir(volume.join(&name)) {
             Ok(()) => {
                 fs::set_permissions(volume.join(&name), fs::Permissions::from_mode(0o755))?;
@@ -117,7 +119,7 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Files {
-        let file = |data: &str| File { data: data.as_bytes().to_vec(), mode: 0o640 };
+        let file = |data: &str| File { data: data.as_bytes().to_vec(), mode: 0o640, user: None };
         list.iter().map(|(path, data)| (path.to_string(), file(data))).collect()
     }
 

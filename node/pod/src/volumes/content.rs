@@ -1,9 +1,14 @@
 //! What a volume is to contain, decided from the pod and the objects it refers to.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Volume, VolumeProjection,
+};
 
+use super::claimed::Claimed;
+use crate::container_spec::pod_limits;
 use crate::downward::{self, Facts};
 use crate::sources::{Name, Sources};
 
@@ -12,6 +17,8 @@ use crate::sources::{Name, Sources};
 pub(crate) struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Whose it is, if not this process's own.
+    pub user: Option<u32>,
 }
 
 /// By path relative to the volume.
@@ -28,6 +35,24 @@ pub(crate) enum Content {
         kind: String,
     },
     Files(Files),
+    /// The volume behind a claim.
+    Claimed(Claimed),
+    Nfs(Nfs),
+    /// What an image holds; the layers, lowest first, once it is here.
+    Image {
+        reference: String,
+        policy: Option<String>,
+        layers: Vec<PathBuf>,
+    },
+}
+
+/// An export of an NFS server.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Nfs {
+    pub server: String,
+    pub path: String,
+    pub read_only: bool,
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,10 +79,29 @@ pub(crate) fn of(
         };
         let size_limit = empty.size_limit.as_ref().map(downward::parse).transpose()?;
         let size_limit = size_limit.map(|q| q.value().max(0) as u64).filter(|n| *n > 0);
+        let size_limit = match memory {
+            true => memory_size(pod.spec.as_ref(), size_limit, facts)?,
+            false => size_limit,
+        };
         return Ok(Content::EmptyDir { memory, size_limit });
     }
     if let Some(host) = &volume.host_path {
         return Ok(Content::HostPath { kind: host.type_.clone().unwrap_or_default() });
+    }
+    if let Some(nfs) = &volume.nfs {
+        return Ok(Content::Nfs(Nfs {
+            server: nfs.server.clone(),
+            path: nfs.path.clone(),
+            read_only: nfs.read_only == Some(true),
+            options: Vec::new(),
+        }));
+    }
+    if let Some(image) = &volume.image {
+        return Ok(Content::Image {
+            reference: image.reference.clone().unwrap_or_default(),
+            policy: image.pull_policy.clone(),
+            layers: Vec::new(),
+        });
     }
     let mut files = Files::new();
     if let Some(source) = &volume.config_map {
@@ -80,6 +124,18 @@ pub(crate) fn of(
         return Err(format!("this node does not support volumes of type {}", kind(volume)));
     }
     Ok(Content::Files(files))
+}
+
+/// A file system in memory holds no more than the pod may have, nor than the node has for pods.
+/// <https://kubernetes.io/docs/concepts/storage/volumes/#emptydir>
+fn memory_size(
+    spec: Option<&PodSpec>,
+    size_limit: Option<u64>,
+    facts: &Facts,
+) -> Result<Option<u64>, String> {
+    let pod = spec.map(pod_limits).transpose()?.and_then(|limits| limits.memory_limit_bytes);
+    let node = Some(facts.allocatable.memory_bytes).filter(|n| *n > 0);
+    Ok([size_limit, pod, node].into_iter().flatten().min())
 }
 
 /// The name of the volume's source as the manifest has it.
@@ -116,7 +172,14 @@ fn projection(
     }
     if let Some(s) = &source.service_account_token {
         let token = tokens.by_path.get(&s.path).ok_or("failed to fetch token")?;
+        // As the kubelet has it: a token is for the one user that reads it, where there is one.
+        let user = only_user(pod);
+        let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()?.fs_group);
+        let mode = if user.is_some() || group.is_some() { 0o600 } else { mode };
         insert(files, &s.path, token.clone().into_bytes(), mode)?;
+        if let Some(file) = files.get_mut(&s.path) {
+            file.user = user;
+        }
     }
     if source.cluster_trust_bundle.is_some() {
         return Err("this node does not support projections of type clusterTrustBundle".into());
@@ -125,6 +188,20 @@ fn projection(
         return Err("this node does not support projections of type podCertificate".into());
     }
     Ok(())
+}
+
+/// The user as whom all containers of a pod run, if there is one such.
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let users = containers
+        .map(|c| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod))
+        .collect::<Option<std::collections::BTreeSet<i64>>>()?;
+    match (users.len(), users.first()) {
+        (1, Some(user)) => u32::try_from(*user).ok(),
+        _ => None,
+    }
 }
 
 fn keys(
@@ -145,9 +222,11 @@ fn keys(
             Some(data) => insert(files, &item.path, data.to_vec(), item.mode.unwrap_or(mode))?,
             None if optional => {}
             None => {
-                let kind =
-                    if matches!(name, Name::Secret(_)) { "secret key" } else { "config key" };
-                return Err(format!("references non-existent {kind}: {}", item.key));
+                let what = match name {
+                    Name::ConfigMap(_) => "configmap references non-existent config key",
+                    _ => "references non-existent secret key",
+                };
+                return Err(format!("{what}: {}", item.key));
             }
         }
     }
@@ -183,7 +262,7 @@ fn insert(files: &mut Files, path: &str, data: Vec<u8>, mode: i32) -> Result<(),
             "invalid path {path:?}: it must be relative and stay inside the volume"
         ));
     }
-    files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32 });
+    files.insert(path.to_owned(), File { data, mode: (mode & 0o777) as u32, user: None });
     Ok(())
 }
 
@@ -214,7 +293,7 @@ mod tests {
         let seen = of(&pod, &volume, &sources, &tokens, &facts);
         let expected = expected.map_err(String::from).map(|files| {
             let file = |(path, data, mode): &(&str, &str, u32)| {
-                (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode })
+                (path.to_string(), File { data: data.as_bytes().to_vec(), mode: *mode, user: None })
             };
             Content::Files(files.iter().map(file).collect())
         });
@@ -246,20 +325,39 @@ mod tests {
     }
 
     #[test]
+    fn whose_a_token_is() {
+        let check = |spec: Value, expected: Option<u32>| {
+            let pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            assert_eq!(only_user(&pod), expected);
+        };
+        let as_user = |user: Value| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        check(json!({"containers": [as_user(json!(7))]}), Some(7));
+        check(json!({"containers": [as_user(json!(7)), as_user(json!(8))]}), None);
+        check(json!({"containers": [as_user(json!(null))]}), None);
+        let pods = json!({"runAsUser": 9});
+        check(json!({"securityContext": pods, "containers": [as_user(json!(null))]}), Some(9));
+        check(
+            json!({"securityContext": pods, "containers": [as_user(json!(7))],
+            "initContainers": [as_user(json!(null))]}),
+            None,
+        );
+    }
+
+    #[test]
     fn refusals() {
         check(json!({"name": "v", "configMap": {"name": "x"}}), Err("configmap \"x\" not found"));
         check(json!({"name": "v", "secret": {"secretName": "x"}}), Err("secret \"x\" not found"));
         check(
             json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "z", "path": "z"}]}}),
-            Err("references non-existent config key: z"),
+            Err("configmap references non-existent config key: z"),
         );
         check(
             json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a", "path": "../../etc/x"}]}}),
             Err("invalid path \"../../etc/x\": it must be relative and stay inside the volume"),
         );
         check(
-            json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}),
-            Err("this node does not support volumes of type persistentVolumeClaim"),
+            json!({"name": "v", "csi": {"driver": "d"}}),
+            Err("this node does not support volumes of type csi"),
         );
         check(
             json!({"name": "v", "emptyDir": {"medium": "Tape"}}),

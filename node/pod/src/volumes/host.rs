@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use rustix::mount::UnmountFlags;
+
 use super::atomic::make_dir;
 
 /// Holds what subPaths of files lead to; no container or volume can be called this.
@@ -43,17 +45,19 @@ fn mount_tmpfs(dir: &Path, options: &str) {
     }
 }
 
-fn is_mount(dir: &Path) -> bool {
-    let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+/// Whether something is mounted here: not where a link leads.
+pub(super) fn is_mount(dir: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir) != device(parent))
 }
 
 /// Undoes a mount if there is one; safe without.
 pub(super) fn unmount(dir: &Path) {
     if is_mount(dir)
-        && let Err(error) = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH)
+        && let Err(error) =
+            rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
     {
-        tracing::warn!(dir = %dir.display(), %error, "cannot unmount an emptyDir");
+        tracing::warn!(dir = %dir.display(), %error, "cannot unmount a volume");
     }
 }
 
@@ -64,6 +68,10 @@ pub(super) fn check(path: &Path, kind: &str) -> Result<(), String> {
     let shown = path.display();
     let failed = |what: &str| Err(format!("hostPath type check failed: {shown} is not {what}"));
     match kind {
+        // As container runtimes have it: what is not there is made, a directory.
+        "" if found.is_none() => {
+            fs::create_dir_all(path).map_err(|e| format!("cannot create directory {shown}: {e}"))
+        }
         "" => Ok(()),
         "DirectoryOrCreate" if found.is_none() => {
             fs::create_dir_all(path).map_err(|e| format!("cannot create directory {shown}: {e}"))
@@ -85,19 +93,72 @@ pub(super) fn check(path: &Path, kind: &str) -> Result<(), String> {
     }
 }
 
+/// Makes `link` lead to where a volume lies.
+pub(super) fn link(link: &Path, to: &Path) -> io::Result<()> {
+    match fs::read_link(link) {
+        Ok(there) if there == to => return Ok(()),
+        Ok(_) => fs::remove_file(link)?,
+        Err(_) => {}
+    }
+    std::os::unix::fs::symlink(to, link)
+}
+
+/// A local volume: it must be there, unless it is this node's own to make. Err is the kubelet's text.
+pub(super) fn local(path: &Path, ours: bool) -> Result<(), String> {
+    let shown = path.display();
+    match ours {
+        true => make_dir(path, 0o777).map_err(|e| format!("cannot create directory {shown}: {e}")),
+        false if path.exists() => Ok(()),
+        false => Err(format!("path {shown:?} does not exist")),
+    }
+}
+
+/// fsGroup: everything in a volume belongs to the group, which may do what its owner may, and so will what
+/// is made there later. With `OnRootMismatch` only when the volume's root is not so yet.
+/// <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/#configure-volume-permission-and-ownership-change-policy-for-pods>
+pub(super) fn give_to_group(root: &Path, group: u32, policy: &str) -> io::Result<()> {
+    let of_root = fs::metadata(root)?;
+    if policy == "OnRootMismatch" && of_root.gid() == group && of_root.mode() & 0o2770 == 0o2770 {
+        return Ok(());
+    }
+    give(root, group)
+}
+
+fn give(path: &Path, group: u32) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    // What a link leads to may lie anywhere.
+    std::os::unix::fs::lchown(path, None, Some(group))?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    let bits = if meta.is_dir() { 0o2770 } else { 0o660 };
+    fs::set_permissions(path, fs::Permissions::from_mode(meta.mode() & 0o7777 | bits))?;
+    if meta.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), group)?;
+        }
+    }
+    Ok(())
+}
+
 /// The part of a volume that a subPath names. A file that may be replaced (`frozen`) is linked to a
 /// place of its own under `links`, so that the container keeps what it saw at its start, as with a
 /// bind mount. What leads out of the volume is refused.
 pub(crate) fn sub_path(volume: &Path, sub: &str, links: Option<&Path>) -> Result<PathBuf, String> {
     let relative = Path::new(sub);
+    // In the kubelet's words.
+    if relative.is_absolute() {
+        return Err(format!("error SubPath `{sub}` must not be an absolute path"));
+    }
     if relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("subPath {sub:?} must be relative and must not contain '..'"));
+        return Err(format!("unable to provision SubPath `{sub}`: must not contain '..'"));
     }
     let io = |e: io::Error| format!("cannot prepare subPath {sub:?}: {e}");
     let base = volume.canonicalize().map_err(io)?;
+    let mode = fs::metadata(&base).map_err(io)?.mode() & 0o7777;
     let wanted = base.join(relative);
     if fs::symlink_metadata(&wanted).is_err() {
-        create_inside(&base, relative).map_err(io)?;
+        create_inside(&base, relative, mode).map_err(io)?;
     }
     let real = wanted.canonicalize().map_err(io)?;
     if !real.starts_with(&base) {
@@ -113,13 +174,14 @@ pub(crate) fn sub_path(volume: &Path, sub: &str, links: Option<&Path>) -> Result
     }
 }
 
-/// Makes directories part by part, so that no symlink inside the volume leads the creation outside.
-fn create_inside(base: &Path, relative: &Path) -> io::Result<()> {
+/// Makes directories part by part, so that no symlink inside the volume leads the creation outside. They get
+/// the mode of the volume, as the kubelet has it.
+fn create_inside(base: &Path, relative: &Path, mode: u32) -> io::Result<()> {
     let mut at = base.to_owned();
     for part in relative.components() {
         at = at.join(part);
         if fs::symlink_metadata(&at).is_err() {
-            make_dir(&at, 0o777)?;
+            make_dir(&at, mode)?;
         }
         if !at.canonicalize()?.starts_with(base) {
             return Err(io::Error::other("it leads out of its volume"));
@@ -163,9 +225,10 @@ mod tests {
         let check = |name: &str, kind: &str, good: bool| {
             assert_eq!(check(&path(name), kind).is_ok(), good, "{name} {kind}");
         };
-        check("none", "", true);
         check("none", "Directory", false);
         check("none", "File", false);
+        check("anything", "", true);
+        check("anything", "Directory", true);
         check("made", "DirectoryOrCreate", true);
         check("made", "Directory", true);
         check("made", "FileOrCreate", false);

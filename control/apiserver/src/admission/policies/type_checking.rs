@@ -85,6 +85,7 @@ async fn check(server: &Arc<Inner>, served: &Arc<Served>, policy: &Value) -> Res
     let options = WriteOptions {
         dry_run: false,
         manager: MANAGER.to_owned(),
+        sent: Default::default(),
         validation: FieldValidation::Ignore,
         force: false,
     };

@@ -126,8 +126,13 @@ fn options(options: Options<'_>) -> Value {
 }
 
 fn write_options(kind: &str, options: &WriteOptions) -> Value {
-    let mut shown =
-        json!({ "kind": kind, "apiVersion": "meta.k8s.io/v1", "fieldManager": options.manager });
+    let mut shown = json!({ "kind": kind, "apiVersion": "meta.k8s.io/v1" });
+    let (manager, validation) = &options.sent;
+    for (field, sent) in [("fieldManager", manager), ("fieldValidation", validation)] {
+        if !sent.is_empty() {
+            shown[field] = sent.as_str().into();
+        }
+    }
     if options.dry_run {
         shown["dryRun"] = json!(["All"]);
     }

@@ -9,17 +9,21 @@ pub enum ObjectKind {
     Service,
     EndpointSlice,
     Ingress,
+    PersistentVolume,
+    PersistentVolumeClaim,
     Pod,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::ConfigMap,
         Self::Secret,
         Self::Service,
         Self::EndpointSlice,
         Self::Ingress,
+        Self::PersistentVolume,
+        Self::PersistentVolumeClaim,
         Self::Pod,
     ];
 
@@ -32,6 +36,8 @@ impl ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Ingress => "Ingress",
+            Self::PersistentVolume => "PersistentVolume",
+            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
             Self::Pod => "Pod",
         }
     }
