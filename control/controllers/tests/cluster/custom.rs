@@ -248,7 +248,8 @@ async fn a_budget_asks_for_their_scale() {
     cluster.define(definition("gadgets", "Gadget", &["v1"])).await;
     let widget = cluster.make("widgets", "v1", "default", json!({ "name": "w" })).await;
     let path = resource("widgets", "v1").path("default", "w", "scale");
-    let scale = json!({ "metadata": { "name": "w", "namespace": "default" }, "spec": { "replicas": 4 } });
+    let scale =
+        json!({ "metadata": { "name": "w", "namespace": "default" }, "spec": { "replicas": 4 } });
     cluster.call(Method::PUT, &path, Some(&scale)).await.unwrap();
     let pod = |name: &str, owner: Value| {
         json!({ "metadata": { "name": name, "namespace": "default", "labels": { "app": "w" }, "ownerReferences": [owner] },
