@@ -256,7 +256,8 @@ impl PodState {
         let Err(Rejection { reason, message }) = admission::check(self.spec()) else { return };
         let message = format!("Pod was rejected: {message}");
         self.event(true, reason, message.clone());
-        self.ended = Some(Ended { succeeded: false, reason: reason.into(), message });
+        self.ended =
+            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
         self.rejected = true;
         self.save(Durability::Process);
         self.end(0, now);
