@@ -67,6 +67,14 @@ struct Deprecated {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WebhookCall {
+    name: String,
+    operation: &'static str,
+    rejected: &'static str,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Lane {
     request_kind: &'static str,
 }
@@ -82,6 +90,7 @@ pub struct Metrics {
     sizes: Histograms<Asked>,
     terminated: Family<Terminated, Counter<u64, AtomicU64>>,
     deprecated: Family<Deprecated, Gauge<i64, AtomicI64>>,
+    webhooks: Histograms<WebhookCall>,
     /// Of what was asked before: to find these costs less than to write out their labels.
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     reads: Gauge<i64, AtomicI64>,
@@ -126,6 +135,10 @@ fn size_buckets() -> Histogram {
     Histogram::new([1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
 }
 
+fn webhook_buckets() -> Histogram {
+    Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0])
+}
+
 impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
@@ -134,6 +147,12 @@ impl Metrics {
         let objectives = Family::new_with_constructor(by_time);
         let sizes = Family::new_with_constructor(size_buckets as fn() -> Histogram);
         let (terminated, deprecated) = (Family::default(), Family::default());
+        let webhooks = Family::new_with_constructor(webhook_buckets as fn() -> Histogram);
+        registry.register(
+            "apiserver_admission_webhook_admission_duration_seconds",
+            "Time of calls to admission webhooks",
+            webhooks.clone(),
+        );
         let (inflight, long) =
             (Family::<Lane, Gauge<i64, AtomicI64>>::default(), Family::default());
         let lane = |request_kind| inflight.get_or_create(&Lane { request_kind }).clone();
@@ -186,6 +205,7 @@ impl Metrics {
             sizes,
             terminated,
             deprecated,
+            webhooks,
             series: RwLock::default(),
             reads,
             writes,
@@ -263,6 +283,18 @@ impl Metrics {
         }
         let requests = self.requests.get_or_create(&Answered { run, code }).clone();
         Series { requests, seconds, sizes, terminated }
+    }
+
+    /// A webhook was called: its name, the operation, and whether it mutates (`admit`) or validates.
+    pub fn webhook_called(
+        &self,
+        (name, operation, kind): (&str, &'static str, &'static str),
+        rejected: bool,
+        took: Duration,
+    ) {
+        let rejected = if rejected { "true" } else { "false" };
+        let called = WebhookCall { name: name.to_owned(), operation, rejected, r#type: kind };
+        self.webhooks.get_or_create(&called).observe(took.as_secs_f64());
     }
 
     /// How the checks of an endpoint of health stand.

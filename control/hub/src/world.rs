@@ -589,10 +589,7 @@ pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
             }
         }
     }
-    let containers = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().chain(&spec.ephemeral_containers).flatten());
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let ephemeral = spec.ephemeral_containers.iter().flatten();
     let all = containers.map(|c| (&c.env_from, &c.env));
     for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {

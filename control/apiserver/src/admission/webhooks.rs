@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::future::join_all;
 use parking_lot::RwLock;
@@ -144,7 +145,7 @@ async fn mutate_by(
 ) -> Result<bool, Status> {
     let before = form::shown(server, review, served, review.object).await?;
     let old = old_shown(server, review, served).await?;
-    let answer = match hook.call(server, review, served, &before, &old, true).await {
+    let answer = match call(server, review, hook, served, (&before, &old), true).await {
         Ok(answer) => answer,
         Err(failure) => {
             review.warnings.extend(failure.warnings());
@@ -176,6 +177,25 @@ async fn mutate_by(
     let taken = form::take(server, review, served, after).await;
     taken.map_err(|e| Status::internal(e.message))?;
     Ok(form::shown(server, review, served, review.object).await? != before)
+}
+
+/// Calls a webhook; how long that took is told.
+async fn call(
+    server: &Inner,
+    review: &Review<'_>,
+    hook: &Hook,
+    served: &Served,
+    (object, old): (&Value, &Value),
+    mutating: bool,
+) -> Result<Answer, Failure> {
+    let began = Instant::now();
+    let answer = hook.call(server, review, served, object, old, mutating).await;
+    // One that failed rejects nothing; what its failure means is its policy.
+    let rejected = matches!(answer, Err(Failure::Denied { .. }));
+    let kind = if mutating { "admit" } else { "validating" };
+    let about = (hook.name.as_str(), review.operation.word(), kind);
+    server.metrics.webhook_called(about, rejected, began.elapsed());
+    answer
 }
 
 async fn old_shown(server: &Inner, review: &Review<'_>, served: &Served) -> Result<Value, Status> {
@@ -211,7 +231,7 @@ pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Sta
             .iter()
             .find(|(index, _, _)| *index == served.index)
             .expect("every version was shown");
-        async move { (*hook, hook.call(server, asked, served, object, old, false).await) }
+        async move { (*hook, call(server, asked, hook, served, (object, old), false).await) }
     });
     let answers: Vec<(&Arc<Hook>, Result<Answer, Failure>)> = join_all(calls).await;
     let mut refused = None;

@@ -94,6 +94,13 @@ async fn a_validating_webhook_is_asked_and_obeyed() {
     );
     assert_eq!(status["reason"], "Forbidden");
     assert_eq!(refused.warnings(), ["299 - \"think again\""]);
+    let metrics = c.get("/metrics").await.text();
+    for rejected in [false, true] {
+        let line = format!(
+            r#"apiserver_admission_webhook_admission_duration_seconds_count{{name="v.example.com",operation="CREATE",rejected="{rejected}",type="validating"}} "#
+        );
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
     c.get(&format!("{CONFIG_MAPS}/b")).await.expect(404);
 
     server.take();
