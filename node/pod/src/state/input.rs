@@ -67,10 +67,13 @@ impl PodState {
     fn has_same_containers(&self, pod: &Pod) -> bool {
         let spec = pod.spec.as_ref();
         let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
-        let all = init.chain(spec.into_iter().flat_map(|s| &s.containers)).map(|c| &c.name);
+        let lasting = init.chain(spec.into_iter().flat_map(|s| &s.containers)).map(|c| &c.name);
         let ephemeral = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
-        let mut now = all.chain(ephemeral.map(|c| &c.name));
-        self.containers.iter().all(|c| now.next() == Some(&c.name))
+        let mut ephemeral = ephemeral.map(|c| &c.name);
+        let (known, added): (Vec<_>, Vec<_>) =
+            self.containers.iter().partition(|c| c.kind != Kind::Ephemeral);
+        lasting.eq(known.iter().map(|c| &c.name))
+            && added.iter().all(|c| ephemeral.next() == Some(&c.name))
     }
 
     /// Begins the end once the object says so, and hurries it when the grace was shortened.
