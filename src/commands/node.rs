@@ -60,6 +60,8 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             node_ip: None,
             pods_max: options.max_pods,
             eviction_hard: options.eviction_hard,
+            // The node's assembly adds them.
+            handlers: Vec::new(),
             eviction_soft: EvictionSoft::parse(
                 &options.eviction_soft,
                 &options.eviction_soft_grace_period,

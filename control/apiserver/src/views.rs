@@ -201,7 +201,7 @@ impl Inner {
         stored: &Stored,
         code: u16,
     ) -> Result<Response, Status> {
-        let form = negotiate::accepted(&call.headers, served)?;
+        let form = Form { lean: call.lean, ..negotiate::accepted(&call.headers, served)? };
         if form.shape == Shape::Table {
             let rows = std::slice::from_ref(stored);
             let meta = ListMeta::none(stored.revision);

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rimward_api::ObjectKey;
 use rimward_client::Cache;
+use rimward_control_lean::Pod;
 
 use crate::driver::Keys;
 use crate::indexes::{self, BY_LABEL, BY_SELECTOR};

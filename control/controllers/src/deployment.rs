@@ -16,10 +16,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::Resource as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use rimward_api::ObjectKey;
 use rimward_api::selector::LabelSelector;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
+use rimward_control_lean::Pod;
 
 use crate::claim;
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

@@ -11,13 +11,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rimward_api::ObjectKey;
 use rimward_api::selector::LabelSelector;
 use rimward_client::{Cache, Client, Error, EventType, Object, Recorder};
+use rimward_control_lean::Pod;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::indexes::{self, BY_LABEL, BY_SELECTOR, selector_value, selector_values};

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error};
+use rimward_control_lean::Pod;
 
 use crate::backends::{self, BATCH, Port, addresses, is_headless, publishes_not_ready};
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error};
+use rimward_control_lean::Pod;
 
 use crate::backends::{self, BATCH, Port, addresses, is_headless, publishes_not_ready};
 use crate::claim::controller_reference;

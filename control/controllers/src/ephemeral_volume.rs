@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error, EventType, Recorder};
+use rimward_control_lean::Pod;
 use rimward_control_volumes as volumes;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};

@@ -1,9 +1,10 @@
 //! How controllers find objects without scanning: indexes that the shared caches keep.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use rimward_client::{Cache, Object};
+use rimward_control_lean::Pod;
 
 use crate::pods::controller_of;
 

@@ -12,10 +12,11 @@ use async_trait::async_trait;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, Patch, Source};
-use serde_json::{Value, json};
+use rimward_control_lean::Pod;
+use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};
 use crate::pods::{is_deleting, name, uid};
@@ -112,22 +113,10 @@ fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
     secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Whether a pod names that anywhere: one Secret too many is kept rather than one too few.
-fn mentions(value: &Value, text: &str) -> bool {
-    match value {
-        Value::String(s) => s == text,
-        Value::Array(items) => items.iter().any(|v| mentions(v, text)),
-        Value::Object(fields) => fields.values().any(|v| mentions(v, text)),
-        _ => false,
-    }
-}
-
 impl Cleaner {
     fn used(&self, secret: &ObjectKey) -> bool {
-        self.pods.list_in(&secret.namespace).iter().any(|(_, pod)| {
-            let spec = serde_json::to_value(&pod.spec).expect("a pod is JSON");
-            mentions(&spec, &secret.name)
-        })
+        let pods = self.pods.list_in(&secret.namespace);
+        pods.iter().any(|(_, pod)| pod.secrets().any(|name| name == secret.name))
     }
 
     async fn act(&self, key: &ObjectKey, secret: &Secret, now: Timestamp) -> Result<(), Error> {
@@ -177,6 +166,8 @@ impl Controller for Cleaner {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use http::Method;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rimward_api::ObjectKey;
 use rimward_client::discovery::{Discovered, Served};
 use rimward_client::{Cache, Client, DeleteOptions, Error, Propagation};
+use rimward_control_lean::Pod;
 use serde::Deserialize;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

@@ -15,11 +15,12 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error, EventType, ListOptions, Patch, Recorder};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

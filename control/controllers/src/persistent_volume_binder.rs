@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
+use rimward_control_lean::Pod;
 use rimward_control_volumes as volumes;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

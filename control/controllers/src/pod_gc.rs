@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, Patch};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::Config;

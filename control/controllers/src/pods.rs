@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::PodCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use rimward_control_lean::Pod;
 
 /// The owner that manages the object, if one does.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {

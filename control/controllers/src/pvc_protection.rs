@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error};
+use rimward_control_lean::Pod;
 use rimward_control_volumes::claims_of;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};

@@ -14,11 +14,12 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use rimward_api::ObjectKey;
 use rimward_api::selector::LabelSelector;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Object, Recorder};
+use rimward_control_lean::Pod;
 
 use crate::claim::{self, controller_reference};
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
@@ -259,10 +260,10 @@ pub fn status(
 }
 
 /// A pod as the set's template says, named by the server. `owner` is the set's own reference.
-pub fn pod_from_template(set: &ReplicaSet, owner: OwnerReference) -> Pod {
+pub fn pod_from_template(set: &ReplicaSet, owner: OwnerReference) -> v1::Pod {
     let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
-    Pod {
+    v1::Pod {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", name(&set.metadata))),
             namespace: set.metadata.namespace.clone(),

@@ -8,11 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Patch, Recorder};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};

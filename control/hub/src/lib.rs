@@ -22,6 +22,7 @@ mod registration;
 mod relay;
 mod reports;
 mod requests;
+mod runtime_classes;
 mod session;
 mod sessions;
 mod world;
@@ -112,6 +113,8 @@ pub struct Hub {
 pub(crate) struct Inner {
     signer: Arc<Signer>,
     client: Client,
+    /// The same, for what nodes are told: they do without managedFields.
+    looking: Client,
     recorder: Recorder,
     world: Arc<world::World>,
     network: NetworkConfig,
@@ -150,6 +153,7 @@ impl Hub {
         let recorder = Recorder::new(config.client.clone(), "rimward-node", shutdown.clone());
         let inner = Arc::new(Inner {
             signer: config.signer,
+            looking: config.client.omitting_managed_fields(),
             client: config.client,
             recorder,
             world,

@@ -15,8 +15,8 @@ use rimward_api::{Block, local_volumes};
 use rimward_client::Error;
 use rimward_tunnel::identity::Holder;
 
-use crate::Inner;
 use crate::joining::{KEY_ANNOTATION, key_of};
+use crate::{Inner, runtime_classes};
 
 const LEASES: &str = "kube-node-lease";
 /// What Kubernetes gives a node's Lease.
@@ -26,10 +26,12 @@ const CONFLICTS_MAX: u32 = 8;
 /// What a node may say in labels: Kubernetes' own (<https://kubernetes.io/docs/reference/labels-annotations-taints/>)
 /// and ours. Others are the operator's, given with --label, and may not be reserved ones.
 const RESERVED: [&str; 2] = ["kubernetes.io/", "k8s.io/"];
-const OWN_LABELS: [&str; 4] = [
+const OWN_LABELS: [&str; 6] = [
     "kubernetes.io/hostname",
     "kubernetes.io/os",
     "kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
     "node.kubernetes.io/instance-type",
 ];
 
@@ -115,6 +117,7 @@ async fn settle(
     let status = merge_status(with_status.status.take(), said.status.clone(), Timestamp::now());
     with_status.status = Some(status);
     let node = inner.client.update_status(&with_status).await?;
+    runtime_classes::ensure(inner, &node).await;
     Ok((node, block))
 }
 

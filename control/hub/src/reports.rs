@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{self, PodStatus};
 use parking_lot::Mutex;
 use rimward_client::{DeleteOptions, Error};
+use rimward_control_lean::Pod;
 use rimward_tunnel::backoff;
 use rimward_tunnel::wire::PodReport;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -170,19 +171,21 @@ async fn attempt(
     let inner = session.inner();
     let (namespace, name) = (&report.namespace, &report.name);
     let cached = inner.world.pods.get(namespace, name).filter(|_| !fresh);
-    let mut pod: Pod = match cached {
-        Some(pod) => (*pod).clone(),
-        None => inner.client.get(namespace, name).await?,
+    let pod: Arc<Pod> = match cached {
+        Some(pod) => pod,
+        None => Arc::new(inner.client.get(namespace, name).await?),
     };
     if pod.metadata.uid.as_deref() != Some(report.uid.as_str()) {
         return Ok(());
     }
-    let stored = pod.status.take().unwrap_or_default();
-    let next = merge(&stored, said.clone());
+    let nothing = PodStatus::default();
+    let stored = pod.status.as_ref().unwrap_or(&nothing);
+    let next = merge(stored, said.clone());
     let leaving = pod.metadata.deletion_timestamp.is_some();
-    if next != stored {
-        pod.status = Some(next);
-        inner.client.update_status(&pod).await?;
+    if next != *stored {
+        // A write of the status changes nothing of the spec, and need not repeat it.
+        let (metadata, status) = (pod.metadata.clone(), Some(next));
+        inner.client.update_status(&v1::Pod { metadata, spec: None, status }).await?;
     }
     if report.terminated && leaving {
         let options = DeleteOptions::uid(&report.uid).grace(0);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Node, ObjectReference};
@@ -33,6 +34,8 @@ const DELTA_BYTES: usize = 256 << 10;
 const OFFER_ENTRIES: usize = 100_000;
 /// Acknowledgements that may wait to be sent.
 const ACKS: usize = 4096;
+/// When to read again what could not be read.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// What a session's tasks share.
 pub(crate) struct Session {
@@ -196,7 +199,7 @@ async fn tell(
     for kind in ObjectKind::ALL {
         introduce(&session, kind, &hello, &mut revision, &mut writer);
     }
-    while push_changes(&session, &mut revision, &mut writer) {
+    while push_changes(&session, &mut revision, &mut writer).await {
         if writer.flush().await.is_err() {
             return;
         }
@@ -209,7 +212,7 @@ async fn tell(
         }
         tokio::select! {
             () = session.outbox.ready() => {
-                push_changes(&session, &mut revision, &mut writer);
+                push_changes(&session, &mut revision, &mut writer).await;
             }
             seq = acked.recv() => match seq {
                 Some(seq) => push_acks(seq, &mut acked, &mut writer),
@@ -246,11 +249,12 @@ fn introduce(
 }
 
 /// Queues one batch of changed objects; false when there was none.
-fn push_changes(session: &Session, revision: &mut u64, writer: &mut Writer) -> bool {
+async fn push_changes(session: &Session, revision: &mut u64, writer: &mut Writer) -> bool {
     let batch = session.outbox.take(BATCH);
     let any = !batch.is_empty();
     let mut delta = Delta::default();
     let mut bytes = 0;
+    let mut failed = Vec::new();
     let mut flush = |delta: &mut Delta, writer: &mut Writer| {
         if !delta.upserts.is_empty() || !delta.removes.is_empty() {
             *revision += 1;
@@ -264,15 +268,24 @@ fn push_changes(session: &Session, revision: &mut u64, writer: &mut Writer) -> b
             delta.kind = kind.name().into();
             bytes = 0;
         }
-        match session.inner().world.look_up(session.node(), kind, &key) {
-            Some(json) => {
+        let inner = session.inner();
+        match inner.world.look_up(&inner.looking, session.node(), kind, &key).await {
+            Ok(Some(json)) => {
                 bytes += json.len();
                 delta.upserts.push(json.to_vec());
             }
-            None => delta.removes.push((key.namespace, key.name)),
+            Ok(None) => delta.removes.push((key.namespace, key.name)),
+            Err(cause) => {
+                tracing::warn!(node = session.node(), %key, %cause, "cannot read what a node is to be told, trying again");
+                failed.push((kind, key));
+            }
         }
     }
     flush(&mut delta, writer);
+    if !failed.is_empty() {
+        failed.into_iter().for_each(|(kind, key)| session.outbox.mark(kind, key));
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
     any
 }
 
@@ -322,7 +335,7 @@ fn wanted(session: &Session, want: Want) {
     for (namespace, name) in want.keys {
         let key = ObjectKey { namespace, name };
         // What the node may not see would be answered by a remove; not worth remembering.
-        if session.inner().world.look_up(session.node(), kind, &key).is_some() {
+        if session.inner().world.shows(session.node(), kind, &key) {
             session.outbox.mark(kind, key);
         }
     }

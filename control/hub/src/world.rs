@@ -11,16 +11,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Method;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Secret, Service,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
-use rimward_client::{Cache, Informers, Object};
+use rimward_client::{Cache, Client, Error, Informers, Object, Resource};
+use rimward_control_lean::Pod;
 use rimward_tunnel::wire::{Digest, ObjectKind};
 use tokio::sync::Notify;
+
+use crate::runtime_classes;
 
 /// Pods by the node that they are bound to.
 const BY_NODE: &str = "hub/spec.nodeName";
@@ -42,6 +47,7 @@ pub struct World {
     slices: Cache<EndpointSlice>,
     ingresses: Cache<Ingress>,
     namespaces: Cache<Namespace>,
+    pub runtime_classes: Cache<RuntimeClass>,
     claims: Cache<PersistentVolumeClaim>,
     volumes: Cache<PersistentVolume>,
     encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
@@ -132,6 +138,7 @@ impl World {
             slices: informers.of(),
             ingresses: informers.of(),
             namespaces: informers.of(),
+            runtime_classes: informers.of(),
             claims: informers.of(),
             volumes: informers.of(),
             encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
@@ -158,6 +165,12 @@ impl World {
                 );
             }
         });
+        let weak = Arc::downgrade(&world);
+        world.runtime_classes.on_change(move |change| {
+            if let (Some(world), Some(_)) = (weak.upgrade(), change.new) {
+                world.class_appeared(&change.key.name);
+            }
+        });
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
         world.follow_volumes();
@@ -178,6 +191,7 @@ impl World {
             self.slices.synced(),
             self.ingresses.synced(),
             self.namespaces.synced(),
+            self.runtime_classes.synced(),
             self.claims.synced(),
             self.volumes.synced(),
         );
@@ -247,13 +261,65 @@ impl World {
         found.collect()
     }
 
-    /// The object as JSON if it exists and the node may see it.
-    pub fn look_up(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> Option<Bytes> {
+    /// Whether there is such an object and the node may see it.
+    pub fn shows(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
         match kind {
-            ObjectKind::Pod => {
-                let pod = self.pods.get_key(key).filter(|pod| node_of(pod) == Some(node))?;
-                json(&*pod)
+            ObjectKind::Pod => self.pod_of(node, key).is_some(),
+            ObjectKind::ConfigMap => {
+                self.references(node, kind, key) && self.config_maps.get_key(key).is_some()
             }
+            ObjectKind::Secret => {
+                self.references(node, kind, key) && self.secrets.get_key(key).is_some()
+            }
+            ObjectKind::PersistentVolumeClaim => {
+                self.references(node, kind, key) && self.claims.get_key(key).is_some()
+            }
+            ObjectKind::PersistentVolume => self.told_volume(node, key).is_some(),
+            ObjectKind::Service => self.services.get_key(key).is_some(),
+            ObjectKind::EndpointSlice => self.slices.get_key(key).is_some(),
+            ObjectKind::Ingress => self.ingresses.get_key(key).is_some(),
+            ObjectKind::Namespace => self.namespaces.get_key(key).is_some(),
+        }
+    }
+
+    fn pod_of(&self, node: &str, key: &ObjectKey) -> Option<Arc<Pod>> {
+        self.pods.get_key(key).filter(|pod| node_of(pod) == Some(node))
+    }
+
+    /// The object as JSON if it exists and the node may see it. A pod is read from the API, its bytes as
+    /// they are stored: the cache holds only what is decided by.
+    ///
+    /// # Errors
+    /// The API did not answer.
+    pub async fn look_up(
+        &self,
+        client: &Client,
+        node: &str,
+        kind: ObjectKind,
+        key: &ObjectKey,
+    ) -> Result<Option<Bytes>, Error> {
+        if kind != ObjectKind::Pod {
+            return Ok(self.held(node, kind, key));
+        }
+        if self.pod_of(node, key).is_none() {
+            return Ok(None);
+        }
+        let path = Resource::of::<Pod>().path(&key.namespace, &key.name, "");
+        match client.raw(Method::GET, &path, "application/json", None).await {
+            // By now it may be another pod of that name.
+            Ok(bytes) if !is_bound_to(node, &bytes) => Ok(None),
+            Ok(bytes) => {
+                Ok(Some(runtime_classes::resolved(&bytes, &self.runtime_classes).unwrap_or(bytes)))
+            }
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// [`World::look_up`] of what the caches hold whole.
+    fn held(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> Option<Bytes> {
+        match kind {
+            ObjectKind::Pod => None,
             ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::PersistentVolumeClaim
                 if !self.references(node, kind, key) =>
             {
@@ -328,6 +394,16 @@ impl World {
         for node in nodes {
             if let Some(outbox) = interest.outboxes.get(node) {
                 outbox.mark(ObjectKind::Pod, key.clone());
+            }
+        }
+    }
+
+    /// Pods may have been told by its name before it was seen here. Classes are made rarely.
+    fn class_appeared(&self, name: &str) {
+        for (key, pod) in self.pods.list() {
+            let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref());
+            if let (Some(node), true) = (node_of(&pod), class == Some(name)) {
+                self.interest.lock().mark(node, (ObjectKind::Pod, key));
             }
         }
     }
@@ -453,6 +529,23 @@ fn json<K: Object>(object: &K) -> Option<Bytes> {
             None
         }
     }
+}
+
+/// Whether a pod's JSON says that it is bound to the node.
+fn is_bound_to(node: &str, pod: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Bound<'a> {
+        #[serde(borrow)]
+        spec: Spec<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec<'a> {
+        #[serde(borrow)]
+        node_name: Option<std::borrow::Cow<'a, str>>,
+    }
+    let read = serde_json::from_slice::<Bound<'_>>(pod);
+    read.is_ok_and(|pod| pod.spec.node_name.as_deref() == Some(node))
 }
 
 /// The node that a pod is bound to.

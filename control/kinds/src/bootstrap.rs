@@ -69,7 +69,7 @@ fn hub() -> [Value; 2] {
         rule(&[""], &["persistentvolumes", "persistentvolumeclaims"], &read),
         rule(&["discovery.k8s.io"], &["endpointslices"], &read),
         rule(&["networking.k8s.io"], &["ingresses", "ingressclasses", "networkpolicies"], &read),
-        rule(&["node.k8s.io"], &["runtimeclasses"], &read),
+        rule(&["node.k8s.io"], &["runtimeclasses"], &["get", "list", "watch", "create"]),
         rule(&["coordination.k8s.io"], &["leases"], &write),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
         rule(&[""], &["serviceaccounts/token"], &["create"]),

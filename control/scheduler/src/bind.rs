@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use rimward_client::{Client, Error, EventType, Patch, Recorder};
+use rimward_control_lean::Pod;
 use rimward_control_volumes as volumes;
 use serde_json::{Value, json};
 
@@ -152,6 +153,7 @@ impl Binder {
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
             "lastTransitionTime": since.unwrap_or(Time(Timestamp::now())),
+            "observedGeneration": pod.pod.metadata.generation,
         });
         let patch = Patch::strategic(json!({
             "metadata": {"uid": &*pod.uid}, "status": {"conditions": [condition]},

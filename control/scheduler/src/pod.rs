@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinityTerm, Toleration,
+    Node, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Toleration,
     TopologySpreadConstraint,
 };
 use rimward_api::ObjectKey;
 use rimward_api::selector::{LabelSelector, Operator, Requirement};
+use rimward_control_lean::{Pod, PodSpec};
 
 use crate::resources::{Resources, pod_requests};
 
@@ -206,7 +207,8 @@ impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let meta = &pod.metadata;
         let key = ObjectKey::of_meta(meta);
-        let spec = pod.spec.clone().unwrap_or_default();
+        let none = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&none);
         let labels = meta.labels.clone().unwrap_or_default();
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         let ports = containers.flat_map(|c| c.ports.iter().flatten());
@@ -222,13 +224,13 @@ impl PodInfo {
                 port,
             })
         });
-        let requests = pod_requests(&spec);
+        let requests = pod_requests(spec);
         let unsaid = spec.containers.len() as i64;
         let weight = (
             if requests.cpu == 0 { unsaid * DEFAULT_CPU } else { requests.cpu },
             if requests.memory == 0 { unsaid * DEFAULT_MEMORY } else { requests.memory },
         );
-        let affinity = spec.affinity.clone().unwrap_or_default();
+        let affinity = spec.affinity.as_deref().cloned().unwrap_or_default();
         let nodes = affinity.node_affinity.unwrap_or_default();
         let required = nodes.required_during_scheduling_ignored_during_execution;
         let preferred =

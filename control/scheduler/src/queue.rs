@@ -208,7 +208,7 @@ impl Tried {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
+    use rimward_control_lean::Pod;
     use serde_json::json;
 
     use super::*;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
 use rimward_api::Quantity;
+use rimward_control_lean::{Amounts, Container, PodSpec};
 
 /// CPU in thousandths, the rest in whole units (bytes for memory).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,21 +16,19 @@ pub struct Resources {
     pub other: BTreeMap<String, i64>,
 }
 
-type Amounts = BTreeMap<String, Written>;
-
 impl Resources {
     /// An amount that does not parse counts as nothing; the API server refuses such.
-    pub fn from_amounts(amounts: Option<&Amounts>) -> Self {
+    pub fn from_amounts<'a>(amounts: impl Iterator<Item = (&'a str, &'a Written)>) -> Self {
         let mut resources = Self::default();
-        for (name, written) in amounts.into_iter().flatten() {
+        for (name, written) in amounts {
             let Ok(quantity) = Quantity::parse(&written.0) else { continue };
-            match name.as_str() {
+            match name {
                 "cpu" => resources.cpu = quantity.millis(),
                 "memory" => resources.memory = quantity.value(),
                 "ephemeral-storage" => resources.ephemeral = quantity.value(),
                 // A number of pods, which is counted apart.
                 "pods" => {}
-                _ => drop(resources.other.insert(name.clone(), quantity.value())),
+                _ => drop(resources.other.insert(name.to_owned(), quantity.value())),
             }
         }
         resources
@@ -69,7 +67,8 @@ impl Resources {
 }
 
 fn requests(container: &Container) -> Resources {
-    Resources::from_amounts(container.resources.as_ref().and_then(|r| r.requests.as_ref()))
+    let said = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+    Resources::from_amounts(said.into_iter().flat_map(Amounts::iter))
 }
 
 /// What a pod takes of its node: its containers and sidecars together, or the largest moment of its
@@ -93,8 +92,8 @@ pub fn pod_requests(spec: &PodSpec) -> Resources {
     running.raise_to(&starting);
     // Requests of the pod as a whole stand instead of the sum of its containers'.
     if let Some(amounts) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
-        let whole = Resources::from_amounts(Some(amounts));
-        let given = |name: &str| amounts.contains_key(name);
+        let whole = Resources::from_amounts(amounts.iter());
+        let given = |name: &str| amounts.get(name).is_some();
         if given("cpu") {
             running.cpu = whole.cpu;
         }
@@ -103,7 +102,7 @@ pub fn pod_requests(spec: &PodSpec) -> Resources {
         }
         running.other.extend(whole.other);
     }
-    running.add(&Resources::from_amounts(spec.overhead.as_ref()));
+    running.add(&Resources::from_amounts(spec.overhead.iter().flat_map(Amounts::iter)));
     running
 }
 

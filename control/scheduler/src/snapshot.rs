@@ -41,7 +41,8 @@ impl NodeInfo {
         self.taints = spec.and_then(|s| s.taints.clone()).unwrap_or_default();
         self.unschedulable = spec.and_then(|s| s.unschedulable).unwrap_or(false);
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-        self.allocatable = Resources::from_amounts(allocatable);
+        let amounts = allocatable.into_iter().flatten().map(|(name, q)| (name.as_str(), q));
+        self.allocatable = Resources::from_amounts(amounts);
         let pods = allocatable.and_then(|a| Quantity::parse(&a.get("pods")?.0).ok());
         self.pods_max = pods.map_or(0, |q| q.value().max(0) as usize);
         self.node = Some(node);

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use rimward_client::Cache;
+use rimward_control_lean::Pod;
 
 use crate::filter::{self, Happened};
 use crate::pod::PodInfo;

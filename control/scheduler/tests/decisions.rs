@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
+use rimward_control_lean::Pod;
 use rimward_control_scheduler::cycle::{Decision, decide};
 use rimward_control_scheduler::filter;
 use rimward_control_scheduler::pod::PodInfo;

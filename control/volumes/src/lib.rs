@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
 use rimward_api::selector::LabelSelector;
 use rimward_api::{ObjectKey, Quantity};
+use rimward_control_lean::Pod;
 
 /// On a claim: its binding was completed once. <https://kubernetes.io/docs/reference/labels-annotations-taints/>
 pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";

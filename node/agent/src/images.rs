@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ContainerImage;
 use parking_lot::Mutex;
 use rimward_node_image::{Candidate, GcPolicy, ImageStore, Room, StoredImage};
 use rimward_node_pod::ImagesInUse;
-use rimward_node_pod::outside::{Images as _, PullPolicy};
+use rimward_node_pod::outside::{Image, Images as _, PullPolicy};
 use serde::Serialize;
 
 use crate::{Core, PodHandler};
@@ -128,7 +128,12 @@ impl NodeImages {
 
     fn uses(&self, in_use: &ImagesInUse, name: &str) -> bool {
         let list = self.store.list();
-        list.iter().any(|i| i.image.reference == name && in_use.digests.contains(&i.image.digest))
+        list.iter().any(|i| i.image.reference == name && self.is_used(in_use, &i.image))
+    }
+
+    /// By a container, or by a volume.
+    fn is_used(&self, in_use: &ImagesInUse, image: &Image) -> bool {
+        in_use.digests.contains(&image.digest) || self.store.is_mounted(image)
     }
 
     fn note_use(&self, in_use: &ImagesInUse) {
@@ -141,7 +146,7 @@ impl NodeImages {
     fn candidates(&self, in_use: &ImagesInUse) -> Vec<Candidate> {
         let used = self.last_used.lock();
         let by_digest = by_digest(self.store.list()).into_iter();
-        let unused = by_digest.filter(|(digest, _)| !in_use.digests.contains(digest));
+        let unused = by_digest.filter(|(_, i)| !i.iter().any(|i| self.is_used(in_use, &i.image)));
         let candidate = |(digest, images): (String, Vec<StoredImage>)| {
             let first_seen = images.iter().map(|i| i.pulled_at).max().unwrap_or_default();
             Candidate {
@@ -155,7 +160,7 @@ impl NodeImages {
 
     pub fn list(&self, in_use: &ImagesInUse) -> Vec<Shown> {
         let shown = |(digest, images): (String, Vec<StoredImage>)| Shown {
-            in_use: in_use.digests.contains(&digest),
+            in_use: images.iter().any(|i| self.is_used(in_use, &i.image)),
             size_bytes: images.iter().map(|i| i.size_bytes).max().unwrap_or(0),
             pulled_at: images.iter().map(|i| i.pulled_at).max().unwrap_or_default().to_string(),
             names: images.into_iter().map(|i| i.image.reference).collect(),
@@ -182,8 +187,8 @@ impl NodeImages {
         let in_use = pods.images();
         let image = self.store.present(name).await;
         let image = image.ok_or_else(|| (404, format!("image {name:?} is not on this node")))?;
-        if in_use.digests.contains(&image.digest) {
-            return Err((409, format!("image {name:?} is used by a container")));
+        if self.is_used(&in_use, &image) {
+            return Err((409, format!("image {name:?} is used by a pod")));
         }
         self.store.remove(name).map_err(|why| (500, why))?;
         self.store.sweep(in_use.paths).await;
@@ -231,7 +236,7 @@ fn in_status(images: &[StoredImage]) -> Vec<ContainerImage> {
 
 #[cfg(test)]
 mod tests {
-    use rimward_node_pod::outside::{Image, ImageForm};
+    use rimward_node_pod::outside::ImageForm;
 
     use super::*;
 

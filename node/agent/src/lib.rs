@@ -45,6 +45,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
 use rimward_node_image::{GcPolicy, ImageStore};
 use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::runtime::Handler;
 use rimward_node_pod::{
     ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
@@ -78,6 +79,8 @@ pub struct Config {
     pub pods_max: u32,
     /// When the node says that it has too little memory or disk, and ends pods.
     pub eviction_hard: EvictionHard,
+    /// What this node's runtimes let a RuntimeClass name.
+    pub handlers: Vec<Handler>,
     /// When it says so and ends pods if that lasts.
     pub eviction_soft: EvictionSoft,
     /// What a pod gets of its grace period when a soft threshold ends it.

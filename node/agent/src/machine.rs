@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo,
+    ContainerImage, Node, NodeAddress, NodeCondition, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use rimward_api::local_volumes;
+use rimward_node_pod::runtime::Handler;
 
 use crate::Config;
 use crate::pressure::{Kind, Pressure};
@@ -153,8 +155,15 @@ pub fn describe(
         ("kubernetes.io/hostname".into(), config.name.clone()),
         ("kubernetes.io/os".into(), "linux".into()),
         ("kubernetes.io/arch".into(), architecture().into()),
-        ("rimward.dev/wasm".into(), "true".into()),
+        // Kubelets still say both.
+        ("beta.kubernetes.io/os".into(), "linux".into()),
+        ("beta.kubernetes.io/arch".into(), architecture().into()),
     ]);
+    // What the built-in RuntimeClasses select nodes by: WebAssembly runs on any architecture.
+    for name in ["wasm", "oci"] {
+        let has = config.handlers.iter().any(|handler| handler.name == name);
+        labels.insert(format!("rimward.dev/{name}"), has.to_string());
+    }
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     let ip = config.node_ip.unwrap_or_else(|| node_ip(server));
     let capacity = Capacity::of(&config.data_dir);
@@ -177,6 +186,8 @@ pub fn describe(
             ]),
             conditions: Some(conditions(ready, pressure)),
             images: (!images.is_empty()).then_some(images),
+            runtime_handlers: Some(runtime_handlers(&config.handlers)),
+            features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
             node_info: Some(NodeSystemInfo {
                 architecture: architecture().into(),
                 boot_id: read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
@@ -193,6 +204,21 @@ pub fn describe(
         }),
         ..Node::default()
     }
+}
+
+/// Each by its name, and the default one by none: it does what the last named one does, which is the one
+/// for Linux images where there is one.
+fn runtime_handlers(handlers: &[Handler]) -> Vec<NodeRuntimeHandler> {
+    let default = handlers.last().map(|handler| Handler { name: "", ..handler.clone() });
+    let told = default.iter().chain(handlers);
+    told.map(|handler| NodeRuntimeHandler {
+        name: Some(handler.name.to_owned()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(handler.recursive_read_only),
+            user_namespaces: Some(handler.user_namespaces),
+        }),
+    })
+    .collect()
 }
 
 /// The conditions of <https://kubernetes.io/docs/reference/node/node-status/#condition>.

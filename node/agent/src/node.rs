@@ -85,7 +85,11 @@ impl Node {
                 config.agent.data_dir.display()
             )
         })?;
-        let agent = Agent::start(config.agent.clone(), shutdown.clone())?;
+        let oci = if config.user_mode { None } else { containers(&config) };
+        let mut settings = config.agent.clone();
+        settings.handlers = WasmRuntime::handlers();
+        settings.handlers.extend(oci.iter().flat_map(|_| OciRuntime::handlers()));
+        let agent = Agent::start(settings, shutdown.clone())?;
         let Some(welcome) = agent.welcome().await else {
             agent.ended().await.map_err(|e| anyhow::anyhow!("{e}"))?;
             return Ok(None);
@@ -123,8 +127,9 @@ impl Node {
         }
         let dns = bind_dns(&config, &agent, &welcome, &network, slices).await?;
 
-        let Runtimes { pods, wasm, oci } =
-            start_pods(&config, &agent, &welcome, &net, network.clone(), &shutdown).await?;
+        let (pods, wasm) =
+            start_pods(&config, &agent, &welcome, &net, network.clone(), oci.clone(), &shutdown)
+                .await?;
         if agent.desired().is_synced() {
             // Nobody is refused for an index that is not built yet.
             backends.whole().await;
@@ -249,21 +254,15 @@ async fn bind_dns(
     Ok(server.await?)
 }
 
-/// What runs pods, and the pods.
-struct Runtimes {
-    pods: Pods,
-    wasm: WasmRuntime,
-    oci: Option<OciRuntime>,
-}
-
 async fn start_pods(
     config: &Config,
     agent: &Agent,
     welcome: &Welcome,
     net: &Net,
     network: Arc<dyn Network>,
+    oci: Option<OciRuntime>,
     shutdown: &CancellationToken,
-) -> anyhow::Result<Runtimes> {
+) -> anyhow::Result<(Pods, WasmRuntime)> {
     let mut images = rimward_node_image::Config::new(config.agent.data_dir.join("images"));
     images.linux = !config.user_mode;
     images.remote = config.remote_registries.clone();
@@ -285,8 +284,7 @@ async fn start_pods(
         anyhow::anyhow!("the Wasm runtime in {}: {e}", config.agent.data_dir.display())
     })?;
     let mut runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(wasm.clone())];
-    let oci = if config.user_mode { None } else { containers(config) };
-    runtimes.extend(oci.clone().map(|oci| Arc::new(oci) as Arc<dyn Runtime>));
+    runtimes.extend(oci.map(|oci| Arc::new(oci) as Arc<dyn Runtime>));
     let image_gc = config.image_gc;
     let config = agent.config();
     let free = Capacity::of(&config.data_dir).allocatable();
@@ -320,7 +318,7 @@ async fn start_pods(
             tracing::warn!(%error, "`rimward image` reaches this node through the API only");
         }
     });
-    Ok(Runtimes { pods, wasm, oci })
+    Ok((pods, wasm))
 }
 
 /// A machine on which containers cannot run still runs WebAssembly, and says why it runs no more.

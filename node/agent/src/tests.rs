@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::runtime::Handler;
 use rimward_node_pod::{LogError, LogRequest, NoSession, RunningContainer};
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::accept::{Arrival, Listener, NodeTunnel};
@@ -53,6 +54,7 @@ impl ControlPlane {
             node_ip: Some("192.0.2.7".parse().unwrap()),
             pods_max: 250,
             eviction_hard: crate::EvictionHard::default(),
+            handlers: vec![Handler::named("wasm")],
             eviction_soft: crate::EvictionSoft::default(),
             eviction_max_pod_grace_seconds: 0,
             version: "test".into(),

@@ -67,7 +67,9 @@ mod tests {
             assert_eq!(policy.to_free(Room { capacity: 1000, available }), expected, "{available}");
         };
         check(1000, None);
-        check(151, None);
+        // Whole percents, as the kubelet counts.
+        check(160, None);
+        check(159, Some(41));
         check(150, Some(50));
         check(0, Some(200));
         assert_eq!(policy.to_free(Room { capacity: 0, available: 0 }), None);

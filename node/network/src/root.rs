@@ -21,6 +21,7 @@
 //! what is lost meanwhile is sent again rather than refused.
 
 mod command;
+mod host_ports;
 mod namespace;
 mod overlay;
 mod pods;
@@ -38,12 +39,13 @@ use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
 use rimward_api::Block;
 use rimward_client::Cache;
-use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::outside::{Attachment, HostPort, Network};
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::Addresses;
 use crate::backends::Backends;
 use command::Programs;
+use host_ports::HostPorts;
 use routing::Routing;
 use tables::Tables;
 
@@ -107,6 +109,7 @@ pub struct RootNetwork {
     /// Pods whose namespace is known to be there: their further containers need not look. One lock a pod,
     /// since its containers start at the same time.
     own_namespaces: Mutex<BTreeMap<Ipv4Addr, OwnNamespace>>,
+    host_ports: HostPorts,
     names: Names,
     /// Until [`RootNetwork::run_services`] takes them.
     tables: Mutex<Option<Tables>>,
@@ -126,7 +129,9 @@ impl RootNetwork {
         let tables = Mutex::new(Some(tables.map_err(|e| e.to_string())?));
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
         pods::sweep(&names, &config, Some(&addresses)).await;
-        Ok(Self { addresses, own_namespaces: Mutex::default(), names, tables, config })
+        let host_ports = HostPorts::open(&names, &config, &addresses, Arc::new(Programs)).await;
+        let host_ports = host_ports.map_err(|e| e.to_string())?;
+        Ok(Self { addresses, own_namespaces: Mutex::default(), host_ports, names, tables, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -144,6 +149,7 @@ impl RootNetwork {
         pods::sweep(&self.names, &self.config, None).await;
         overlay::remove(&self.names).await;
         tables::remove(&self.names, &Programs).await;
+        host_ports::remove(&self.names, &self.config, &Programs).await;
         namespace::remove(&self.names).await;
     }
 
@@ -207,7 +213,15 @@ impl Network for RootNetwork {
         Ok(path)
     }
 
+    async fn publish(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), String> {
+        let address = self.addresses.give(pod_uid)?;
+        self.host_ports.publish(pod_uid, address, ports).await
+    }
+
     async fn detach(&self, pod_uid: &str) {
+        if let Err(error) = self.host_ports.withdraw(pod_uid).await {
+            tracing::warn!(pod_uid, error, "cannot take a pod's host ports away");
+        }
         if let Some(address) = self.addresses.of(pod_uid) {
             self.own_namespaces.lock().remove(&address);
             pods::remove(&self.names, &self.config, address).await;

@@ -9,6 +9,8 @@
 //! through Services and refuses new ones until the next agent listens; pods run on, and their own addresses
 //! answer.
 
+mod host_ports;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
 use rimward_api::{Block, ObjectKey};
 use rimward_client::{Cache, Delta};
-use rimward_node_pod::outside::{Attachment, Network};
+use rimward_node_pod::outside::{Attachment, HostPort, Network};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -49,6 +51,8 @@ pub struct Config {
 /// Pod addresses in user mode.
 pub struct UserNetwork {
     addresses: Addresses,
+    /// What stops serving them, by pod.
+    published: Mutex<HashMap<String, (Vec<HostPort>, DropGuard)>>,
     host_ip: IpAddr,
     dns_ip: Ipv4Addr,
 }
@@ -58,7 +62,12 @@ impl UserNetwork {
     /// Names the directory that cannot be used.
     pub fn open(config: Config) -> Result<Self, String> {
         let addresses = Addresses::open(&config.dir, config.pod_block)?;
-        Ok(Self { addresses, host_ip: config.host_ip, dns_ip: config.dns_ip })
+        Ok(Self {
+            addresses,
+            published: Mutex::default(),
+            host_ip: config.host_ip,
+            dns_ip: config.dns_ip,
+        })
     }
 }
 
@@ -73,7 +82,18 @@ impl Network for UserNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: loopback_of(address), netns: None })
     }
 
+    async fn publish(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), String> {
+        let address = IpAddr::from(self.addresses.give(pod_uid)?);
+        if self.published.lock().get(pod_uid).is_some_and(|(known, _)| known == ports) {
+            return Ok(());
+        }
+        let guard = host_ports::serve(address, ports, self.host_ip).await?;
+        self.published.lock().insert(pod_uid.to_owned(), (ports.to_vec(), guard));
+        Ok(())
+    }
+
     async fn detach(&self, pod_uid: &str) {
+        self.published.lock().remove(pod_uid);
         self.addresses.take_back(pod_uid);
     }
 
@@ -182,12 +202,7 @@ impl Proxies {
 
     fn listen(&self, entry: Entry, route: Arc<Route>) -> Listening {
         let stop = CancellationToken::new();
-        let port = Arc::new(ServicePort {
-            route: Mutex::new(route),
-            turn: AtomicUsize::new(0),
-            affine: Mutex::default(),
-            dial: self.dial.clone(),
-        });
+        let port = ServicePort::new(route, self.dial.clone());
         let (protocol, address) = match entry {
             Entry::Address(ip, protocol, port) => {
                 (protocol, SocketAddr::new(loopback_of(ip), unprivileged_port(port)))
@@ -215,6 +230,15 @@ impl Proxies {
 }
 
 impl ServicePort {
+    fn new(route: Arc<Route>, dial: Arc<dyn Dial>) -> Arc<Self> {
+        Arc::new(Self {
+            route: Mutex::new(route),
+            turn: AtomicUsize::new(0),
+            affine: Mutex::default(),
+            dial,
+        })
+    }
+
     /// A backend for a client: its own again if the Service wants that, else the next in turn.
     fn choose(&self, client: IpAddr) -> Option<SocketAddr> {
         let route = self.route.lock().clone();
@@ -241,7 +265,14 @@ impl ServicePort {
 }
 
 async fn serve_tcp(address: SocketAddr, port: &Arc<ServicePort>) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    accept(TcpListener::bind(address).await?, address, port).await
+}
+
+async fn accept(
+    listener: TcpListener,
+    address: SocketAddr,
+    port: &Arc<ServicePort>,
+) -> std::io::Result<()> {
     loop {
         let (mut client, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -270,7 +301,11 @@ async fn serve_tcp(address: SocketAddr, port: &Arc<ServicePort>) -> std::io::Res
 
 /// Each client gets a socket of its own towards its backend, as NAT would do it.
 async fn serve_udp(address: SocketAddr, port: &Arc<ServicePort>) -> std::io::Result<()> {
-    let socket = Arc::new(UdpSocket::bind(address).await?);
+    forward(UdpSocket::bind(address).await?, port).await
+}
+
+async fn forward(socket: UdpSocket, port: &Arc<ServicePort>) -> std::io::Result<()> {
+    let socket = Arc::new(socket);
     let clients: Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>> = Arc::default();
     let mut buffer = vec![0; 65_536];
     loop {

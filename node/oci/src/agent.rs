@@ -19,8 +19,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
-    Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Resources, RunId,
+    Runtime, RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -91,6 +91,11 @@ impl OciRuntime {
         })))
     }
 
+    /// What pods may ask for by their RuntimeClass.
+    pub fn handlers() -> Vec<Handler> {
+        vec![Handler { recursive_read_only: recursive_mount_flags(), ..Handler::named("oci") }]
+    }
+
     /// Ends every container: for a node that is taken down, not one that restarts.
     pub async fn end_all(&self) {
         let ids: Vec<RunId> = self.0.runs.lock().keys().cloned().collect();
@@ -108,6 +113,13 @@ impl OciRuntime {
         }
         self.0.cgroups.remove_tree();
     }
+}
+
+/// Linux 5.12 has them.
+fn recursive_mount_flags() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 12))
 }
 
 fn boot_id() -> String {
@@ -214,6 +226,10 @@ impl Runtime for OciRuntime {
         "oci"
     }
 
+    fn handlers(&self) -> Vec<Handler> {
+        Self::handlers()
+    }
+
     fn runs(&self, image: &Image) -> bool {
         matches!(image.form, ImageForm::Linux { .. })
     }
@@ -307,9 +323,57 @@ impl Runtime for OciRuntime {
         let _finished_or_panicked = tokio::task::spawn_blocking(work).await;
     }
 
+    async fn identity(&self, id: &RunId) -> Option<Identity> {
+        let dir = self.0.runs.lock().get(id)?.dir.clone();
+        let config: serde_json::Value = dir.read("config.json").ok()?;
+        let user = config.pointer("/process/user")?;
+        let gid = user["gid"].as_i64()?;
+        let additional = user["additionalGids"].as_array().into_iter().flatten();
+        let mut groups: Vec<i64> = additional.filter_map(serde_json::Value::as_i64).collect();
+        groups.push(gid);
+        groups.sort_unstable();
+        groups.dedup();
+        Some(Identity { uid: user["uid"].as_i64()?, gid, groups })
+    }
+
     async fn usage(&self, id: &RunId) -> Option<Usage> {
         let cgroup = self.0.runs.lock().get(id).filter(|r| r.exit.is_none())?.cgroup.clone();
         self.0.cgroups.usage(&cgroup)
+    }
+
+    fn resizes(&self) -> bool {
+        true
+    }
+
+    async fn update(
+        &self,
+        id: &RunId,
+        resources: &Resources,
+        pod: &PodLimits,
+    ) -> Result<(), StartError> {
+        let (dir, cgroup, spec) = {
+            let runs = self.0.runs.lock();
+            let run = runs.get(id).filter(|run| run.exit.is_none());
+            let run =
+                run.ok_or_else(|| refused("NotFound", format!("container {id} does not run")))?;
+            (run.dir.clone(), run.cgroup.clone(), run.spec.clone())
+        };
+        let mut spec = (*spec).clone();
+        spec.resources = resources.clone();
+        spec.linux.pod = pod.clone();
+        let (this, changed) = (self.0.clone(), spec.clone());
+        let work = move || -> std::io::Result<()> {
+            this.cgroups.resize(&cgroup, &changed.resources, &changed.linux.pod)?;
+            // The next agent is to know it by what it has.
+            let kept = Kept { spec: changed, boot_id: this.boot_id.clone(), cgroup };
+            dir.write("spec.json", &kept)
+        };
+        let done = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
+        done.flatten().map_err(|e| refused("ResizeError", e.to_string()))?;
+        if let Some(run) = self.0.runs.lock().get_mut(id) {
+            run.spec = Arc::new(spec);
+        }
+        Ok(())
     }
 
     fn images(&self) -> Vec<Image> {

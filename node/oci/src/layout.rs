@@ -7,6 +7,8 @@ use rimward_node_pod::runtime::{ContainerSpec, RunId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::seccomp_profile::Compiled;
+
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunDir(pub PathBuf);
@@ -38,6 +40,9 @@ pub(crate) struct Settings {
     /// Where the kernel counts what it killed for memory: `memory.events`, `memory.oom_control`.
     pub oom_file: Option<PathBuf>,
     pub oom_score_adj: i32,
+    /// Volumes that the machine's later mounts do not come through: paths in the container.
+    #[serde(default)]
+    pub private_mounts: Vec<String>,
     pub confinement: Confinement,
 }
 
@@ -46,7 +51,11 @@ pub(crate) struct Settings {
 pub(crate) struct Confinement {
     /// Bits by capability number.
     pub capabilities: u64,
+    /// The runtime's own profile.
     pub seccomp: bool,
+    /// One of the node's operator, instead.
+    #[serde(default)]
+    pub profile: Option<Compiled>,
 }
 
 /// `started.json`

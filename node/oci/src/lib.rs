@@ -35,8 +35,10 @@ mod capabilities;
 mod config;
 mod layout;
 mod protocol;
+mod seccomp_profile;
 mod shim;
 mod spec;
+mod syscalls;
 
 pub use agent::OciRuntime;
 pub use config::Config;

@@ -1,4 +1,4 @@
-//! The process beside a container. One thread, no executor: each of its three works is one page.
+//! The process beside a container. One thread, no executor: each of its four works is one page.
 //!
 //! It has no one to log to: what it has to say is an answer to the agent, or the end of its standard
 //! error, which is a file in the container's directory.
@@ -7,6 +7,8 @@ mod create;
 pub(crate) mod exec;
 mod guest_log;
 mod pages;
+mod pause;
+mod private;
 mod program;
 mod seccomp;
 mod tend;
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::RunDir;
 
-/// `oci-shim create DIR`, `oci-shim tend DIR FDS`, `oci-shim exec DIR REQUEST`
+/// `oci-shim create DIR`, `oci-shim tend DIR FDS`, `oci-shim exec DIR REQUEST`, `oci-shim pause`
 pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
     let work = args.next().unwrap_or_default();
     let dir = RunDir(PathBuf::from(args.next().unwrap_or_default()));
@@ -29,6 +31,7 @@ pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
         "create" => create::run(&dir),
         "tend" => tend::run(dir, &rest),
         "exec" => exec::run(&dir, &rest),
+        "pause" => pause::run(),
         other => {
             eprintln!("oci-shim: no such work: {other:?}");
             ExitCode::FAILURE
@@ -66,4 +69,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// A pipe that no other program inherits.
 fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Into::into)
+}
+
+fn close_standard_streams() -> std::io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
 }

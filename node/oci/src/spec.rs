@@ -5,12 +5,12 @@
 
 pub(crate) mod devices;
 pub(crate) mod files;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod user;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rimward_node_pod::runtime::{ContainerSpec, ExecRequest, QosClass};
+use rimward_node_pod::runtime::{ContainerSpec, ExecRequest, Propagation, QosClass};
 use serde_json::{Value, json};
 
 use crate::layout::RunDir;
@@ -24,9 +24,14 @@ pub(crate) struct Given<'a> {
     pub cgroup: &'a Path,
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
-    pub shm: &'a Path,
-    /// The process namespace of the container that this one looks into.
+    /// The processes that the pod's containers share, or of the one container that this one looks into; None is
+    /// a namespace of the container's own.
     pub pid: Option<&'a Path>,
+    /// Directories of cgroups v1 to be bound below /sys/fs/cgroup, by name: libcontainer, mounting them itself,
+    /// takes a process's number for the machine's and looks up another process, or none, where processes
+    /// are shared.
+    pub cgroup_dirs: Vec<(PathBuf, String)>,
+    pub shm: &'a Path,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
 }
@@ -67,7 +72,7 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
             "resources": resources(spec),
             "maskedPaths": paths(&MASKED),
             "readonlyPaths": paths(&READ_ONLY),
-            "rootfsPropagation": "slave",
+            "rootfsPropagation": root_propagation(spec),
         },
     });
     // They are the pod's, and set by each of its containers alike.
@@ -79,6 +84,15 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         config["linux"]["devices"] = given.devices.iter().map(Device::to_json).collect();
     }
     Ok(config)
+}
+
+/// What a container mounts is seen outside of it only where a volume asks for that.
+fn root_propagation(spec: &ContainerSpec) -> &'static str {
+    let mut flags = spec.linux.mount_flags.values();
+    match flags.any(|flags| flags.propagation == Propagation::Bidirectional) {
+        true => "shared",
+        false => "slave",
+    }
 }
 
 fn process(spec: &ContainerSpec, user: &Resolved) -> Value {
@@ -149,7 +163,22 @@ fn resources(spec: &ContainerSpec) -> Value {
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
     }
+    let pages = spec.linux.huge_pages.iter();
+    let pages: Vec<Value> =
+        pages.map(|(size, bytes)| json!({"pageSize": page_size(*size), "limit": bytes})).collect();
+    if !pages.is_empty() {
+        result["hugepageLimits"] = Value::Array(pages);
+    }
     result
+}
+
+/// As the kernel names the files of its limits: `2MB`, `1GB`.
+fn page_size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= 1 << 30 => format!("{}GB", bytes >> 30),
+        _ if bytes >= 1 << 20 => format!("{}MB", bytes >> 20),
+        _ => format!("{}KB", bytes >> 10),
+    }
 }
 
 /// Thousandths of a core as cgroup v1's shares, as the kubelet does: never nothing.
@@ -254,8 +283,9 @@ pub(crate) mod tests {
                 cgroup: Path::new("rimward-1/kubepods/podu/c.0"),
                 ipc: Some(Path::new("/ipc")),
                 uts: Some(Path::new("/uts")),
-                shm: Path::new("/shm"),
                 pid: None,
+                cgroup_dirs: Vec::new(),
+                shm: Path::new("/shm"),
                 devices: Vec::new(),
             },
         )
@@ -290,12 +320,14 @@ pub(crate) mod tests {
             cpu_request_millis: 250,
         };
         spec.linux.no_new_privileges = true;
+        spec.linux.huge_pages = vec![(2 << 20, 4 << 20)];
         spec.linux.privileged = true;
         spec.linux.host_pid = true;
         let config = built(&spec).unwrap();
         let resources = &config["linux"]["resources"];
         assert_eq!(resources["cpu"], json!({"shares": 256, "quota": 50_000, "period": 100_000}));
         assert_eq!(resources["memory"], json!({"limit": 1 << 20}));
+        assert_eq!(resources["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 4 << 20}]));
         assert_eq!(resources["devices"][0]["allow"], true);
         assert_eq!(config["process"]["noNewPrivileges"], true);
         assert_eq!(config["linux"]["maskedPaths"], json!([]));

@@ -11,10 +11,11 @@ use crate::downward::Facts;
 use crate::env;
 use crate::env_file;
 use crate::hooks;
+use crate::host_ports;
 use crate::image_pull;
 use crate::outside::{Attachment, Image, ImageError, ImageForm};
 use crate::probe::{self, Target};
-use crate::runtime::{RunId, StartError};
+use crate::runtime::{RunId, Runtime, StartError};
 use crate::sources::{self, Name, Sources};
 use crate::state::{Action, Event, PodState, Setup, StartFailure};
 use crate::task::Handle;
@@ -34,7 +35,11 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
             {
                 watch(&h, &failure.seen);
             }
-            h.apply(|state, now| state.started(&id, result, now));
+            let identity = match &result {
+                Ok(()) => h.node.runtime(runtime).identity(&id).await,
+                Err(_) => None,
+            };
+            h.apply(|state, now| state.started(&id, result.map(|()| identity), now));
         }),
         Action::PostStart { index, id, runtime, hook } => spawn(async move {
             let result = run_hook(&h, index, &id, runtime, &hook, None).await;
@@ -42,6 +47,10 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
         }),
         Action::Probe { index, id, runtime, kind } => spawn(async move {
             probe(&h, index, &id, runtime, kind).await;
+        }),
+        Action::Resize { index, id, runtime } => spawn(async move {
+            let result = resize(&h, index, &id, runtime).await;
+            h.apply(|state, now| state.resized(&id, result, now));
         }),
         Action::Stop { index, id, runtime, hook, grace } => spawn(async move {
             stop(&h, index, &id, runtime, hook, grace).await;
@@ -115,8 +124,24 @@ fn facts<'a>(handle: &'a Handle, pod_ips: &'a [std::net::IpAddr]) -> Facts<'a> {
 }
 
 async fn attach(handle: &Arc<Handle>) {
-    let on_host = handle.look(|state| state.spec().host_network == Some(true));
-    let result = handle.node.config.network.attach(&handle.uid, on_host).await;
+    let handler = handle.look(|state| wanted_handler(&state.pod).to_owned());
+    if !handle.node.config.runtimes.iter().any(|r| has_handler(&**r, &handler)) {
+        let why =
+            format!("failed to get sandbox runtime: no runtime for {handler:?} is configured");
+        return handle.apply(|state, now| state.attached(Err(why), now));
+    }
+    let (on_host, ports) = handle.look(|state| {
+        let on_host = state.spec().host_network == Some(true);
+        (on_host, if on_host { Vec::new() } else { host_ports::of(state.spec()) })
+    });
+    let network = &handle.node.config.network;
+    let mut result = network.attach(&handle.uid, on_host).await;
+    if result.is_ok()
+        && !ports.is_empty()
+        && let Err(why) = network.publish(&handle.uid, &ports).await
+    {
+        result = Err(why);
+    }
     handle.apply(|state, now| state.attached(result, now));
 }
 
@@ -145,36 +170,38 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
     handle.apply(|state, now| state.pulled(index, &reference, result, now));
 }
 
-/// The first runtime that runs the image and fits the runtime class: `wasm` and `wasm-…` name the
-/// wasm runtime, and so on; another class does not narrow the choice.
+/// The first runtime that runs the image and has the handler that the pod's RuntimeClass names.
 fn choose_runtime(
     handle: &Handle,
     pod: &Pod,
     image: &Image,
 ) -> Result<(usize, &'static str), ImageError> {
-    let class = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
+    let wanted = wanted_handler(pod);
     let runtimes = &handle.node.config.runtimes;
-    let belongs = |name: &str| {
-        class == name || class.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
-    };
-    let narrowed = runtimes.iter().any(|r| belongs(r.name()));
-    let fits = |name: &str| !narrowed || belongs(name);
-    let chosen = runtimes.iter().position(|r| r.runs(image) && fits(r.name()));
+    let chosen = runtimes.iter().position(|r| r.runs(image) && has_handler(&**r, wanted));
     chosen.map(|index| (index, runtimes[index].name())).ok_or_else(|| {
         let form = match image.form {
             ImageForm::Wasm { .. } => "a WebAssembly image",
             ImageForm::Linux { .. } => "a Linux container image",
         };
-        let why = if narrowed {
-            format!("runtime class {class:?} does not run it")
-        } else {
-            "no runtime of this node runs it".into()
+        let why = match wanted {
+            "" => "no runtime of this node runs it".into(),
+            handler => format!("the runtime handler {handler:?} does not run it"),
         };
         ImageError {
             reason: "CreateContainerError".into(),
             message: format!("image {:?} is {form}: {why}", image.reference),
         }
     })
+}
+
+/// What the control plane put in the place of the RuntimeClass's name; empty is any.
+fn wanted_handler(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default()
+}
+
+fn has_handler(runtime: &dyn Runtime, wanted: &str) -> bool {
+    wanted.is_empty() || runtime.handlers().iter().any(|handler| handler.name == wanted)
 }
 
 async fn start(
@@ -185,8 +212,8 @@ async fn start(
     runtime: usize,
 ) -> Result<(), StartFailure> {
     let config = &handle.node.config;
-    let (pod, attachment) = handle.look(|state| (state.pod.clone(), attachment(state)));
-    let container = handle.look(|state| state.container_spec(index).clone());
+    let (pod, attachment) = handle.look(|state| (state.granted_pod(), attachment(state)));
+    let container = handle.look(|state| state.granted_container(index));
     let pid_of = handle.look(|state| state.target(index)).map_err(|message| StartFailure {
         error: StartError { reason: "CreateContainerConfigError".into(), message },
         seen: Vec::new(),
@@ -248,6 +275,22 @@ async fn start(
         })?;
     }
     handle.node.runtime(runtime).start(spec).await.map_err(create)
+}
+
+async fn resize(
+    handle: &Handle,
+    index: usize,
+    id: &RunId,
+    runtime: usize,
+) -> Result<(), StartError> {
+    let (pod, container) =
+        handle.look(|state| (state.granted_pod(), state.granted_container(index)));
+    let wrong = |message| StartError { reason: "ResizeError".into(), message };
+    let (resources, limits) = container_spec::limits(&pod, &container).map_err(wrong)?;
+    let result = handle.node.runtime(runtime).update(id, &resources, &limits).await;
+    // It may need less than before.
+    handle.node.tell_waiting();
+    result
 }
 
 /// Whether another container of the pod needs a namespace of the pod's own: then this one is in it too,
@@ -392,6 +435,7 @@ async fn release(handle: &Arc<Handle>) {
         runtime.release(&handle.uid).await;
     }
     handle.node.config.network.detach(&handle.uid).await;
+    handle.node.gives_back(&handle.uid);
     let places = handle.places();
     let result = match tokio::task::spawn_blocking(move || places.release()).await {
         Ok(result) => result.map_err(|e| e.to_string()),

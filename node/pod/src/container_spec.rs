@@ -4,16 +4,19 @@ pub(crate) mod linux;
 
 pub(crate) use linux::pod_limits;
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource as api;
 use sha2::{Digest, Sha256};
 
 use crate::downward;
 use crate::env::expand;
 use crate::outside::{Attachment, Image, ImageForm};
-use crate::runtime::{ContainerSpec, Dns, Mount, Resources, RunId, User};
+use crate::runtime::{ContainerSpec, Dns, Mount, PodLimits, Resources, RunId, User};
 use crate::volumes::Places;
 use crate::volumes::host;
 
@@ -22,6 +25,18 @@ use crate::volumes::host;
 pub(crate) fn hash(container: &Container) -> String {
     let text = format!("{}\n{}", container.name, container.image.as_deref().unwrap_or_default());
     Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+pub(crate) use linux::pod_requests;
+
+/// What a container and its pod may take, for one that runs.
+///
+/// # Errors
+/// Names a quantity that cannot be read.
+pub(crate) fn limits(pod: &Pod, container: &Container) -> Result<(Resources, PodLimits), String> {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    Ok((resources(container)?, linux::pod_limits(spec)?))
 }
 
 pub(crate) struct Given<'a> {
@@ -50,12 +65,13 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         pod_namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         pod_name: pod.metadata.name.clone().unwrap_or_default(),
         spec_hash: hash(container),
-        argv: argv(container, image, &env),
+        // Only what the pod gives is expanded, not what the image has.
+        argv: argv(container, image, &given.env),
         working_dir: match container.working_dir.as_deref() {
             Some(dir) if !dir.is_empty() => dir.to_owned(),
             _ => parts(image).3.to_owned(),
         },
-        mounts: mounts(spec, container, given.places, &env)?,
+        mounts: mounts(spec, container, given.places, &given.env)?,
         pod_ip,
         bind_ip: attachment.bind_ip,
         netns: attachment.netns.clone(),
@@ -152,18 +168,25 @@ fn tcp_ports(container: &Container) -> Vec<u16> {
     ports
 }
 
+type Amounts = BTreeMap<String, api::Quantity>;
+
 fn resources(container: &Container) -> Result<Resources, String> {
-    let resources = container.resources.as_ref();
-    let amount = |limits: bool, name: &str| {
-        let map =
-            resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
-        map.and_then(|m| m.get(name)).map(downward::parse).transpose()
-    };
+    match &container.resources {
+        Some(given) => amounts(given.limits.as_ref(), given.requests.as_ref()),
+        None => Ok(Resources::default()),
+    }
+}
+
+fn quantity(map: Option<&Amounts>, name: &str) -> Result<Option<rimward_api::Quantity>, String> {
+    map.and_then(|m| m.get(name)).map(downward::parse).transpose()
+}
+
+fn amounts(limits: Option<&Amounts>, requests: Option<&Amounts>) -> Result<Resources, String> {
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
-    let cpu_limit = amount(true, "cpu")?;
-    let cpu_request = amount(false, "cpu")?.or(cpu_limit);
+    let cpu_limit = quantity(limits, "cpu")?;
+    let cpu_request = quantity(requests, "cpu")?.or(cpu_limit);
     Ok(Resources {
-        memory_limit_bytes: amount(true, "memory")?.and_then(|q| positive(q.value())),
+        memory_limit_bytes: quantity(limits, "memory")?.and_then(|q| positive(q.value())),
         cpu_limit_millis: cpu_limit.and_then(|q| positive(q.millis())),
         cpu_request_millis: cpu_request.and_then(|q| positive(q.millis())).unwrap_or(0),
     })
@@ -180,7 +203,8 @@ fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, St
     }
     let mut supplemental_gids = pod.and_then(|p| p.supplemental_groups.clone()).unwrap_or_default();
     supplemental_gids.extend(pod.and_then(|p| p.fs_group));
-    Ok(User { uid, gid, supplemental_gids })
+    let strict_groups = pod.and_then(|p| p.supplemental_groups_policy.as_deref()) == Some("Strict");
+    Ok(User { uid, gid, supplemental_gids, strict_groups })
 }
 
 /// runAsNonRoot, in the kubelet's words. A component is never root, whatever its image says.
@@ -267,13 +291,21 @@ fn is_atomic(volume: &Volume) -> bool {
 
 fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, String> {
     if let Some(expression) = mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
-        let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        let path = expand(expression, get);
-        // What was not replaced is a variable that there is not.
-        if path.contains("$(") {
+        let missing = RefCell::new(BTreeSet::new());
+        let path = expand(expression, |name| {
+            let value = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            let value = value.filter(|value| !value.is_empty());
+            if value.is_none() {
+                missing.borrow_mut().insert(name.to_owned());
+            }
+            value
+        });
+        let missing: Vec<String> = missing.into_inner().into_iter().collect();
+        if !missing.is_empty() {
             return Err(format!(
-                "failed to expand subPath for volumeMount {:?}: missing value for {path:?}",
-                mount.mount_path
+                "failed to expand subPath for volumeMount {:?}: missing value for {}",
+                mount.mount_path,
+                missing.join(", ")
             ));
         }
         return Ok(Some(path));
@@ -367,7 +399,12 @@ mod tests {
         );
         assert_eq!(
             spec.user,
-            User { uid: Some(1000), gid: Some(9), supplemental_gids: vec![8, 7] }
+            User {
+                uid: Some(1000),
+                gid: Some(9),
+                supplemental_gids: vec![8, 7],
+                strict_groups: false
+            }
         );
         assert_eq!(
             spec.env,
@@ -400,7 +437,7 @@ mod tests {
         );
         check(
             json!({"volumes": [{"name": "d", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts": [{"name": "d", "mountPath": "/v", "subPathExpr": "$(NONE)"}]}]}),
-            "failed to expand subPath for volumeMount \"/v\": missing value for \"$(NONE)\"",
+            "failed to expand subPath for volumeMount \"/v\": missing value for NONE",
         );
     }
 }

@@ -20,8 +20,7 @@ pub(crate) fn of_host(resolv_conf: &str) -> Dns {
             }
             Some("search") => dns.searches = words.map(str::to_owned).collect(),
             Some("options") => {
-                let ndots = words.filter_map(|w| w.strip_prefix("ndots:")).next_back();
-                dns.ndots = ndots.and_then(|n| n.parse().ok()).unwrap_or(dns.ndots);
+                words.for_each(|option| set_option(&mut dns, option));
             }
             _ => {}
         }
@@ -46,7 +45,7 @@ pub(crate) fn of_pod(pod: &Pod, cluster: SocketAddr, domain: &str, host: &Dns) -
                 domain.to_owned(),
             ];
             searches.extend(host.searches.iter().filter(|s| *s != ".").cloned());
-            Dns { servers: vec![cluster], searches, ndots: 5 }
+            Dns { servers: vec![cluster], searches, ndots: 5, options: Vec::new() }
         }
     };
     let Some(config) = &spec.dns_config else { return dns };
@@ -61,10 +60,27 @@ pub(crate) fn of_pod(pod: &Pod, cluster: SocketAddr, domain: &str, host: &Dns) -
             dns.searches.push(search.clone());
         }
     }
-    for option in config.options.iter().flatten().filter(|o| o.name.as_deref() == Some("ndots")) {
-        dns.ndots = option.value.as_deref().and_then(|v| v.parse().ok()).unwrap_or(dns.ndots);
+    for option in config.options.iter().flatten() {
+        let name = option.name.as_deref().unwrap_or_default();
+        match option.value.as_deref().filter(|value| !value.is_empty()) {
+            Some(value) => set_option(&mut dns, &format!("{name}:{value}")),
+            None => set_option(&mut dns, name),
+        }
     }
     dns
+}
+
+/// `name` or `name:value`, in the place of an earlier one of that name.
+fn set_option(dns: &mut Dns, option: &str) {
+    if let Some(ndots) = option.strip_prefix("ndots:") {
+        dns.ndots = ndots.parse().unwrap_or(dns.ndots);
+        return;
+    }
+    let name = |option: &str| option.split(':').next().unwrap_or_default().to_owned();
+    match dns.options.iter_mut().find(|other| name(other) == name(option)) {
+        Some(other) => option.clone_into(other),
+        None => dns.options.push(option.to_owned()),
+    }
 }
 
 /// The pod's host name, and its full name when it has a subdomain.
@@ -155,6 +171,19 @@ mod tests {
             &["a.b"],
             3,
         );
+    }
+
+    #[test]
+    fn options() {
+        let host = of_host("options edns0 ndots:2 timeout:1\n");
+        let of = |spec: Value| {
+            of_pod(&pod(spec), "10.43.0.10:53".parse().unwrap(), "cluster.local", &host).options
+        };
+        assert_eq!(of(json!({})), [""; 0], "the cluster's servers are asked in its own way");
+        assert_eq!(of(json!({"dnsPolicy": "Default"})), ["edns0", "timeout:1"]);
+        let config = json!({"options": [{"name": "timeout", "value": "4"}, {"name": "rotate"}]});
+        let spec = json!({"dnsPolicy": "Default", "dnsConfig": config});
+        assert_eq!(of(spec), ["edns0", "timeout:4", "rotate"]);
     }
 
     #[test]

@@ -27,10 +27,12 @@ mod steps;
 mod ending;
 mod probing;
 
+mod resize;
 mod restart;
 mod status;
 
 mod act;
+mod allocation;
 mod record;
 
 mod command;
@@ -40,6 +42,7 @@ mod downward;
 mod env;
 mod env_file;
 mod hooks;
+mod host_ports;
 mod image_pull;
 mod probe;
 mod references;

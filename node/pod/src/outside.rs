@@ -98,6 +98,23 @@ pub struct Attachment {
     pub netns: Option<PathBuf>,
 }
 
+/// A port of the machine that leads to one of a pod's (`hostPort`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostPort {
+    pub protocol: Transport,
+    /// None is every address of the machine.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Transport {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
 /// Gives pods addresses. Keyed by pod UID; both calls may be repeated, also after a restart.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
@@ -110,6 +127,14 @@ pub trait Network: Send + Sync + 'static {
     async fn own_namespace(&self, _pod_uid: &str) -> Result<PathBuf, String> {
         Err("this node gives pods no network namespaces of their own: it does not run as root"
             .into())
+    }
+
+    /// Makes ports of the machine lead to an attached pod, just these. May be repeated; `detach` undoes it.
+    async fn publish(&self, _pod_uid: &str, ports: &[HostPort]) -> Result<(), String> {
+        match ports.first() {
+            Some(port) => Err(format!("this node does not publish hostPort {}", port.host_port)),
+            None => Ok(()),
+        }
     }
 
     async fn detach(&self, pod_uid: &str);

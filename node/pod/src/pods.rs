@@ -13,8 +13,10 @@ use rimward_api::ObjectKey;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::allocation::{Allocations, Amounts};
 use crate::clock::Clock;
 use crate::dns;
+use crate::host_ports::Claims;
 use crate::logs::{self, LogError, LogRequest, LogWatch};
 use crate::outside::{Images, Network, Objects, Reports};
 use crate::record::{self, Record};
@@ -101,6 +103,8 @@ pub(crate) struct Node {
     pub boot_id: Arc<str>,
     pub host_dns: Dns,
     pub references: References,
+    pub host_ports: Claims,
+    pub allocations: Allocations,
     pub logs: LogWatch,
     pub shutdown: CancellationToken,
     pods: Mutex<Weak<Inner>>,
@@ -117,6 +121,10 @@ impl Node {
 
     /// These pods' ConfigMaps or Secrets changed.
     pub fn look_again(&self, uids: HashSet<Arc<str>>) {
+        self.tell(uids, PodState::objects_changed);
+    }
+
+    fn tell(&self, uids: HashSet<Arc<str>>, what: fn(&mut PodState, jiff::Timestamp)) {
         if uids.is_empty() {
             return;
         }
@@ -124,9 +132,27 @@ impl Node {
         for uid in uids {
             let handle = inner.pods.lock().get(&uid).cloned();
             if let Some(handle) = handle {
-                handle.apply(PodState::objects_changed);
+                handle.apply(what);
             }
         }
+    }
+
+    /// What the pod had of the machine is others' to have.
+    pub fn gives_back(&self, uid: &str) {
+        self.host_ports.release(uid);
+        self.allocations.release(uid);
+        self.tell_waiting();
+    }
+
+    /// Pods that wait for room look again.
+    pub fn tell_waiting(&self) {
+        self.tell(self.allocations.take_waiting(), PodState::resize_again);
+    }
+
+    /// What pods may be promised together.
+    pub fn capacity(&self) -> Amounts {
+        let Allocatable { cpu_millis, memory_bytes, .. } = self.config.allocatable;
+        Amounts { cpu_millis, memory_bytes }
     }
 
     /// The pod's task is over.
@@ -157,6 +183,8 @@ impl Pods {
             boot_id: record::boot_id().into(),
             host_dns,
             references: References::default(),
+            host_ports: Claims::default(),
+            allocations: Allocations::default(),
             logs,
             shutdown,
             pods: Mutex::default(),

@@ -48,6 +48,8 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Success,
+    /// It counts as a success, but somebody should know.
+    Warned(String),
     Failure(String),
     /// The probe itself could not be done: nothing is known.
     Unknown(String),
@@ -94,7 +96,7 @@ impl Probe {
         self.due = now.saturating_add(period(spec)).unwrap_or(now);
         let good = match outcome {
             Outcome::Unknown(_) => return Verdict::Undecided,
-            Outcome::Success => true,
+            Outcome::Success | Outcome::Warned(_) => true,
             Outcome::Failure(_) => false,
         };
         self.streak =
@@ -173,10 +175,14 @@ pub(crate) async fn execute(spec: &api::Probe, target: &Target<'_>) -> Outcome {
             Err(why) => return Outcome::Unknown(why),
         };
         return match response {
-            Ok(Ok(status)) if (200..400).contains(&status) => Outcome::Success,
-            Ok(Ok(status)) => {
-                Outcome::Failure(format!("HTTP probe failed with statuscode: {status}"))
-            }
+            Ok(Ok(answer)) => match answer.status {
+                200..300 => Outcome::Success,
+                300..400 => Outcome::Warned(format!(
+                    "Probe terminated redirects, Response body: {}",
+                    answer.body
+                )),
+                status => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
+            },
             Ok(Err(why)) => Outcome::Failure(format!("Get {url:?}: {why}")),
             Err(_) => Outcome::Failure(format!(
                 "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"

@@ -9,11 +9,12 @@ use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
 use crate::outside::Attachment;
 use crate::restart::Backoff;
-use crate::runtime::Exit;
+use crate::runtime::{Exit, Identity};
 use crate::volumes::Mounted;
 
 /// No container or volume can be called this: their names have no underscore.
@@ -48,6 +49,8 @@ pub(crate) struct Record {
 pub(crate) struct RunRecord {
     pub attempt: u32,
     pub spec_hash: String,
+    #[serde(default)]
+    pub identity: Option<Identity>,
     pub image_id: String,
     pub runtime: String,
     /// None while it runs, as far as the agent knew.
@@ -58,6 +61,12 @@ pub(crate) struct RunRecord {
     #[serde(default)]
     pub anew: bool,
     pub backoff: Option<Backoff>,
+    /// The resources that this node granted it.
+    #[serde(default)]
+    pub granted: Option<ResourceRequirements>,
+    /// Those that it really had, if others.
+    #[serde(default)]
+    pub has: Option<ResourceRequirements>,
 }
 
 /// How a pod ended.

@@ -14,7 +14,7 @@ use crate::outside::Image;
 
 mod linux;
 
-pub use linux::{Linux, PodLimits, QosClass, Seccomp};
+pub use linux::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,7 +64,8 @@ pub struct ContainerSpec {
     pub dns: Dns,
     /// Extra /etc/hosts entries (hostAliases).
     pub hosts: Vec<(IpAddr, Vec<String>)>,
-    /// `wasm`, `wasm-isolated`, `runc` …; empty is the node's default for the image.
+    /// The handler of the pod's RuntimeClass: `wasm`, `wasm-isolated`, `oci` …; empty is the node's default for
+    /// the image.
     pub runtime_class: String,
     pub stdin: bool,
     /// With `stdin`: its end is the end of the first attached session's. Without it the container's
@@ -90,6 +91,18 @@ pub struct User {
     pub uid: Option<i64>,
     pub gid: Option<i64>,
     pub supplemental_gids: Vec<i64>,
+    /// `supplementalGroupsPolicy: Strict`: what the image says of the user's groups does not hold.
+    #[serde(default)]
+    pub strict_groups: bool,
+}
+
+/// Who a container's program really is, as its pod's status shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub uid: i64,
+    pub gid: i64,
+    /// The primary one among them.
+    pub groups: Vec<i64>,
 }
 
 /// A prepared directory or file of the node, seen by the container at a path.
@@ -107,6 +120,10 @@ pub struct Dns {
     pub servers: Vec<std::net::SocketAddr>,
     pub searches: Vec<String>,
     pub ndots: u8,
+    /// Others than ndots, as resolv.conf has them: `name` or `name:value`. Only the C library of a container
+    /// knows what to make of them.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 /// What a runtime says without being asked.
@@ -222,11 +239,33 @@ impl std::fmt::Debug for Streams {
     }
 }
 
+/// What a RuntimeClass may name as its handler, and what it can do.
+/// <https://kubernetes.io/docs/concepts/containers/runtime-class/>
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handler {
+    pub name: &'static str,
+    /// `recursiveReadOnly` of a volume's mount.
+    pub recursive_read_only: bool,
+    /// `hostUsers: false`
+    pub user_namespaces: bool,
+}
+
+impl Handler {
+    pub fn named(name: &'static str) -> Self {
+        Self { name, recursive_read_only: false, user_namespaces: false }
+    }
+}
+
 /// Runs containers. One event feed; every call is safe to repeat.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// `wasm`, `oci`, `fake`: the scheme of the containerID in a pod's status.
     fn name(&self) -> &'static str;
+
+    /// What pods may ask for by their RuntimeClass. A pod that asks for nothing gets what runs its image.
+    fn handlers(&self) -> Vec<Handler> {
+        vec![Handler::named(self.name())]
+    }
 
     /// Whether images of this form are its business.
     fn runs(&self, image: &Image) -> bool;
@@ -258,7 +297,33 @@ pub trait Runtime: Send + Sync + 'static {
     /// The pod is over and its runs were removed: what they shared goes too. Not known is fine.
     async fn release(&self, _pod_uid: &str) {}
 
+    /// Who a run that was started is, if it is a user of the system at all.
+    async fn identity(&self, _id: &RunId) -> Option<Identity> {
+        None
+    }
+
     async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// Whether [`Runtime::update`] is possible.
+    fn resizes(&self) -> bool {
+        false
+    }
+
+    /// Gives a container that runs other limits, and its pod.
+    ///
+    /// # Errors
+    /// Why not: it takes more than that already, say. Then it goes on with what it had.
+    async fn update(
+        &self,
+        id: &RunId,
+        _resources: &Resources,
+        _pod: &PodLimits,
+    ) -> Result<(), StartError> {
+        Err(StartError {
+            reason: "ResizeNotSupported".into(),
+            message: format!("the {} runtime cannot resize {id}", self.name()),
+        })
+    }
 
     /// The images of all runs that it knows and whose files it still needs.
     fn images(&self) -> Vec<Image> {

@@ -4,18 +4,21 @@ mod adopt;
 mod input;
 mod view;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, LifecycleHandler, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, EphemeralContainer, LifecycleHandler, Pod, PodSpec, ResourceRequirements,
+};
 
 use crate::container_spec;
 use crate::outside::{Attachment, Image};
 use crate::probe::{self, Probe};
 use crate::record::{Ended, Record};
 use crate::restart::{Backoff, go_seconds, restarts, restarts_all};
-use crate::runtime::{Exit, RunId, StartError};
+use crate::runtime::{Exit, Identity, RunId, StartError};
 use crate::sources::Name;
 use crate::status::{Kind, Transitions};
 use crate::volumes::Mounted;
@@ -66,6 +69,9 @@ pub(crate) struct PodState {
     pub release: Setup<()>,
     /// Init containers, others, then ephemeral ones, as the spec has them.
     pub containers: Vec<ContainerState>,
+    /// What containers have for which the spec says something else that is not granted (yet).
+    pub granted: BTreeMap<String, ResourceRequirements>,
+    pub resize: Resize,
     /// All init containers did their work (since the machine booted).
     pub initialized: bool,
     /// It is over, whatever becomes of its object.
@@ -79,6 +85,20 @@ pub(crate) struct PodState {
     pub unsaved: Option<Durability>,
     /// What inputs asked for.
     pub queue: Vec<Action>,
+}
+
+/// Where a resize of the pod stands that is not granted yet.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Resize {
+    No,
+    /// To be looked at.
+    Wanted,
+    /// Not now, or not ever (`Deferred`, `Infeasible`).
+    Pending {
+        reason: &'static str,
+        message: String,
+        since: Timestamp,
+    },
 }
 
 /// Whether mounted files are to be looked at again.
@@ -136,6 +156,8 @@ pub(crate) struct ContainerState {
     pub runtime: Option<(usize, &'static str)>,
     /// Of the current run.
     pub spec_hash: String,
+    /// Of the newest run, if its runtime knows users.
+    pub identity: Option<Box<Identity>>,
     pub backoff: Option<Backoff>,
     pub trouble: Option<Box<Trouble>>,
     /// Its definition changed: it starts again whatever the restart policy says.
@@ -186,6 +208,18 @@ pub(crate) struct Running {
     /// postStart is under way.
     pub hook: bool,
     pub stop_deadline: Option<Timestamp>,
+    /// What it really has, while it is to be resized to what was granted.
+    pub resizing: Option<Box<Resizing>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resizing {
+    pub has: ResourceRequirements,
+    pub since: Timestamp,
+    /// The runtime is at it.
+    pub doing: bool,
+    pub error: Option<String>,
+    pub retry_at: Timestamp,
 }
 
 /// What the task is to do; results come back as inputs.
@@ -214,6 +248,11 @@ pub(crate) enum Action {
         id: RunId,
         runtime: usize,
         kind: probe::Kind,
+    },
+    Resize {
+        index: usize,
+        id: RunId,
+        runtime: usize,
     },
     Stop {
         index: usize,
@@ -399,6 +438,7 @@ impl ContainerState {
             image_id: String::new(),
             runtime: None,
             spec_hash: String::new(),
+            identity: None,
             backoff: None,
             trouble: None,
             replace: false,

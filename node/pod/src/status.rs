@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::record::Ended;
 use crate::restart;
-use crate::runtime::{Exit, RunId};
+use crate::runtime::{Exit, Identity, RunId};
 
 /// What a status is made of.
 #[derive(Clone, Debug)]
@@ -34,6 +34,16 @@ pub(crate) struct Facts<'a> {
     pub restarting_all: bool,
     /// When each condition last changed, as this node knows it.
     pub since: &'a Transitions,
+    pub resize: Vec<ResizeCondition>,
+}
+
+/// A condition of a resize that is under way: true while it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ResizeCondition {
+    pub type_: &'static str,
+    pub reason: &'static str,
+    pub message: String,
+    pub since: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +79,13 @@ pub(crate) struct Container {
     pub state: State,
     pub last: Option<Exit>,
     pub restarts: u32,
+    pub identity: Option<Identity>,
+    pub mounts: Vec<api::VolumeMountStatus>,
     pub started: bool,
     pub ready: bool,
+    /// Granted by the node, and what it really has.
+    pub granted: api::ResourceRequirements,
+    pub resources: api::ResourceRequirements,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +114,9 @@ fn have_since(have: &[PodCondition], type_: &str) -> Option<Timestamp> {
     let shown = have.iter().find(|c| c.type_ == type_ && c.status == "True")?;
     shown.last_transition_time.as_ref().map(|time| time.0)
 }
+
+/// There only while they hold.
+const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// The status now. Conditions of others are kept as the pod has them.
 pub(crate) fn compute(pod: &Pod, facts: &Facts, now: Timestamp) -> PodStatus {
@@ -149,6 +167,7 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         State::Running { since } => running(*since),
         State::Terminated(exit) => terminated(exit, &c.container_id),
     };
+    let begun = !c.container_id.is_empty();
     api::ContainerStatus {
         name: c.name.clone(),
         image: c.image.clone(),
@@ -162,6 +181,16 @@ fn container_status(c: &Container) -> api::ContainerStatus {
         // Neither is said of what serves nobody.
         started: (c.kind != Kind::Ephemeral).then_some(c.started),
         ready: c.ready && c.kind != Kind::Ephemeral,
+        user: c.identity.as_ref().map(|identity| api::ContainerUser {
+            linux: Some(api::LinuxContainerUser {
+                uid: identity.uid,
+                gid: identity.gid,
+                supplemental_groups: Some(identity.groups.clone()),
+            }),
+        }),
+        volume_mounts: (!c.mounts.is_empty()).then(|| c.mounts.clone()),
+        allocated_resources: c.granted.requests.clone().filter(|_| begun),
+        resources: begun.then(|| c.resources.clone()),
         ..Default::default()
     }
 }
@@ -271,6 +300,16 @@ fn conditions(
                 ..PodCondition::default()
             }
         });
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+    let resize = facts.resize.iter().map(|told| PodCondition {
+        type_: told.type_.into(),
+        status: "True".into(),
+        reason: text(told.reason),
+        message: text(&told.message),
+        last_transition_time: Some(Time(told.since)),
+        observed_generation: pod.metadata.generation,
+        ..PodCondition::default()
+    });
     let disrupted = facts.ended.filter(|ended| ended.disrupted);
     let target = disrupted.map(|ended| PodCondition {
         type_: DISRUPTION_TARGET.into(),
@@ -282,10 +321,12 @@ fn conditions(
         ..PodCondition::default()
     });
     let ours = |c: &&PodCondition| {
-        OWNED.contains(&c.type_.as_str()) || (target.is_some() && c.type_ == DISRUPTION_TARGET)
+        OWNED.contains(&c.type_.as_str())
+            || RESIZE.contains(&c.type_.as_str())
+            || (target.is_some() && c.type_ == DISRUPTION_TARGET)
     };
     let others = have.iter().filter(|c| !ours(c)).cloned();
-    owned.chain(others).chain(target.clone()).collect()
+    owned.chain(resize).chain(others).chain(target.clone()).collect()
 }
 
 /// Whether the API shows something else than what this node says: somebody changed it, as the node

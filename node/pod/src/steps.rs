@@ -14,7 +14,7 @@ use crate::record::Ended;
 use crate::restart::Backoff;
 use crate::state::{Action, Durability, Phase, PodState, Refresh, Setup};
 use crate::status::Kind;
-use crate::{ending, probing};
+use crate::{ending, probing, resize};
 
 /// In this order.
 const STEPS: [Step; 5] = [
@@ -79,6 +79,7 @@ pub(crate) fn plan(state: &mut PodState, now: Timestamp) -> Plan {
             }
         }
         plan_refresh(state, &mut plan);
+        resize::plan(state, &mut plan);
     }
     probing::plan(state, &mut plan);
     if let Some(look) = state.next_look(now) {

@@ -12,10 +12,12 @@ use rimward_api::ObjectKey;
 use tokio::sync::Notify;
 
 use crate::act;
+use crate::allocation::Amounts;
+use crate::host_ports;
 use crate::pods::Node;
 use crate::record::{self, Record};
 use crate::sources::{Name, Sources};
-use crate::state::{ContainerState, Durability, KnownRun, PodState, Setup};
+use crate::state::{ContainerState, Durability, KnownRun, Phase, PodState, Resize, Setup};
 use crate::status;
 use crate::steps::{self, Plan};
 use crate::volumes::Places;
@@ -140,8 +142,12 @@ impl Handle {
     fn load(self: &Arc<Self>, known: Vec<KnownRun>) {
         let record = Record::read(&self.pod_dir());
         let runtimes = self.node.runtime_names();
+        let was_here = record.is_some() || !known.is_empty();
         let seen = self.apply(|state, now| {
             state.load(record, known, &runtimes, now);
+            if !state.orphan && state.ended.is_none() {
+                self.admit(state, was_here, now);
+            }
             let seen = match &state.volumes {
                 Setup::Done(mounted) => mounted.versions.clone(),
                 _ => Vec::new(),
@@ -149,10 +155,75 @@ impl Handle {
             state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
             seen
         });
+        self.ask_who_runs();
         self.node.references.resume(&self.key.namespace, &self.uid, &seen);
         if !seen.is_empty() {
             let handle = self.clone();
             tokio::spawn(async move { handle.catch_up(seen).await });
+        }
+    }
+
+    /// Who adopted runs are was not written down before they ended.
+    fn ask_who_runs(self: &Arc<Self>) {
+        let runs = self.look(|state| {
+            let unknown = (0..state.containers.len()).filter(|i| {
+                let c = &state.containers[*i];
+                c.identity.is_none() && matches!(c.phase, Phase::Running(_))
+            });
+            let run = |i: usize| Some((state.run_id(i), state.containers[i].runtime?.0));
+            unknown.filter_map(run).collect::<Vec<_>>()
+        });
+        for (id, runtime) in runs {
+            let handle = self.clone();
+            tokio::spawn(async move {
+                if let Some(identity) = handle.node.runtime(runtime).identity(&id).await {
+                    handle.apply(|state, _| state.identified(&id, identity));
+                }
+            });
+        }
+    }
+
+    /// A pod that is new here is turned away for good when this node does not have what it needs, in the
+    /// kubelet's words.
+    fn admit(&self, state: &mut PodState, was_here: bool, now: Timestamp) {
+        let ports = host_ports::of(state.spec());
+        if !self.node.host_ports.take(&self.uid, ports, was_here) {
+            let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+            return state.reject("NodePorts", why, now);
+        }
+        let amounts = Amounts::of(state.granted_pod().spec.as_ref().unwrap_or(state.spec()));
+        let taken = self.node.allocations.take(&self.uid, amounts, self.node.capacity(), was_here);
+        if let Err(lack) = taken {
+            self.node.host_ports.release(&self.uid);
+            state.reject(&format!("OutOf{}", lack.resource), &lack.refusal(), now);
+        }
+    }
+
+    /// What the spec asks for is granted if this node has it and the runtimes can give it.
+    fn resize(&self, state: &mut PodState, now: Timestamp) {
+        let cannot = (0..state.containers.len()).find(|index| {
+            let c = &state.containers[*index];
+            let runtime = c.runtime.map(|(index, _)| self.node.runtime(index));
+            c.is_alive()
+                && state.granted.contains_key(&c.name)
+                && runtime.is_some_and(|runtime| !runtime.resizes())
+        });
+        if let Some(index) = cannot {
+            let c = &state.containers[index];
+            let runtime = c.runtime.map_or("", |(_, name)| name);
+            let why =
+                format!("the {runtime} runtime cannot resize container {:?} in place", c.name);
+            return state.resize_pending("Infeasible", why, now);
+        }
+        let wanted = Amounts::of(state.spec());
+        match self.node.allocations.take(&self.uid, wanted, self.node.capacity(), false) {
+            Ok(()) => state.resize_granted(now),
+            Err(lack) => {
+                state.resize_lacks(&lack, now);
+                if !lack.is_for_good() {
+                    self.node.allocations.wait(&self.uid);
+                }
+            }
         }
     }
 
@@ -172,6 +243,9 @@ impl Handle {
 
     fn turn(&self, now: Timestamp) -> Turn {
         let mut state = self.state();
+        if state.loaded && state.ending.is_none() && state.resize == Resize::Wanted {
+            self.resize(&mut state, now);
+        }
         let mut plan = steps::plan(&mut state, now);
         let save = state.unsaved.take().filter(|_| !plan.gone).map(|durability| {
             (serde_json::to_vec(&state.record()).expect("a record is plain data"), durability)
@@ -328,6 +402,7 @@ async fn save(handle: &Handle, bytes: Vec<u8>, durable: bool) {
 
 async fn clean_up(handle: &Arc<Handle>) {
     let watched = handle.look(|state| state.watched.clone());
+    handle.node.gives_back(&handle.uid);
     handle.node.references.forget(&handle.key.namespace, &handle.uid, watched.iter());
     let places = handle.places();
     let removed = tokio::task::spawn_blocking(move || places.remove()).await;

@@ -4,6 +4,7 @@ mod adoption;
 mod ends;
 mod failures;
 mod probes;
+mod resizes;
 mod starts;
 mod volumes;
 

@@ -51,7 +51,7 @@ pub struct PodDisk {
     pub logs: BTreeMap<String, DiskUsage>,
     /// What the current run of each container has written outside of volumes.
     pub rootfs: BTreeMap<String, DiskUsage>,
-    /// Volumes that are directories of this node: not those of the host, nor claims.
+    /// Volumes that are directories of the pod: not what is mounted, nor of the host, nor claims.
     pub volumes: BTreeMap<String, DiskUsage>,
 }
 
@@ -199,13 +199,21 @@ impl Pods {
         let mut handles = self.handles();
         handles.retain(|handle| only.as_ref().is_none_or(|only| only.contains(&*handle.uid)));
         let measured = tokio::task::spawn_blocking(move || {
-            handles.iter().map(|handle| disk_of(handle)).collect()
+            let mounted = mount_points();
+            handles.iter().map(|handle| disk_of(handle, &mounted)).collect()
         });
         measured.await.expect("measuring does not panic")
     }
 }
 
-fn disk_of(handle: &Handle) -> PodDisk {
+/// Where something is mounted. Told by the kernel: to look at such a place may wait for a server that is gone.
+fn mount_points() -> HashSet<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.map(|point| PathBuf::from(point.replace("\\040", " "))).collect()
+}
+
+fn disk_of(handle: &Handle, mounted: &HashSet<PathBuf>) -> PodDisk {
     let (mut disk, places) =
         (PodDisk { uid: handle.uid.to_string(), ..PodDisk::default() }, handle.places());
     let runs: Vec<(RunId, Option<usize>)> = handle.peek(|state| {
@@ -224,6 +232,10 @@ fn disk_of(handle: &Handle) -> PodDisk {
     }
     for folder in [&places.pod_dir, &places.secret_dir].map(|dir| dir.join(FOLDER)) {
         for volume in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            // In memory, of an image, or elsewhere: none of it is the disk's.
+            if mounted.contains(&volume.path()) {
+                continue;
+            }
             let name = volume.file_name().to_string_lossy().into_owned();
             disk.volumes.insert(name, DiskUsage::of(&volume.path()));
         }

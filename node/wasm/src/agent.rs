@@ -19,8 +19,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
-    Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Known, RunId, Runtime, RuntimeEvent, StartError,
+    Streams, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -70,6 +70,11 @@ impl WasmRuntime {
             outbox: Mutex::new(Some(outbox)),
             adopted: OnceLock::new(),
         })))
+    }
+
+    /// What pods may ask for by their RuntimeClass.
+    pub fn handlers() -> Vec<Handler> {
+        ["wasm", "wasm-isolated"].map(Handler::named).to_vec()
     }
 
     /// How many images this process had to compile: 0 after a restart with a warm cache.
@@ -302,6 +307,10 @@ fn wasm_of(image: &Image) -> Result<(&PathBuf, &str), StartError> {
 impl Runtime for WasmRuntime {
     fn name(&self) -> &'static str {
         "wasm"
+    }
+
+    fn handlers(&self) -> Vec<Handler> {
+        Self::handlers()
     }
 
     fn runs(&self, image: &Image) -> bool {

@@ -6,6 +6,7 @@
 pub mod busybox;
 pub mod fleet;
 pub mod hosts;
+pub mod pods;
 pub mod registry;
 
 use std::fs::File;

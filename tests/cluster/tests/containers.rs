@@ -1,44 +1,8 @@
 //! Linux containers in a whole cluster: images from its own registry, the real kubectl. As root.
 
-use rimward_tests_cluster::busybox;
-use rimward_tests_cluster::{Cluster, condition, curl, eventually, repository, skip_without_root};
+use rimward_tests_cluster::pods::{busybox_cluster as cluster, pod, status, terminated};
+use rimward_tests_cluster::{condition, curl, eventually, repository, skip_without_root};
 use serde_json::{Value, json};
-
-fn cluster() -> (Cluster, String) {
-    let cluster = Cluster::up();
-    let image = busybox::push(
-        &cluster,
-        "busybox:v1",
-        json!({
-            "Entrypoint": ["/bin/sh", "-c"],
-            "Cmd": ["echo from the image; sleep 3600"],
-            "Env": ["PATH=/bin", "COLOUR=green"],
-            "WorkingDir": "/tmp",
-        }),
-    );
-    (cluster, image)
-}
-
-fn pod(name: &str, container: Value, more: Value) -> String {
-    let mut containers = container;
-    containers["name"] = json!("main");
-    let mut spec = json!({"containers": [containers], "terminationGracePeriodSeconds": 2});
-    for (key, value) in more.as_object().expect("fields") {
-        spec[key] = value.clone();
-    }
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}).to_string()
-}
-
-fn status(cluster: &Cluster, name: &str) -> Value {
-    cluster.get(&["pod", name])["status"]["containerStatuses"][0].clone()
-}
-
-fn terminated(cluster: &Cluster, name: &str) -> Value {
-    eventually(&format!("{name} ends"), || {
-        let state = status(cluster, name)["state"]["terminated"].clone();
-        state.is_object().then_some(state)
-    })
-}
 
 #[test]
 fn a_deployment_of_containers() {

@@ -115,12 +115,16 @@ fn schedule(pod: &mut Value, now: &str) {
     if !pod["status"]["conditions"].is_array() {
         pod["status"]["conditions"] = json!([]);
     }
+    let generation = pod["metadata"]["generation"].clone();
     let conditions = pod["status"]["conditions"].as_array_mut().expect("was just made one");
     let before = conditions.iter().position(|c| c["type"] == "PodScheduled");
     if before.is_some_and(|i| conditions[i]["status"] == "True") {
         return;
     }
-    let condition = json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now });
+    let mut condition = json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now });
+    if !generation.is_null() {
+        condition["observedGeneration"] = generation;
+    }
     match before {
         Some(i) => conditions[i] = condition,
         None => conditions.push(condition),

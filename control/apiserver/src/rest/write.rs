@@ -494,7 +494,8 @@ impl Inner {
         kind.hooks.prepare_update(write, new, &old);
         admission::allocate(self, &mut review, &mut admitted)?;
         let new = &mut *review.object;
-        if kind.hooks.has_generation() && subresource != "status" {
+        // That a pod was given its node is nothing that somebody asked of the pod.
+        if kind.hooks.has_generation() && !matches!(subresource, "status" | "binding") {
             let annotations = |o: &Value| o["metadata"].get("annotations").cloned();
             let counted = served.rules.annotations_count && annotations(new) != annotations(&old);
             let status = served.rules.status_counts && new.get("status") != old.get("status");

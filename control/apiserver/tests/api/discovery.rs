@@ -27,8 +27,7 @@ async fn every_resource_is_found() {
         let same = c.send("GET", path, &[("accept", V2), ("if-none-match", &etag)], "").await;
         assert_eq!((same.code, same.bytes.len()), (304, 0));
     }
-    // Kubernetes' own, and what metrics.k8s.io tells of nodes and pods.
-    assert_eq!(resources, 68 + 2);
+    assert_eq!(resources, 70, "those of Kubernetes, and the two of metrics.k8s.io");
     let core = c.get("/api/v1").await.expect(200);
     let pods = core["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods").unwrap();
     assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));

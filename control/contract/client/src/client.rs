@@ -44,7 +44,7 @@ impl Client {
     }
 
     /// The same client for those who only look: it does without managedFields.
-    pub(crate) fn omitting_managed_fields(&self) -> Self {
+    pub fn omitting_managed_fields(&self) -> Self {
         Self { omit_managed_fields: true, ..self.clone() }
     }
 

@@ -182,8 +182,8 @@ struct Similar {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Told {
     similar: Similar,
-    /// None for the combined Event.
-    message: Option<String>,
+    /// The message and the part of the object (`spec.containers{name}`); None for the combined Event.
+    exactly: Option<(String, Option<String>)>,
 }
 
 struct Entry {
@@ -208,13 +208,14 @@ impl Memory {
             return None;
         }
         let similar = Similar { object, kind: occurrence.kind, reason: occurrence.reason.clone() };
-        let exact = Told { similar: similar.clone(), message: Some(occurrence.message.clone()) };
+        let exactly = (occurrence.message.clone(), occurrence.about.field_path.clone());
+        let exact = Told { similar: similar.clone(), exactly: Some(exactly) };
         let (key, message) =
             if self.told.contains_key(&exact) || !self.is_flood(&similar, occurrence.at) {
                 (exact, occurrence.message.clone())
             } else {
                 let combined = format!("(combined from similar events): {}", occurrence.message);
-                (Told { similar, message: None }, combined)
+                (Told { similar, exactly: None }, combined)
             };
         Some(self.tell(key, occurrence, &message))
     }
@@ -346,6 +347,22 @@ mod tests {
         };
         assert_eq!(Some(name), event.metadata.name);
         assert_eq!(patch["count"], 2);
+    }
+
+    #[test]
+    fn the_same_news_of_another_container_is_other_news() {
+        let mut memory = Memory::new("test");
+        let of = |container: &str| {
+            let mut o = occurrence("Container created", 1);
+            o.about.field_path = Some(format!("spec.containers{{{container}}}"));
+            o
+        };
+        for container in ["a", "b"] {
+            let write = memory.observe(&of(container));
+            let Some(Write::Create(event)) = write else { panic!("{write:?}") };
+            assert_eq!(event.involved_object.field_path, of(container).about.field_path);
+        }
+        assert!(matches!(memory.observe(&of("a")), Some(Write::Count { .. })));
     }
 
     #[test]

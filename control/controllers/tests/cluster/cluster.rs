@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use rimward_api::{ObjectKey, UserInfo};
-use rimward_client::{Cache, Client, DeleteOptions, Informers, Object, Patch, Queue};
+use rimward_client::{Cache, Client, DeleteOptions, Informers, Object, Patch, Queue, Resource};
 use rimward_control_apiserver::{ApiServer, Config as ApiConfig};
 use rimward_control_controllers::{Config, Handle};
+use rimward_control_lean::Pod;
 use rimward_control_scheduler::Scheduler;
 use rimward_control_store::MemoryStore;
 use serde_json::{Value, json};
@@ -95,8 +96,12 @@ impl Cluster {
         self.admin.update_status(&node).await.unwrap();
     }
 
-    pub async fn apply<K: Object>(&self, object: Value) -> K {
-        self.admin.create(&from::<K>(object)).await.unwrap()
+    pub async fn apply<K: Object>(&self, mut object: Value) -> K {
+        object["kind"] = K::KIND.into();
+        object["apiVersion"] = K::API_VERSION.into();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        let path = Resource::of::<K>().path(namespace, "", "");
+        self.admin.call(http::Method::POST, &path, Some(&object)).await.unwrap()
     }
 
     pub async fn delete<K: Object>(&self, name: &str, options: DeleteOptions) {
@@ -144,8 +149,7 @@ impl Cluster {
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            let state: Vec<Value> =
-                cache.list().iter().map(|(_, o)| serde_json::to_value(&**o).unwrap()).collect();
+            let state: Vec<Value> = cache.list().iter().map(|(_, o)| shown(&**o)).collect();
             panic!("it did not come to be: {what}; there is {}", Value::from(state));
         }
     }
@@ -198,6 +202,12 @@ impl Cluster {
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.informers.of::<Pod>().list_in("default").into_iter().map(|(_, p)| p).collect()
     }
+}
+
+/// A pod of the caches is not to be written, not even here.
+fn shown<K: Object>(object: &K) -> Value {
+    let whole = serde_json::to_value(object);
+    whole.or_else(|_| serde_json::to_value(object.metadata())).unwrap()
 }
 
 async fn play_pod(client: &Client, pod: &Pod, key: &ObjectKey) {

@@ -2,9 +2,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Event;
 use rimward_client::ListOptions;
 use rimward_control_controllers::Config;
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::cluster::{Cluster, NEVER_READY, deployment, image, template};

@@ -3,10 +3,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use rimward_client::{Client, DeleteOptions, Error, Patch};
 use rimward_control_controllers::pods;
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, deployment};

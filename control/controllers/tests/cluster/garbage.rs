@@ -1,6 +1,7 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use rimward_client::{DeleteOptions, Propagation};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::cluster::{Cluster, deployment};

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Pod, ReplicationController, Service,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, ReplicationController, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rimward_client::{Cache, DeleteOptions, Patch, Propagation};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, from, template};
@@ -22,7 +21,7 @@ async fn a_hundred_namespaces_go_while_others_write_into_them() {
         let namespace = from::<Namespace>(json!({ "metadata": { "name": name } }));
         admin.create(&namespace).await.unwrap();
         let pod = json!({ "metadata": { "name": "p", "namespace": name }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
-        admin.create(&from::<Pod>(pod)).await.unwrap();
+        admin.create(&from::<k8s_openapi::api::core::v1::Pod>(pod)).await.unwrap();
         let service = json!({ "metadata": { "name": "s", "namespace": name }, "spec": { "ports": [{ "port": 80 }] } });
         admin.create(&from::<Service>(service)).await.unwrap();
     });

@@ -1,6 +1,7 @@
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use rimward_client::DeleteOptions;
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::cluster::{Cluster, deployment};

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node};
 use rimward_client::{DeleteOptions, Patch};
 use rimward_control_controllers::Config;
 use rimward_control_controllers::node_lifecycle::ready_status;
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, deployment};

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Endpoints, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, PersistentVolumeClaim, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use rimward_client::DeleteOptions;
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::cluster::Cluster;

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use k8s_openapi::api::core::v1::ResourceQuota;
 use rimward_client::{DeleteOptions, Patch};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, deployment};

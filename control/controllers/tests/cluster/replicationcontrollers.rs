@@ -1,7 +1,8 @@
 //! ReplicationControllers, and what the garbage collector does with theirs: the conformance texts.
 
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::ReplicationController;
 use rimward_client::{DeleteOptions, Patch, Propagation};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, template};

@@ -1,7 +1,8 @@
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rimward_client::{Cache, DeleteOptions, Patch};
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 use crate::cluster::{Cluster, deployment};

@@ -1,8 +1,9 @@
 //! Claims, volumes and pods, with the real API server and scheduler.
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use rimward_client::{DeleteOptions, Patch};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;

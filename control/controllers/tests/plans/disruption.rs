@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use rimward_control_controllers::disruption::{Wanted, plan, wanted};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 fn budget(spec: Value, disrupted: Value) -> PodDisruptionBudget {

@@ -1,7 +1,8 @@
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::jiff::Timestamp;
 use rimward_control_controllers::node_lifecycle::plan;
 use rimward_control_controllers::taint_eviction::leave_at;
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 fn at(second: i64) -> Timestamp {

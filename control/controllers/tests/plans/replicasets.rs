@@ -3,9 +3,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use rimward_control_controllers::replicaset::{Counts, World, plan, rank_for_deletion, status};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 fn now() -> Timestamp {

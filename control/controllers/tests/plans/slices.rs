@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rimward_control_controllers::endpoints;
 use rimward_control_controllers::endpointslice::{Plan, World, plan};
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 
 fn service(more: Value) -> Service {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
 use rimward_control_controllers::staleness::Unseen;
+use rimward_control_lean::Pod;
 use serde_json::json;
 
 fn pod(name: &str, revision: u64, leaving: bool) -> Pod {

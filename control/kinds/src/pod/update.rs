@@ -333,16 +333,12 @@ fn status(status: &Value, old: &Value, e: &mut Errors) {
         check::net::ip(ip.text("ip"), &list.index(i), e);
     }
     // A container that ended for good does not run again.
-    let policy = old.at("spec").text("restartPolicy");
-    if policy == "Always" || old.at("status").list("containerStatuses").is_empty() {
-        return;
-    }
     let list = path.field("containerStatuses");
     for (i, before) in old.at("status").list("containerStatuses").iter().enumerate() {
         let ended = before.deep(&["state", "terminated"]);
-        let fine = ended.is_null()
-            || (policy == "OnFailure" && ended.int("exitCode").unwrap_or_default() != 0);
         let name = before.text("name");
+        let code = ended.int("exitCode").unwrap_or_default();
+        let fine = ended.is_null() || may_run_again(old.at("spec"), name, code);
         let now = status.list("containerStatuses").iter().find(|c| c.text("name") == name);
         if !fine && now.is_some_and(|c| c.deep(&["state", "terminated"]).is_null()) {
             e.forbidden(
@@ -353,11 +349,68 @@ fn status(status: &Value, old: &Value, e: &mut Errors) {
     }
 }
 
+/// Whether a container that ended with a code is ever started again: by its own rules and policy, the pod's, or
+/// because the end of another one begins all of them anew.
+fn may_run_again(spec: &Value, name: &str, code: i64) -> bool {
+    let all = || spec.list("containers").iter().chain(spec.list("initContainers"));
+    if all()
+        .flat_map(|c| c.list("restartPolicyRules"))
+        .any(|rule| rule.text("action") == "RestartAllContainers")
+    {
+        return true;
+    }
+    let container = all().find(|c| c.text("name") == name).unwrap_or(&Value::Null);
+    let applies = |rule: &Value| {
+        let codes = rule.at("exitCodes");
+        let listed = codes.list("values").iter().any(|value| value.as_i64() == Some(code));
+        listed == (codes.text("operator") == "In")
+    };
+    if container.list("restartPolicyRules").iter().any(applies) {
+        return true;
+    }
+    let own = container.text("restartPolicy");
+    match if own.is_empty() { spec.text("restartPolicy") } else { own } {
+        "Always" => true,
+        "OnFailure" => code != 0,
+        _ => false,
+    }
+}
+
 /// `terminationGracePeriodSeconds`, at least 1, unless it is 0.
 pub fn grace_period(pod: &Value) -> Option<i64> {
     match pod.at("spec").int("terminationGracePeriodSeconds") {
         Some(seconds) if seconds < 0 => Some(1),
         Some(seconds) => Some(seconds),
         None => Some(30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_may_run_again() {
+        #[track_caller]
+        fn check(policy: &str, container: Value, code: i64, expected: bool) {
+            let mut container = container;
+            container["name"] = json!("c");
+            let spec = json!({"restartPolicy": policy, "containers": [container]});
+            assert_eq!(may_run_again(&spec, "c", code), expected);
+        }
+        let rule = |action: &str| {
+            json!({"restartPolicy": "Never", "restartPolicyRules": [
+            {"action": action, "exitCodes": {"operator": "In", "values": [42]}}]})
+        };
+        check("Never", json!({}), 1, false);
+        check("Always", json!({}), 0, true);
+        check("OnFailure", json!({}), 0, false);
+        check("OnFailure", json!({}), 3, true);
+        check("Never", json!({"restartPolicy": "Always"}), 0, true);
+        check("Always", json!({"restartPolicy": "Never"}), 1, false);
+        check("Never", rule("Restart"), 42, true);
+        check("Never", rule("Restart"), 1, false);
+        check("Never", rule("RestartAllContainers"), 0, true);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::DiskUsage;
-use rimward_node_pod::outside::ImageForm;
+use rimward_node_pod::outside::{Image, ImageForm};
 
 use super::{ImageStore, Inner};
 use crate::content::digest_of;
@@ -30,6 +30,17 @@ impl ImageStore {
         Ok(true)
     }
 
+    /// Whether anything of an image is mounted: it is in use, whoever uses it.
+    pub fn is_mounted(&self, image: &Image) -> bool {
+        match &image.form {
+            ImageForm::Wasm { .. } => false,
+            ImageForm::Linux { layers, .. } => {
+                let mounts = mounts();
+                layers.iter().any(|layer| is_mounted(&mounts, layer))
+            }
+        }
+    }
+
     /// Removes the layers and blobs that belong to no name and are not `in_use`; answers the bytes that this
     /// freed. While anything is pulled nothing is removed: what a pull has brought so far has no name yet.
     pub async fn sweep(&self, in_use: HashSet<PathBuf>) -> u64 {
@@ -50,7 +61,19 @@ impl Inner {
     }
 }
 
+/// What is mounted here, as the kernel tells it.
+fn mounts() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// Whether something is mounted over a layer, of a container or of an image volume, whoever mounted it. A
+/// layer is called by its digest, which stands in the options of an overlay.
+fn is_mounted(mounts: &str, layer: &Path) -> bool {
+    layer.file_name().and_then(|name| name.to_str()).is_some_and(|name| mounts.contains(name))
+}
+
 fn sweep(inner: &Inner, mut keep: HashSet<PathBuf>) -> u64 {
+    let mounts = mounts();
     for stored in inner.images.lock().values() {
         match &stored.image.form {
             ImageForm::Wasm { file, .. } => drop(keep.insert(file.clone())),
@@ -61,7 +84,7 @@ fn sweep(inner: &Inner, mut keep: HashSet<PathBuf>) -> u64 {
     for folder in ["layers", "blobs"] {
         for entry in std::fs::read_dir(inner.dir.join(folder)).into_iter().flatten().flatten() {
             let path = entry.path();
-            if keep.contains(&path) {
+            if keep.contains(&path) || is_mounted(&mounts, &path) {
                 continue;
             }
             let bytes = DiskUsage::of(&path).bytes;
@@ -83,5 +106,17 @@ fn discard(store: &Path, path: &Path) -> std::io::Result<()> {
     match gone.is_dir() {
         true => std::fs::remove_dir_all(&gone),
         false => std::fs::remove_file(&gone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_are_mounted() {
+        let mounts = "41 30 0:40 / /p/_volumes/v ro - overlay overlay ro,lowerdir+=/d/layers/abc,lowerdir+=/d/layers/def\n";
+        let mounted = |name: &str| is_mounted(mounts, &Path::new("/d/layers").join(name));
+        assert_eq!((mounted("abc"), mounted("def"), mounted("123")), (true, true, false));
     }
 }

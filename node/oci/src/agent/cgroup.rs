@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rimward_node_pod::runtime::{ContainerSpec, QosClass, RunId, Usage};
+use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId, Usage};
 
 use crate::spec::cpu_quota;
 use crate::spec::cpu_shares;
@@ -78,6 +78,34 @@ impl Cgroups {
             .join(format!("{container}.{attempt}"))
     }
 
+    /// Makes a run's directories in v1's hierarchies: with the names at which a container looks for each.
+    /// None in v2.
+    pub fn directories(&self, run: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+        let Kind::V1(hierarchies) = &self.kind else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for Hierarchy { root, controllers } in hierarchies {
+            let dir = root.join(run);
+            std::fs::create_dir_all(&dir)?;
+            found.extend(controllers.iter().map(|name| (dir.clone(), name.clone())));
+        }
+        Ok(found)
+    }
+
+    /// A cgroup of the pod's that is no container's, with this process in it. The pod's own was made.
+    pub fn put(&self, spec: &ContainerSpec, name: &str, pid: i32) -> io::Result<()> {
+        let run = self.of_run(spec);
+        let place = run.parent().expect("a run's cgroup lies in its pod's").join(name);
+        for root in self.roots() {
+            let dir = root.join(&place);
+            std::fs::create_dir_all(&dir)?;
+            if dir.join("cpuset.cpus").exists() && matches!(self.kind, Kind::V1(_)) {
+                fill_cpuset(root, &place)?;
+            }
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
+    }
+
     /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
     pub fn ensure_pod(&self, spec: &ContainerSpec, pids_max: u64) -> io::Result<()> {
         let run = self.of_run(spec);
@@ -99,32 +127,83 @@ impl Cgroups {
 
     fn limit_pod(&self, spec: &ContainerSpec, pod: &Path, pids_max: u64) -> io::Result<()> {
         let limits = &spec.linux.pod;
-        let v2 = matches!(self.kind, Kind::V2(_));
-        let set = |controller: &str, v1: &str, v2_name: &str, value: String| -> io::Result<()> {
-            let Some(root) = self.controller(controller) else { return Ok(()) };
-            let file = root.join(pod).join(if v2 { v2_name } else { v1 });
-            std::fs::write(&file, value)
-                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
-        };
-        let shares = cpu_shares(limits.cpu_request_millis);
-        if v2 {
-            set("cpu", "", "cpu.weight", weight(shares).to_string())?;
-        } else {
-            set("cpu", "cpu.shares", "", shares.to_string())?;
+        self.set_shares(pod, limits.cpu_request_millis)?;
+        if limits.cpu_limit_millis.is_some() {
+            self.set_cpu_limit(pod, limits.cpu_limit_millis)?;
         }
-        if let Some(millis) = limits.cpu_limit_millis {
-            let (quota, period) = cpu_quota(millis);
-            if v2 {
-                set("cpu", "", "cpu.max", format!("{quota} {period}"))?;
-            } else {
-                set("cpu", "cpu.cfs_period_us", "", period.to_string())?;
-                set("cpu", "cpu.cfs_quota_us", "", quota.to_string())?;
-            }
+        if limits.memory_limit_bytes.is_some() {
+            self.set_memory_limit(pod, limits.memory_limit_bytes)?;
         }
-        if let Some(bytes) = limits.memory_limit_bytes {
-            set("memory", "memory.limit_in_bytes", "memory.max", bytes.to_string())?;
+        self.set("pids", pod, "pids.max", "pids.max", pids_max.to_string())
+    }
+
+    /// Writes a file of a controller by its name in v1 or v2. A controller that is not there limits nothing.
+    fn set(
+        &self,
+        controller: &str,
+        dir: &Path,
+        v1: &str,
+        v2: &str,
+        value: String,
+    ) -> io::Result<()> {
+        let Some(root) = self.controller(controller) else { return Ok(()) };
+        let name = if matches!(self.kind, Kind::V2(_)) { v2 } else { v1 };
+        let file = root.join(dir).join(name);
+        std::fs::write(&file, value)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
+    }
+
+    fn set_shares(&self, dir: &Path, request_millis: u64) -> io::Result<()> {
+        let shares = cpu_shares(request_millis);
+        match self.kind {
+            Kind::V2(_) => self.set("cpu", dir, "", "cpu.weight", weight(shares).to_string()),
+            Kind::V1(_) => self.set("cpu", dir, "cpu.shares", "", shares.to_string()),
         }
-        set("pids", "pids.max", "pids.max", pids_max.to_string())
+    }
+
+    fn set_cpu_limit(&self, dir: &Path, millis: Option<u64>) -> io::Result<()> {
+        let limit = millis.map(cpu_quota);
+        if let Kind::V2(_) = self.kind {
+            let text = limit.map_or("max".into(), |(quota, period)| format!("{quota} {period}"));
+            return self.set("cpu", dir, "", "cpu.max", text);
+        }
+        if let Some((_, period)) = limit {
+            self.set("cpu", dir, "cpu.cfs_period_us", "", period.to_string())?;
+        }
+        let quota = limit.map_or("-1".into(), |(quota, _)| quota.to_string());
+        self.set("cpu", dir, "cpu.cfs_quota_us", "", quota)
+    }
+
+    fn set_memory_limit(&self, dir: &Path, bytes: Option<u64>) -> io::Result<()> {
+        let text = |none: &str| bytes.map_or(none.to_owned(), |bytes| bytes.to_string());
+        let value = text(if matches!(self.kind, Kind::V2(_)) { "max" } else { "-1" });
+        self.set("memory", dir, "memory.limit_in_bytes", "memory.max", value)
+    }
+
+    /// Gives a run that goes on other limits, and its pod. What grows grows from above, what shrinks from
+    /// below: a run never has more than its pod.
+    ///
+    /// # Errors
+    /// When the run takes more memory than it would have, which the kernel would end it for.
+    pub fn resize(&self, run: &Path, resources: &Resources, pod: &PodLimits) -> io::Result<()> {
+        let of_pod = run.parent().expect("a run's cgroup lies in its pod's");
+        if let (Some(limit), Some(usage)) = (resources.memory_limit_bytes, self.usage(run))
+            && usage.memory_bytes > limit
+        {
+            return Err(io::Error::other(format!(
+                "attempting to set the memory limit ({limit}) below the current usage ({})",
+                usage.memory_bytes
+            )));
+        }
+        self.set_cpu_limit(of_pod, None)?;
+        self.set_memory_limit(of_pod, None)?;
+        self.set_shares(of_pod, pod.cpu_request_millis)?;
+        self.set_shares(run, resources.cpu_request_millis)?;
+        self.set_cpu_limit(run, resources.cpu_limit_millis)?;
+        let done = self.set_memory_limit(run, resources.memory_limit_bytes);
+        self.set_cpu_limit(of_pod, pod.cpu_limit_millis)?;
+        self.set_memory_limit(of_pod, pod.memory_limit_bytes)?;
+        done
     }
 
     /// `cgroup.procs` of a place for shims, one a hierarchy that can have one. What a service manager ends

@@ -1,16 +1,21 @@
-//! What the containers of a pod share besides its network: IPC and UTS namespaces, and /dev/shm.
+//! What the containers of a pod share besides its network: IPC and UTS namespaces, /dev/shm, and their
+//! processes where the pod wants that.
 //!
 //! A namespace lives as long as something names it: a file that it is mounted on, instead of a process
-//! that does nothing but wait.
+//! that does nothing but wait. One of processes dies with its first process all the same, so a pod that
+//! shares it has such a process (see `shim::pause`).
 
 use std::ffi::CString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::ContainerSpec;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
+use super::Inner;
 use crate::layout;
 
 /// As much shared memory as other runtimes give.
@@ -75,9 +80,43 @@ fn make_namespaces(sandbox: &Sandbox, hostname: &str) -> io::Result<()> {
 }
 
 fn pin(kind: &str, file: &Path) -> io::Result<()> {
+    pin_of("thread-self", kind, file)
+}
+
+fn pin_of(process: &str, kind: &str, file: &Path) -> io::Result<()> {
     let _ = rustix::mount::unmount(file, UnmountFlags::DETACH);
     std::fs::File::create(file)?;
-    rustix::mount::mount_bind(format!("/proc/thread-self/ns/{kind}"), file).map_err(Into::into)
+    rustix::mount::mount_bind(format!("/proc/{process}/ns/{kind}"), file).map_err(Into::into)
+}
+
+/// The namespace of processes that the pod's containers share. Its cgroup was made.
+pub(super) fn ensure_processes(this: &Inner, spec: &ContainerSpec) -> io::Result<PathBuf> {
+    let dir = layout::pods(&this.config.data_dir).join(&spec.id.pod_uid);
+    let (namespace, number) = (dir.join("pid"), dir.join("pause"));
+    let pid = std::fs::read_to_string(&number).unwrap_or_default();
+    if is_namespace(&namespace) && same_file(&namespace, format!("/proc/{pid}/ns/pid")) {
+        return Ok(namespace);
+    }
+    let mut command = std::process::Command::new(this.exe.path());
+    command.arg0("/pause").args(["oci-shim", "pause"]).env_clear().current_dir("/");
+    let output = command.output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("the pod's first process: {}", said.trim())));
+    }
+    let pid = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    std::fs::write(&number, &pid)?;
+    let raw = pid.parse().map_err(io::Error::other)?;
+    this.cgroups.put(spec, "pause", raw)?;
+    // As other runtimes have it. A nested root may lack the right: then it is merely easier to kill.
+    let _easier_to_kill = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998");
+    pin_of(&pid, "pid", &namespace)?;
+    Ok(namespace)
+}
+
+fn same_file(one: &Path, other: String) -> bool {
+    let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    id(one).is_some() && id(one) == id(Path::new(&other))
 }
 
 fn is_namespace(file: &Path) -> bool {
@@ -86,7 +125,6 @@ fn is_namespace(file: &Path) -> bool {
 }
 
 pub(super) fn is_mount(dir: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir).is_some() && device(dir) != device(parent))
 }
@@ -100,7 +138,7 @@ pub(super) fn pods(data_dir: &Path) -> Vec<String> {
 /// Undoes what is there; safe without.
 pub(super) fn remove(data_dir: &Path, pod_uid: &str) {
     let dir = layout::pods(data_dir).join(pod_uid);
-    for name in ["ipc", "uts", "shm"] {
+    for name in ["ipc", "uts", "pid", "shm"] {
         let path = dir.join(name);
         if is_namespace(&path) || is_mount(&path) {
             let _gone_already = rustix::mount::unmount(&path, UnmountFlags::DETACH);

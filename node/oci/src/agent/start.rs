@@ -2,7 +2,7 @@
 //! without the doing.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::rootfs::{self, Root};
 use super::{Inner, Run, refused, sandbox};
 use crate::capabilities;
 use crate::layout::{Confinement, Kept, RunDir, Settings, Started};
+use crate::seccomp_profile::{self, Compiled, Machine};
 use crate::shim::Created;
 use crate::spec;
 
@@ -78,11 +79,18 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
     };
     // Decided before anything is touched.
     let capabilities = capabilities::of(&spec.linux, capabilities::available()).map_err(wrong)?;
-    if let Seccomp::Localhost(profile) = &spec.linux.seccomp {
-        return Err(wrong(format!(
-            "seccomp profile {:?} of type Localhost is not supported by this node yet: the container is not started unconfined",
-            this.config.seccomp_dir.join(profile).display()
-        )));
+    let profile = match &spec.linux.seccomp {
+        Seccomp::Localhost(name) => Some(
+            load_profile(&this.config.seccomp_dir, name, capabilities)
+                .map_err(|why| refused("CreateContainerError", why))?,
+        ),
+        Seccomp::RuntimeDefault | Seccomp::Unconfined => None,
+    };
+    if !spec.linux.mount_flags.is_empty() {
+        let info = std::fs::read_to_string("/proc/self/mountinfo");
+        let info = info.map_err(failed("read the machine's mounts"))?;
+        let checked = spec::mounts::check_propagation(spec, &info);
+        checked.map_err(|why| refused("CreateContainerError", why))?;
     }
     let pid = spec.linux.pid_of.as_ref().map(|target| processes_of(this, target)).transpose();
     let pid = pid.map_err(wrong)?;
@@ -113,15 +121,29 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
     this.cgroups
         .ensure_pod(spec, this.config.pod_pids_max)
         .map_err(failed("make the pod's cgroup"))?;
+    let processes = match spec.linux.share_processes && !spec.linux.host_pid {
+        true => {
+            let _one_at_a_time = this.sandboxes.lock();
+            let made = sandbox::ensure_processes(this, spec);
+            Some(made.map_err(failed("share the pod's processes"))?)
+        }
+        false => None,
+    };
     let cgroup = this.cgroups.of_run(spec);
+    let processes = pid.or(processes);
+    let cgroup_dirs = match processes {
+        Some(_) => this.cgroups.directories(&cgroup).map_err(failed("make the cgroup"))?,
+        None => Vec::new(),
+    };
     let given = spec::Given {
         dir,
         user: &user,
         cgroup: &cgroup,
         ipc: shared.ipc.as_deref(),
         uts: shared.uts.as_deref(),
+        pid: processes.as_deref(),
+        cgroup_dirs,
         shm: &shared.shm,
-        pid: pid.as_deref(),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
     let config = spec::build(spec, &given).map_err(wrong)?;
@@ -135,12 +157,31 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         own_cgroups: this.cgroups.of_shims(),
         oom_file: this.cgroups.oom_file(&cgroup),
         oom_score_adj: spec::oom_score_adj(spec, memory_of_machine()),
+        private_mounts: spec::mounts::private(spec),
         confinement: Confinement {
             capabilities,
             seccomp: spec.linux.seccomp == Seccomp::RuntimeDefault,
+            profile,
         },
     };
     dir.write("shim.json", &settings).map_err(failed("write shim.json"))
+}
+
+/// In the words that other runtimes have for it.
+fn load_profile(dir: &Path, name: &str, capabilities: u64) -> Result<Compiled, String> {
+    let path = dir.join(name);
+    let failed = |why: String| format!("cannot load seccomp profile {:?}: {why}", path.display());
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if name.is_empty() || !inside {
+        return Err(failed("it must be a path below the node's directory of profiles".into()));
+    }
+    let text = std::fs::read(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            failed(format!("open {}: no such file or directory", path.display()))
+        }
+        _ => failed(e.to_string()),
+    })?;
+    seccomp_profile::compile(&text, &Machine::this(capabilities)).map_err(failed)
 }
 
 /// The process namespace of a run that goes on.
@@ -166,8 +207,10 @@ fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
         true => std::fs::read_to_string("/proc/sys/kernel/hostname")?,
         false => format!("{}\n", spec.linux.hostname),
     };
+    let machine = spec.linux.host_network.then(|| std::fs::read_to_string("/etc/hosts"));
+    let machine = machine.map(Result::unwrap_or_default);
     for (name, text) in [
-        ("etc/hosts", spec::files::hosts(spec)),
+        ("etc/hosts", spec::files::hosts(spec, machine.as_deref())),
         ("etc/hostname", hostname),
         ("etc/resolv.conf", spec::files::resolv_conf(&spec.dns)),
     ] {

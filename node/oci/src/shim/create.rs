@@ -103,6 +103,7 @@ fn create(dir: &RunDir) -> Result<Handed, String> {
         ours.terminal = Some(receive_terminal(&console).map_err(io("the terminal"))?);
         let _ = std::fs::remove_file(dir.file("console.sock"));
     }
+    super::private::make(pid, &settings.private_mounts).map_err(io("mount propagation"))?;
     // Only now: libcontainer would give it to this process too.
     set_oom_score(pid, settings.oom_score_adj);
     container.start().map_err(|e| chain(&e))?;

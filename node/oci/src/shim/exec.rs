@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{listen, receive_terminal};
 use super::program::Program;
-use super::{chain, keep_over_exec, pipe};
+use super::{chain, close_standard_streams, keep_over_exec, pipe};
 use crate::layout::{CONTAINER_ID, RunDir, Settings};
 
 /// What the agent asks, as an argument.
@@ -108,14 +108,6 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
     let mut said = String::new();
     let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
     if said.is_empty() { Ok(pid) } else { Err(said) }
-}
-
-fn close_standard_streams() -> std::io::Result<()> {
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    Ok(())
 }
 
 fn send(report: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {

@@ -92,12 +92,12 @@ impl GuestLog {
         self.flush();
     }
 
-    /// The program is over: what has no end ends here.
+    /// The program is over: what has no line end yet will get none.
     pub fn finish(&mut self, now: jiff::Timestamp) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(&mut self.rests[stream as usize]);
             if !rest.is_empty() {
-                entry(&mut self.out, &head(stream, now), true, &rest);
+                entry(&mut self.out, &head(stream, now), false, &rest);
             }
         }
         self.flush();
@@ -179,7 +179,7 @@ mod tests {
         use Stream::{Stderr, Stdout};
         check(
             &[(Stdout, b"one\ntwo"), (Stderr, b"odd"), (Stdout, b" more\n\n"), (Stdout, b"rest")],
-            &["stdout F one", "stdout F two more", "stdout F ", "stdout F rest", "stderr F odd"],
+            &["stdout F one", "stdout F two more", "stdout F ", "stdout P rest", "stderr P odd"],
         );
         let long = vec![b'x'; LINE_BYTES_MAX];
         let whole = "x".repeat(LINE_BYTES_MAX);

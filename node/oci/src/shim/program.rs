@@ -36,9 +36,10 @@ impl Program {
         status: RawFd,
         dies_with_parent: bool,
     ) -> Result<Self, String> {
-        let filters = match confinement.seccomp {
-            true => Some(seccomp::runtime_default(confinement.capabilities)?),
-            false => None,
+        let filters = match (&confinement.profile, confinement.seccomp) {
+            (Some(profile), _) => Some(Filters::of(profile)),
+            (None, true) => Some(seccomp::runtime_default(confinement.capabilities)?),
+            (None, false) => None,
         };
         Ok(Self { capabilities: confinement.capabilities, filters, status, dies_with_parent })
     }

@@ -16,11 +16,16 @@ use seccompiler::{
 };
 
 use crate::capabilities;
+use crate::seccomp_profile::Compiled;
 
 /// In the order in which they are installed. A call must pass all; of two refusals the later one's
 /// answer counts.
 #[derive(Clone)]
-pub(super) struct Filters(Vec<BpfProgram>);
+pub(super) struct Filters {
+    programs: Vec<BpfProgram>,
+    /// Of seccomp(2).
+    flags: u64,
+}
 
 /// `cachestat` to `mseal` are the newest that the list knows. Numbers from 424 on are the same on all
 /// architectures.
@@ -42,13 +47,23 @@ pub(super) fn runtime_default(capabilities: u64) -> Result<Filters, String> {
         .and_then(BpfProgram::try_from)
         .map_err(failed)?;
     let clone3 = capabilities & sys_admin() == 0;
-    Ok(Filters(vec![list, unknown(clone3)]))
+    Ok(Filters { programs: vec![list, unknown(clone3)], flags: 0 })
 }
 
 impl Filters {
+    pub fn of(profile: &Compiled) -> Self {
+        let one = |raw: &u64| sock_filter {
+            code: *raw as u16,
+            jt: (raw >> 16) as u8,
+            jf: (raw >> 24) as u8,
+            k: (raw >> 32) as u32,
+        };
+        Self { programs: vec![profile.program.iter().map(one).collect()], flags: profile.flags }
+    }
+
     /// Limits this process for good.
     pub fn install(&self) -> Result<(), String> {
-        for program in &self.0 {
+        for program in &self.programs {
             let program = libc::sock_fprog {
                 len: u16::try_from(program.len()).map_err(|e| format!("seccomp: {e}"))?,
                 filter: program.as_ptr().cast_mut().cast(),
@@ -59,7 +74,7 @@ impl Filters {
                 libc::syscall(
                     libc::SYS_seccomp,
                     libc::SECCOMP_SET_MODE_FILTER,
-                    0,
+                    self.flags,
                     &raw const program,
                 )
             };
@@ -502,6 +517,9 @@ mod tests {
     #[test]
     fn it_compiles() {
         let filters = runtime_default(0).unwrap();
-        assert!(filters.0.iter().all(|program| program.len() < 4096), "the kernel takes no more");
+        assert!(
+            filters.programs.iter().all(|program| program.len() < 4096),
+            "the kernel takes no more"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rimward_node_pod::runtime::ContainerSpec;
+use rimward_node_pod::runtime::{ContainerSpec, Mount, MountFlags, Propagation};
 use serde_json::{Value, json};
 
 use super::Given;
@@ -21,12 +21,19 @@ pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, 
         ),
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", rights]),
-        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", rights]),
     ];
+    let cgroups = "/sys/fs/cgroup";
+    mounts.push(match given.cgroup_dirs.is_empty() {
+        true => kernel(cgroups, "cgroup", &["nosuid", "noexec", "nodev", "relatime", rights]),
+        false => kernel(cgroups, "tmpfs", &["nosuid", "noexec", "nodev", "mode=755"]),
+    });
     let bind = |source: &Path, destination: &str, read_only: bool| {
         let right = if read_only { "ro" } else { "rw" };
         json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", right]})
     };
+    for (dir, name) in &given.cgroup_dirs {
+        mounts.push(bind(dir, &format!("{cgroups}/{name}"), !linux.privileged));
+    }
     // A volume in the place of a file of ours prevails.
     let ours = [
         (given.shm.to_owned(), "/dev/shm", false),
@@ -49,9 +56,74 @@ pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, 
         if !place.starts_with('/') || place.split('/').any(|part| part == "..") {
             return Err(format!("volume mount path {place:?} must be absolute and without '..'"));
         }
-        mounts.push(bind(&mount.host_path, place, mount.read_only));
+        let mut bound = bind(&mount.host_path, place, mount.read_only);
+        if let Some(flags) = linux.mount_flags.get(place) {
+            bound["options"] = options(mount, *flags);
+        }
+        mounts.push(bound);
     }
     Ok(mounts)
+}
+
+fn options(mount: &Mount, flags: MountFlags) -> Value {
+    let propagation = match flags.propagation {
+        Propagation::None => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let mut options = vec!["rbind", propagation, if mount.read_only { "ro" } else { "rw" }];
+    if mount.read_only && flags.recursive_read_only {
+        options.push("rro");
+    }
+    json!(options)
+}
+
+/// Volumes that mounts of the machine are not to come through.
+pub(crate) fn private(spec: &ContainerSpec) -> Vec<String> {
+    let flags = |mount: &&Mount| spec.linux.mount_flags.get(&mount.container_path);
+    let none = |mount: &&Mount| flags(mount).is_none_or(|f| f.propagation == Propagation::None);
+    spec.mounts.iter().filter(none).map(|mount| mount.container_path.clone()).collect()
+}
+
+/// Whether mounts of the machine come through as a volume wants it: by the mount that it is on.
+///
+/// # Errors
+/// In the words that other runtimes have for it.
+pub(crate) fn check_propagation(spec: &ContainerSpec, mountinfo: &str) -> Result<(), String> {
+    for mount in &spec.mounts {
+        let flags = spec.linux.mount_flags.get(&mount.container_path);
+        let wanted = flags.map_or(Propagation::None, |flags| flags.propagation);
+        if wanted == Propagation::None {
+            continue;
+        }
+        let (at, optional) = mounted_on(mountinfo, &mount.host_path);
+        let shared = optional.contains("shared:");
+        let (comes_through, kind) = match wanted {
+            Propagation::Bidirectional => (shared, "a shared"),
+            _ => (shared || optional.contains("master:"), "a shared or slave"),
+        };
+        if !comes_through {
+            let path = mount.host_path.display();
+            return Err(format!("path {path:?} is mounted on {at:?} but it is not {kind} mount"));
+        }
+    }
+    Ok(())
+}
+
+/// The mount that a path is on, and its optional fields.
+fn mounted_on<'a>(mountinfo: &'a str, path: &Path) -> (&'a str, &'a str) {
+    let mut best = ("", "");
+    for line in mountinfo.lines() {
+        // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS OPTIONAL… - …
+        let front = line.split_once(" - ").map_or(line, |(front, _)| front);
+        let Some(at) = front.split(' ').nth(4) else { continue };
+        // Later mounts lie over earlier ones.
+        if path.starts_with(at) && at.len() >= best.0.len() {
+            let optional = front.splitn(7, ' ').nth(6).unwrap_or_default();
+            best = (at, optional);
+        }
+    }
+    best
 }
 
 fn clean(path: &str) -> &str {
@@ -60,13 +132,35 @@ fn clean(path: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use rimward_node_pod::runtime::Mount;
+    use rimward_node_pod::runtime::{Mount, MountFlags, Propagation};
     use serde_json::Value;
 
     use crate::spec::tests::{built, container};
 
     fn mount(host: &str, place: &str, read_only: bool) -> Mount {
         Mount { host_path: host.into(), container_path: place.into(), read_only }
+    }
+
+    #[test]
+    fn mounts_come_through_where_they_can() {
+        let info = "1 0 8:1 / / rw - ext4 /dev/a rw\n\
+            2 1 8:1 / /shared rw shared:7 - ext4 /dev/a rw\n\
+            3 1 8:1 / /slave rw master:7 - ext4 /dev/a rw\n";
+        let check = |path: &str, propagation| {
+            let mut spec = container();
+            spec.mounts = vec![mount(path, "/v", false)];
+            let flags = MountFlags { propagation, recursive_read_only: false };
+            spec.linux.mount_flags.insert("/v".into(), flags);
+            super::check_propagation(&spec, info)
+        };
+        let (slave, both) = (Propagation::HostToContainer, Propagation::Bidirectional);
+        assert_eq!(check("/shared/a", both), Ok(()));
+        assert_eq!(check("/slave/a", slave), Ok(()));
+        assert_eq!(check("/sharedlike", Propagation::None), Ok(()));
+        let why = "path \"/slave/a\" is mounted on \"/slave\" but it is not a shared mount";
+        assert_eq!(check("/slave/a", both), Err(why.into()));
+        let why = "path \"/sharedlike\" is mounted on \"/\" but it is not a shared or slave mount";
+        assert_eq!(check("/sharedlike", slave), Err(why.into()));
     }
 
     #[test]

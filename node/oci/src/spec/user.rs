@@ -55,7 +55,7 @@ pub(crate) fn resolve(
         groups.push(number(*gid, "supplemental group id")?);
     }
     // supplementalGroupsPolicy Merge, the default: what the image says of the user holds too.
-    if let Some(entry) = &entry {
+    if let Some(entry) = entry.as_ref().filter(|_| !wanted.strict_groups) {
         groups.extend(groups_of(entry.name, group));
     }
     groups.sort_unstable();
@@ -138,6 +138,8 @@ mod tests {
             User { supplemental_gids: vec![8, 7, 8], ..nobody() },
             Ok((0, 0, &[7, 8], "/root")),
         );
+        let strict = User { supplemental_gids: vec![8], strict_groups: true, ..nobody() };
+        check("web", strict, Ok((101, 102, &[8], "/srv")));
         check("ghost", nobody(), Err("unable to find user ghost"));
         check("web:ghosts", nobody(), Err("unable to find group ghosts"));
         check("", with(Some(-1), None), Err("user id -1"));

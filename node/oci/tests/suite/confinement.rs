@@ -69,10 +69,55 @@ async fn the_default_profile_limits_system_calls_of_all_that_run_in_it() {
         node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
         node.exit(&spec.id).await;
     }
-    let mut local = node.spec("exit 0");
-    local.linux.seccomp = Seccomp::Localhost("mine.json".into());
-    let error = node.runtime.start(local).await.unwrap_err();
-    assert!(error.message.contains("not started unconfined"), "{error}");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn an_operators_profile_limits_all_that_runs_in_the_container() {
+    let mut node = Node::new().await;
+    let profiles = node.dir.join("seccomp/team");
+    std::fs::create_dir_all(&profiles).unwrap();
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+        {"names": ["chmod"], "action": "SCMP_ACT_ERRNO",
+         "args": [{"index": 1, "value": 511, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["fchmodat"], "action": "SCMP_ACT_ERRNO",
+         "args": [{"index": 2, "value": 511, "op": "SCMP_CMP_EQ"}]}]}"#;
+    std::fs::write(profiles.join("audit.json"), profile).unwrap();
+    let try_it = "mkdir /tmp/x 2>&1; chmod 777 /tmp/y 2>/dev/null || echo refused; chmod 700 /tmp/y && echo changed";
+    let mut spec = node.spec(&format!("touch /tmp/y; {try_it}; {STATUS} | tail -1; sleep 60"));
+    spec.linux.seccomp = Seccomp::Localhost("team/audit.json".into());
+    spec.user = User { uid: Some(1001), ..User::default() };
+    node.runtime.start(spec.clone()).await.unwrap();
+    node.until_logged(&spec, "Seccomp:2").await;
+    let said =
+        ["mkdir: can't create directory '/tmp/x': No space left on device", "refused", "changed"];
+    let log = crate::node::log(&spec);
+    assert_eq!(log[..3], said.map(|line| format!("stdout F {line}")));
+    // What the file says by now is another matter.
+    std::fs::remove_file(profiles.join("audit.json")).unwrap();
+    let request =
+        ExecRequest { argv: ["sh", "-c", try_it].map(str::to_owned).to_vec(), tty: false };
+    let (exit, out, _) = run(&node, &spec.id, request, "").await;
+    assert_eq!((exit.code, out), (0, said.join("\n") + "\n"));
+    node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
+    node.exit(&spec.id).await;
+
+    std::fs::write(profiles.join("bad.json"), r#"{"defaultAction": "SCMP_ACT_DENY"}"#).unwrap();
+    for (name, why) in [
+        ("team/none.json", "team/none.json: no such file or directory"),
+        ("team/bad.json", "defaultAction: unknown action \"SCMP_ACT_DENY\""),
+        ("../pods", "must be a path below"),
+    ] {
+        let mut spec = node.spec("exit 0");
+        spec.linux.seccomp = Seccomp::Localhost(name.into());
+        let error = node.runtime.start(spec).await.unwrap_err();
+        assert_eq!(error.reason, "CreateContainerError");
+        assert!(
+            error.message.starts_with("cannot load seccomp profile") && error.message.contains(why),
+            "{error}"
+        );
+    }
     node.end().await;
 }
 

@@ -36,7 +36,7 @@ async fn it_finds_itself_where_its_pod_says() {
          cat /etc/resolv.conf; ls -d /proc/1 /dev/null /dev/shm; readlink /proc/self/exe; ls /proc | grep -c '^[0-9]'",
     );
     spec.working_dir = "/made/for/it".into();
-    spec.user = User { uid: Some(1001), gid: None, supplemental_gids: vec![77] };
+    spec.user = User { uid: Some(1001), supplemental_gids: vec![77], ..User::default() };
     spec.dns.servers = vec!["10.43.0.10:53".parse().unwrap()];
     std::os::unix::fs::chown(&shared, Some(1001), None).unwrap();
     spec.mounts = vec![

@@ -62,6 +62,35 @@ async fn limits_are_the_kernels() {
         node.runtime.usage(&spec.id).await.is_some_and(|usage| usage.cpu_nanos > 0)
     })
     .await;
+    let more = Resources {
+        memory_limit_bytes: Some(96 << 20),
+        cpu_limit_millis: Some(200),
+        cpu_request_millis: 200,
+    };
+    let of_pod = PodLimits {
+        cpu_request_millis: 200,
+        cpu_limit_millis: Some(200),
+        memory_limit_bytes: Some(96 << 20),
+    };
+    node.runtime.update(&spec.id, &more, &of_pod).await.unwrap();
+    let (memory, cpu) = match v2 {
+        true => (find("memory.max"), find("cpu.max")),
+        false => (find("memory.limit_in_bytes"), find("cpu.cfs_quota_us")),
+    };
+    let limit = (96u64 << 20).to_string();
+    assert_eq!(memory, [limit.clone(), limit.clone()]);
+    let quota = if v2 { "20000 100000" } else { "20000" };
+    assert_eq!(cpu, [quota, quota]);
+    let nothing = Resources { memory_limit_bytes: Some(4096), ..more.clone() };
+    let error = node.runtime.update(&spec.id, &nothing, &of_pod).await.unwrap_err();
+    assert!(error.message.contains("below the current usage"), "{error}");
+    assert_eq!(if v2 { find("memory.max") } else { find("memory.limit_in_bytes") }[0], limit);
+    let (none, none_of_pod) = (Resources::default(), PodLimits::default());
+    node.runtime.update(&spec.id, &none, &none_of_pod).await.unwrap();
+    assert_eq!(
+        if v2 { find("cpu.max") } else { find("cpu.cfs_quota_us") }[0],
+        if v2 { "max 100000" } else { "-1" }
+    );
     node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
     node.exit(&spec.id).await;
     assert_eq!(node.runtime.usage(&spec.id).await, None);

@@ -8,4 +8,6 @@ mod commands;
 mod confinement;
 mod life;
 mod limits;
+mod mounts;
 mod node;
+mod sharing;

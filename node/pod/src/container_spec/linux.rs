@@ -1,10 +1,13 @@
 //! The Linux part of a container's spec: security contexts, QoS, the pod's own limits.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
+use std::collections::BTreeMap;
 
-use super::resources;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, VolumeMount};
+
+use super::{amounts, quantity, resources};
+use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
-use crate::runtime::{Linux, PodLimits, QosClass, Seccomp};
+use crate::runtime::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 
 /// What a pod may set without the node's operator having allowed it.
 /// <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/#safe-and-unsafe-sysctls>
@@ -38,8 +41,10 @@ pub(super) fn of(
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let of_pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
-    if spec.share_process_namespace == Some(true) && matches!(image.form, ImageForm::Linux { .. }) {
-        return Err("shareProcessNamespace is not supported by this node yet".into());
+    // Nothing starts less confined than it was asked to be. A component has no user of the machine at all.
+    if spec.host_users == Some(false) && matches!(image.form, ImageForm::Linux { .. }) {
+        let handler = spec.runtime_class_name.as_deref().unwrap_or_default();
+        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
     }
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
@@ -51,6 +56,7 @@ pub(super) fn of(
         host_network: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
+        share_processes: spec.share_process_namespace == Some(true),
         privileged,
         read_only_root: own.and_then(|c| c.read_only_root_filesystem) == Some(true),
         no_new_privileges: own.and_then(|c| c.allow_privilege_escalation) == Some(false),
@@ -68,6 +74,8 @@ pub(super) fn of(
             .clone()
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
+        mount_flags: mount_flags(container),
+        huge_pages: huge_pages(container)?,
         pid_of: None,
         stop_signal: stop_signal(container, image),
     })
@@ -96,6 +104,34 @@ fn sysctls(spec: &PodSpec) -> Result<Vec<(String, String)>, String> {
             }
         })
         .collect()
+}
+
+fn mount_flags(container: &Container) -> BTreeMap<String, MountFlags> {
+    let flags = |mount: &VolumeMount| MountFlags {
+        propagation: match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => Propagation::HostToContainer,
+            Some("Bidirectional") => Propagation::Bidirectional,
+            _ => Propagation::None,
+        },
+        recursive_read_only: mount.read_only == Some(true)
+            && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+    };
+    let mounts = container.volume_mounts.iter().flatten();
+    let all = mounts.map(|mount| (mount.mount_path.clone(), flags(mount)));
+    all.filter(|(_, flags)| *flags != MountFlags::default()).collect()
+}
+
+/// `hugepages-2Mi` and its like, which are limits alone.
+fn huge_pages(container: &Container) -> Result<Vec<(u64, u64)>, String> {
+    let limits = container.resources.iter().flat_map(|r| r.limits.iter().flatten());
+    let mut found = Vec::new();
+    for (name, amount) in limits {
+        let Some(size) = name.strip_prefix("hugepages-") else { continue };
+        let size = rimward_api::Quantity::parse(size).map_err(|e| format!("{name}: {e}"))?;
+        let amount = crate::downward::parse(amount)?;
+        found.push((size.value().max(0) as u64, amount.value().max(0) as u64));
+    }
+    Ok(found)
 }
 
 fn stop_signal(container: &Container, image: &Image) -> String {
@@ -141,6 +177,48 @@ fn memory_request(container: &Container) -> Result<u64, String> {
     Ok(request.unwrap_or(0) as u64)
 }
 
+/// What the node promises the pod: the larger of what its containers need together and what the init phase
+/// needs at its largest moment, and its overhead.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>
+pub(crate) fn pod_requests(spec: &PodSpec) -> Result<Amounts, String> {
+    let of = |container: &Container| -> Result<Amounts, String> {
+        Ok(Amounts {
+            cpu_millis: resources(container)?.cpu_request_millis,
+            memory_bytes: memory_request(container)?,
+        })
+    };
+    let add = |a: Amounts, b: Amounts| Amounts {
+        cpu_millis: a.cpu_millis + b.cpu_millis,
+        memory_bytes: a.memory_bytes + b.memory_bytes,
+    };
+    let (mut sidecars, mut most) = (Amounts::default(), Amounts::default());
+    for container in spec.init_containers.iter().flatten() {
+        let moment = add(sidecars, of(container)?);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = moment;
+        }
+        most.cpu_millis = most.cpu_millis.max(moment.cpu_millis);
+        most.memory_bytes = most.memory_bytes.max(moment.memory_bytes);
+    }
+    let mut together = sidecars;
+    for container in &spec.containers {
+        together = add(together, of(container)?);
+    }
+    most.cpu_millis = most.cpu_millis.max(together.cpu_millis);
+    most.memory_bytes = most.memory_bytes.max(together.memory_bytes);
+    if let Some(requests) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+        let given = |name: &str| quantity(Some(requests), name);
+        most.cpu_millis = given("cpu")?.map_or(most.cpu_millis, |q| q.millis().max(0) as u64);
+        most.memory_bytes = given("memory")?.map_or(most.memory_bytes, |q| q.value().max(0) as u64);
+    }
+    let overhead = |name: &str| quantity(spec.overhead.as_ref(), name);
+    let overhead = Amounts {
+        cpu_millis: overhead("cpu")?.map_or(0, |q| q.millis().max(0) as u64),
+        memory_bytes: overhead("memory")?.map_or(0, |q| q.value().max(0) as u64),
+    };
+    Ok(add(most, overhead))
+}
+
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
 /// want.
 pub(crate) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
@@ -157,11 +235,26 @@ pub(crate) fn pod_limits(spec: &PodSpec) -> Result<PodLimits, String> {
         alone.iter().map(of).try_fold(sum, |most, one| Some(most.max(one?)))
     };
     let sum: u64 = together.iter().map(|r| r.cpu_request_millis).sum();
-    Ok(PodLimits {
+    let mut limits = PodLimits {
         cpu_request_millis: alone.iter().map(|r| r.cpu_request_millis).fold(sum, u64::max),
         cpu_limit_millis: limit(|r| r.cpu_limit_millis),
         memory_limit_bytes: limit(|r| r.memory_limit_bytes),
-    })
+    };
+    // What the pod as a whole is given stands instead of its containers' sum.
+    if let Some(whole) = &spec.resources {
+        let given = amounts(whole.limits.as_ref(), whole.requests.as_ref())?;
+        limits.cpu_limit_millis = given.cpu_limit_millis.or(limits.cpu_limit_millis);
+        limits.memory_limit_bytes = given.memory_limit_bytes.or(limits.memory_limit_bytes);
+        if given.cpu_request_millis > 0 {
+            limits.cpu_request_millis = given.cpu_request_millis;
+        }
+    }
+    let overhead = amounts(None, spec.overhead.as_ref())?;
+    limits.cpu_request_millis += overhead.cpu_request_millis;
+    limits.cpu_limit_millis = limits.cpu_limit_millis.map(|n| n + overhead.cpu_request_millis);
+    let memory = quantity(spec.overhead.as_ref(), "memory")?.map_or(0, |q| q.value().max(0) as u64);
+    limits.memory_limit_bytes = limits.memory_limit_bytes.map(|n| n + memory);
+    Ok(limits)
 }
 
 #[cfg(test)]
@@ -199,6 +292,61 @@ mod tests {
         assert_eq!(got.memory_limit_bytes, None);
         let got = limits(json!([]), json!([with("1"), {"name": "d"}]));
         assert_eq!((got.cpu_request_millis, got.cpu_limit_millis), (1000, None));
+        let got = pod_limits(&spec(json!({"overhead": {"cpu": "250m", "memory": "1Mi"},
+            "containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]})));
+        let expected = PodLimits {
+            cpu_request_millis: 1250,
+            cpu_limit_millis: Some(1250),
+            memory_limit_bytes: Some(2 << 20),
+        };
+        assert_eq!(got, Ok(expected));
+        let got = pod_limits(&spec(json!({"resources": {"limits": {"cpu": "2"}},
+            "containers": [with("1"), {"name": "d"}]})));
+        assert_eq!(got.unwrap().cpu_limit_millis, Some(2000));
+    }
+
+    #[test]
+    fn what_the_pod_is_promised() {
+        let with = |cpu: &str, more: Value| {
+            let mut container =
+                json!({"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
+            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            container
+        };
+        let plain = |cpu: &str| with(cpu, json!({}));
+        let check = |pod: Value, cpu: u64, mebibytes: u64| {
+            let expected = Amounts { cpu_millis: cpu, memory_bytes: mebibytes << 20 };
+            assert_eq!(pod_requests(&spec(pod)), Ok(expected));
+        };
+        check(json!({"containers": [plain("1"), plain("500m")]}), 1500, 2);
+        check(json!({"initContainers": [plain("3")], "containers": [plain("1")]}), 3000, 1);
+        let sidecar = with("1", json!({"restartPolicy": "Always"}));
+        check(
+            json!({"initContainers": [sidecar, plain("2")], "containers": [plain("1")]}),
+            3000,
+            2,
+        );
+        check(json!({"containers": [plain("1")], "overhead": {"cpu": "250m"}}), 1250, 1);
+        check(
+            json!({"containers": [plain("1")], "resources": {"requests": {"cpu": "4"}}}),
+            4000,
+            1,
+        );
+    }
+
+    #[test]
+    fn mounts_and_pages() {
+        let container: Container = serde_json::from_value(json!({"name": "c",
+            "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "1Mi"}},
+            "volumeMounts": [{"name": "a", "mountPath": "/a"},
+                {"name": "b", "mountPath": "/b", "mountPropagation": "HostToContainer"},
+                {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"}]}))
+        .unwrap();
+        assert_eq!(huge_pages(&container), Ok(vec![(2 << 20, 4 << 20)]));
+        let flags = mount_flags(&container);
+        assert_eq!(flags.keys().collect::<Vec<_>>(), ["/b", "/c"]);
+        assert_eq!(flags["/b"].propagation, Propagation::HostToContainer);
+        assert!(flags["/c"].recursive_read_only);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A runtime whose containers do as their script says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::outside::Image;
 use crate::runtime::{
-    ContainerSpec, ExecRequest, Exit, Known, RunId, Runtime, RuntimeEvent, StartError, Streams,
-    Usage,
+    ContainerSpec, ExecRequest, Exit, Known, PodLimits, Resources, RunId, Runtime, RuntimeEvent,
+    StartError, Streams, Usage,
 };
 
 /// What one run of a container does. The default starts at once, runs until it is stopped, and then
@@ -67,6 +67,8 @@ struct State {
     scripts: HashMap<String, Vec<Script>>,
     events: Option<mpsc::Sender<RuntimeEvent>>,
     starts: u64,
+    /// Answers of the next updates.
+    update_errors: VecDeque<StartError>,
 }
 
 /// A runtime for any image. The same instance may be adopted again: that is an agent's restart.
@@ -76,6 +78,12 @@ pub struct FakeRuntime {
 }
 
 impl FakeRuntime {
+    /// The next update of a container's resources fails so.
+    pub fn fail_update(&self, message: &str) {
+        let error = StartError { reason: "ResizeError".into(), message: message.into() };
+        self.state.lock().update_errors.push_back(error);
+    }
+
     pub fn new(clock: Clock) -> Arc<Self> {
         Arc::new(Self { clock, state: Mutex::default() })
     }
@@ -275,6 +283,26 @@ impl Runtime for Arc<FakeRuntime> {
             memory_usage_bytes: 1 << 20,
             memory_rss_bytes: 1 << 20,
         })
+    }
+
+    fn resizes(&self) -> bool {
+        true
+    }
+
+    async fn update(
+        &self,
+        id: &RunId,
+        resources: &Resources,
+        pod: &PodLimits,
+    ) -> Result<(), StartError> {
+        let mut state = self.state.lock();
+        if let Some(error) = state.update_errors.pop_front() {
+            return Err(error);
+        }
+        let run = running(&mut state, id)?;
+        run.spec.resources = resources.clone();
+        run.spec.linux.pod = pod.clone();
+        Ok(())
     }
 
     async fn exec(&self, id: &RunId, _: ExecRequest, streams: Streams) -> Result<Exit, StartError> {

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use super::FakeRuntime;
 use crate::clock::Clock;
 use crate::outside::{
-    Attachment, Image, ImageError, ImageForm, Images, Network, ObjectError, Objects, PullPolicy,
-    RegistryAuth, Reports, Token,
+    Attachment, HostPort, Image, ImageError, ImageForm, Images, Network, ObjectError, Objects,
+    PullPolicy, RegistryAuth, Reports, Token,
 };
 use crate::pods::{Allocatable, Config};
 
@@ -197,6 +197,10 @@ impl Network for FakeNetwork {
             bind_ip: IpAddr::V4(Ipv4Addr::new(127, 42, high, low)),
             netns: None,
         })
+    }
+
+    async fn publish(&self, _pod_uid: &str, _ports: &[HostPort]) -> Result<(), String> {
+        Ok(())
     }
 
     async fn detach(&self, pod_uid: &str) {

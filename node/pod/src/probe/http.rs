@@ -64,15 +64,23 @@ pub(crate) fn prepare(action: &HTTPGetAction, target: &Target<'_>) -> Result<Get
     Ok(Get { tls, shown, address, parts })
 }
 
-/// The status code in the end.
-pub(crate) async fn get(mut get: Get) -> Result<u16, String> {
+pub(crate) struct Answer {
+    pub status: u16,
+    /// The beginning of it.
+    pub body: String,
+    location: Option<String>,
+}
+
+/// The answer in the end.
+pub(crate) async fn get(mut get: Get) -> Result<Answer, String> {
     for _ in 0..=REDIRECTS {
-        let (status, location) = once(&get).await?;
-        let Some(next) = location.filter(|_| matches!(status, 301 | 302 | 303 | 307 | 308)) else {
-            return Ok(status);
+        let answer = once(&get).await?;
+        let redirects = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
+        let Some(next) = answer.location.as_deref().filter(|_| redirects) else {
+            return Ok(answer);
         };
         // A redirect elsewhere counts as an answer; following it would probe somebody else.
-        let Some(path) = same_host(&next, &get.shown) else { return Ok(status) };
+        let Some(path) = same_host(next, &get.shown) else { return Ok(answer) };
         get.parts.uri = path;
     }
     Err(format!("stopped after {REDIRECTS} redirects"))
@@ -84,7 +92,7 @@ fn same_host(location: &str, shown: &str) -> Option<Uri> {
     same.then(|| uri.path_and_query().and_then(|p| p.as_str().parse().ok()))?
 }
 
-async fn once(get: &Get) -> Result<(u16, Option<String>), String> {
+async fn once(get: &Get) -> Result<Answer, String> {
     let stream = TcpStream::connect(get.address).await.map_err(|e| dial_text(&get.shown, &e))?;
     if !get.tls {
         return exchange(stream, get).await;
@@ -95,7 +103,7 @@ async fn once(get: &Get) -> Result<(u16, Option<String>), String> {
     exchange(stream, get).await
 }
 
-async fn exchange<S>(stream: S, get: &Get) -> Result<(u16, Option<String>), String>
+async fn exchange<S>(stream: S, get: &Get) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -107,8 +115,14 @@ where
         let status = response.status().as_u16();
         let location =
             response.headers().get(LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
-        let _longer_than_we_read = Limited::new(response.into_body(), BODY_BYTES).collect().await;
-        Ok((status, location))
+        let mut body = Limited::new(response.into_body(), BODY_BYTES);
+        let mut text = Vec::new();
+        // What is longer than we read ends here, and so does what breaks off.
+        while let Some(Ok(frame)) = body.frame().await {
+            text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+        let body = String::from_utf8_lossy(&text).into_owned();
+        Ok(Answer { status, body, location })
     };
     // The connection is driven here and ends with the exchange: no task stays behind.
     tokio::pin!(exchange, connection);

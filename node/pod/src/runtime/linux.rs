@@ -1,5 +1,7 @@
 //! What a Linux container is told beyond what every container is told: isolation, rights, cgroups.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::RunId;
@@ -13,6 +15,8 @@ pub struct Linux {
     pub host_network: bool,
     pub host_pid: bool,
     pub host_ipc: bool,
+    /// `shareProcessNamespace`
+    pub share_processes: bool,
     pub privileged: bool,
     pub read_only_root: bool,
     /// `allowPrivilegeEscalation: false`
@@ -30,10 +34,32 @@ pub struct Linux {
     pub pod: PodLimits,
     /// Where the container may leave its last words.
     pub termination_message_path: String,
+    /// By the path in the container, where they are not as usual.
+    pub mount_flags: BTreeMap<String, MountFlags>,
+    /// Page size in bytes, and bytes.
+    pub huge_pages: Vec<(u64, u64)>,
     /// The run whose processes it sees and is seen by, instead of a process namespace of its own.
     pub pid_of: Option<RunId>,
     /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
     pub stop_signal: String,
+}
+
+/// How a volume is mounted, beside what every mount says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountFlags {
+    pub propagation: Propagation,
+    /// What is mounted below it is read-only too.
+    pub recursive_read_only: bool,
+}
+
+/// <https://kubernetes.io/docs/concepts/storage/volumes/#mount-propagation>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    #[default]
+    None,
+    HostToContainer,
+    Bidirectional,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

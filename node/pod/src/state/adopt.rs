@@ -1,12 +1,13 @@
 //! From what an earlier agent wrote down and what the runtimes know, to a state; and back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::{
-    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, Refresh, Sent, Setup,
+    Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Resize, Sent, Setup,
 };
 use crate::admission::{self, Rejection};
 use crate::record::{Ended, Record, RunRecord};
@@ -36,6 +37,8 @@ impl PodState {
             network: Setup::Todo,
             release: Setup::Todo,
             containers: Vec::new(),
+            granted: BTreeMap::new(),
+            resize: Resize::No,
             initialized: false,
             ended: None,
             ending: None,
@@ -133,6 +136,7 @@ impl PodState {
             c.attempt = run.attempt;
             c.image_id.clone_from(&run.image_id);
             c.spec_hash.clone_from(&run.spec_hash);
+            c.identity = run.identity.clone().map(Box::new);
             c.last = run.last.clone().map(Box::new);
             c.backoff = run.backoff.filter(|_| same_boot);
             match &run.exit {
@@ -142,7 +146,10 @@ impl PodState {
                         c.anew();
                     }
                 }
-                None => self.adopt(index, known, now),
+                None => {
+                    self.adopt(index, known, now);
+                    self.adopt_resources(index, run.granted.as_ref(), run.has.as_ref(), now);
+                }
             }
         }
     }
@@ -253,14 +260,9 @@ impl PodState {
         {
             return;
         }
-        let Err(Rejection { reason, message }) = admission::check(self.spec()) else { return };
-        let message = format!("Pod was rejected: {message}");
-        self.event(true, reason, message.clone());
-        self.ended =
-            Some(Ended { succeeded: false, reason: reason.into(), message, disrupted: false });
-        self.rejected = true;
-        self.save(Durability::Process);
-        self.end(0, now);
+        if let Err(Rejection { reason, message }) = admission::check(self.spec()) {
+            self.reject(reason, &message, now);
+        }
     }
 
     /// What init containers had prepared may be gone: they do their work again.
@@ -301,12 +303,13 @@ pub(super) fn record(state: &PodState) -> Record {
     if let Setup::Done(mounted) = &state.volumes {
         record.volumes = Some(mounted.clone());
     }
-    let runs = state.containers.iter().filter_map(|c| Some((c.name.clone(), run_record(c)?)));
+    let runs = state.containers.iter().enumerate();
+    let runs = runs.filter_map(|(i, c)| Some((c.name.clone(), run_record(state, i, c)?)));
     record.containers = runs.collect();
     record
 }
 
-fn run_record(c: &ContainerState) -> Option<RunRecord> {
+fn run_record(state: &PodState, index: usize, c: &ContainerState) -> Option<RunRecord> {
     let last = || c.last.as_deref().cloned();
     let (attempt, exit, last) = match &c.phase {
         Phase::Fresh if c.last.is_none() => return None,
@@ -321,11 +324,17 @@ fn run_record(c: &ContainerState) -> Option<RunRecord> {
     Some(RunRecord {
         attempt,
         spec_hash: c.spec_hash.clone(),
+        identity: c.identity.as_deref().cloned(),
         image_id,
         runtime: c.runtime.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         exit,
         last,
         anew: matches!(c.phase, Phase::Fresh),
         backoff: c.backoff,
+        granted: Some(state.granted(index)),
+        has: match &c.phase {
+            Phase::Running(running) => running.resizing.as_ref().map(|r| r.has.clone()),
+            _ => None,
+        },
     })
 }

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::outside::{Attachment, Image, ImageError};
 use crate::probe::{self, Outcome, Probe, Verdict};
+use crate::record::Ended;
 use crate::restart::{Backoff, restarts, retry_delay};
-use crate::runtime::{Exit, RunId, RuntimeEvent, StartError};
+use crate::runtime::{Exit, Identity, RunId, RuntimeEvent, StartError};
 use crate::status::Kind;
 use crate::volumes::{self, Mounted};
 
@@ -58,6 +59,7 @@ impl PodState {
             }
         }
         self.containers.extend(added);
+        self.notice_resources(&old);
         self.notice_deletion(now);
     }
 
@@ -65,10 +67,13 @@ impl PodState {
     fn has_same_containers(&self, pod: &Pod) -> bool {
         let spec = pod.spec.as_ref();
         let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
-        let all = init.chain(spec.into_iter().flat_map(|s| &s.containers)).map(|c| &c.name);
+        let lasting = init.chain(spec.into_iter().flat_map(|s| &s.containers)).map(|c| &c.name);
         let ephemeral = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
-        let mut now = all.chain(ephemeral.map(|c| &c.name));
-        self.containers.iter().all(|c| now.next() == Some(&c.name))
+        let mut ephemeral = ephemeral.map(|c| &c.name);
+        let (known, added): (Vec<_>, Vec<_>) =
+            self.containers.iter().partition(|c| c.kind != Kind::Ephemeral);
+        lasting.eq(known.iter().map(|c| &c.name))
+            && added.iter().all(|c| ephemeral.next() == Some(&c.name))
     }
 
     /// Begins the end once the object says so, and hurries it when the grace was shortened.
@@ -81,6 +86,17 @@ impl PodState {
     pub fn grace_seconds(&self) -> i64 {
         let deletion = self.pod.metadata.deletion_grace_period_seconds;
         deletion.or(self.spec().termination_grace_period_seconds).unwrap_or(30).max(0)
+    }
+
+    /// This node does not take the pod: it has failed, and nothing of it begins.
+    pub fn reject(&mut self, reason: &str, why: &str, now: Timestamp) {
+        self.event(true, reason, why.into());
+        let message = format!("Pod was rejected: {why}");
+        let reason = reason.into();
+        self.ended = Some(Ended { succeeded: false, reason, message, disrupted: false });
+        self.rejected = true;
+        self.save(Durability::Power);
+        self.end(0, now);
     }
 
     pub fn remove(&mut self, now: Timestamp) {
@@ -209,13 +225,19 @@ impl PodState {
     }
 
     /// The answer of `Runtime::start`.
-    pub fn started(&mut self, id: &RunId, result: Result<(), StartFailure>, now: Timestamp) {
+    pub fn started(
+        &mut self,
+        id: &RunId,
+        result: Result<Option<Identity>, StartFailure>,
+        now: Timestamp,
+    ) {
         let Some(index) = self.find(id) else { return };
         let Phase::Starting(starting) = &mut self.containers[index].phase else { return };
         let (early, at) = (starting.early_exit.take(), starting.started_at.unwrap_or(now));
         let prior_backoff = starting.prior_backoff;
         match result {
-            Ok(()) => {
+            Ok(identity) => {
+                self.containers[index].identity = identity.map(Box::new);
                 self.container_event(index, false, "Created", "Container created".into());
                 self.container_event(index, false, "Started", "Container started".into());
                 self.run(index, at);
@@ -239,6 +261,12 @@ impl PodState {
                     self.containers[index].trouble = Some(Box::new(shown));
                 }
             }
+        }
+    }
+
+    pub fn identified(&mut self, id: &RunId, identity: Identity) {
+        if let Some(index) = self.find(id) {
+            self.containers[index].identity = Some(Box::new(identity));
         }
     }
 
@@ -288,6 +316,7 @@ impl PodState {
             probes,
             hook: false,
             stop_deadline: None,
+            resizing: None,
         }));
     }
 
@@ -388,6 +417,10 @@ impl PodState {
         let text = kind.text();
         match &outcome {
             Outcome::Success => {}
+            Outcome::Warned(why) => {
+                let message = format!("{text} probe warning: {why}");
+                self.container_event(index, true, "ProbeWarning", message);
+            }
             Outcome::Failure(why) => {
                 self.container_event(
                     index,

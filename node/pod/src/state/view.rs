@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::VolumeMountStatus;
 
 use super::{ContainerState, FIRST_WORD, ImageStep, Phase, PodState, Setup, Trouble};
 use crate::restart::Backoff;
@@ -28,6 +29,7 @@ impl PodState {
             rejected: self.rejected,
             restarting_all: self.restarts_all().is_some(),
             since: &self.since,
+            resize: self.resize_conditions(),
         }
     }
 
@@ -51,9 +53,28 @@ impl PodState {
             state,
             last,
             restarts: c.attempt,
+            identity: c.identity.as_deref().filter(|_| begun).cloned(),
+            mounts: self.mounts_shown(index),
             started: c.is_started(),
-            ready: c.is_ready() || (c.kind == Kind::Init && ended_well),
+            // An init container has done its work once it ended, and not before.
+            ready: if c.kind == Kind::Init { ended_well } else { c.is_ready() },
+            granted: self.granted(index),
+            resources: self.resources(index),
         }
+    }
+
+    /// What a container has mounted, as its status shows it. Nothing is mounted recursively read-only here.
+    fn mounts_shown(&self, index: usize) -> Vec<VolumeMountStatus> {
+        let mounts = self.container_spec(index).volume_mounts.iter().flatten();
+        mounts
+            .map(|mount| VolumeMountStatus {
+                name: mount.name.clone(),
+                mount_path: mount.mount_path.clone(),
+                read_only: mount.read_only.filter(|read_only| *read_only),
+                recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".into()),
+                ..VolumeMountStatus::default()
+            })
+            .collect()
     }
 
     /// The state to show, and the last state beside it.

@@ -43,10 +43,14 @@ fn container(text: &str, index: usize) -> Container {
         container_id: String::new(),
         last_container_id: String::new(),
         state,
+        identity: None,
+        mounts: Vec::new(),
         restarts: u32::from(last.is_some()),
         last,
         started: running && !rest.contains(&"starting"),
         ready: rest.contains(&"ready") || done,
+        granted: Default::default(),
+        resources: Default::default(),
     }
 }
 
@@ -69,6 +73,7 @@ fn status(spec: Value, containers: &[&str], stopped: bool, ended: Option<&Ended>
         ended,
         stopped,
         since: &Transitions::from([("Ready", (true, at(-50)))]),
+        resize: Vec::new(),
     };
     compute(&pod, &facts, at(9))
 }

@@ -223,3 +223,34 @@ async fn an_update_that_cannot_be_is_ignored() {
     b.until(|s| container(s, "c").restart_count == 1).await;
     assert_eq!(b.world.runtime.spec(&run("c", 1)).unwrap().image.reference, "hello:v1");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_port_of_the_machine_is_had_once() {
+    let b = Bench::new().await;
+    let with_port = |uid: &str| {
+        let mut pod = pod(json!({}));
+        pod["metadata"]["uid"] = json!(uid);
+        pod["metadata"]["name"] = json!(uid);
+        pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 8080}]);
+        pod
+    };
+    b.set(&with_port("first"));
+    let ready = |uid| {
+        move |r: &crate::fake::FakeReports| r.status(uid).is_some_and(|s| is_true(&s, "Ready"))
+    };
+    b.world.reports.wait(ready("first")).await;
+    b.set(&with_port("u"));
+    let status = b.until_phase("Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("NodePorts"));
+    let why =
+        "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    assert_eq!(status.message, Some(format!("Pod was rejected: {why}")));
+    assert_eq!(b.message("NodePorts"), why);
+    let b = b.restart_agent().await;
+    b.set(&with_port("first"));
+    b.world.reports.wait(ready("first")).await;
+    b.pods.remove("first");
+    b.until_true("the first is gone", || !b.pods.uids().contains(&"first".to_owned())).await;
+    b.set(&with_port("third"));
+    b.world.reports.wait(ready("third")).await;
+}

@@ -151,7 +151,7 @@ async fn check_probe(
     match expected {
         Ok(()) => assert_eq!(outcome, Outcome::Success),
         Err(why) => assert!(
-            matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) if w == why),
+            matches!(&outcome, Outcome::Failure(w) | Outcome::Unknown(w) | Outcome::Warned(w) if w == why),
             "{outcome:?}"
         ),
     }
@@ -162,6 +162,9 @@ async fn over_sockets() {
     let get = |path: &str| json!({"httpGet": {"path": path, "port": "web"}});
     let good = Some(server(Some("HTTP/1.1 {agent} OK\r\ncontent-length: 2\r\n\r\nok")).await);
     let bad = Some(server(Some("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n")).await);
+    let away = "HTTP/1.1 302 Found\r\nlocation: http://0.0.0.0/\r\ncontent-length: 4\r\n\r\naway";
+    let away = Some(server(Some(away)).await);
+    check_probe(away, get("/"), Err("Probe terminated redirects, Response body: away")).await;
     let silent = Some(server(None).await);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = Some(free.local_addr().unwrap());

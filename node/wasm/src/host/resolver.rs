@@ -268,6 +268,7 @@ mod tests {
             servers: vec![],
             searches: vec!["ns.svc.cluster.local".into(), "cluster.local".into()],
             ndots,
+            ..Dns::default()
         };
         assert_eq!(candidates(name, &dns), expected);
     }
@@ -313,7 +314,8 @@ mod tests {
         let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         tokio::spawn(serve(server, asked.clone()));
         let resolver = resolver();
-        let dns = Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5 };
+        let dns =
+            Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5, ..Dns::default() };
         let found: Vec<IpAddr> = vec!["10.43.0.7".parse().unwrap()];
         assert_eq!(resolver.lookup(&dns, &[], "web").await, Ok(found.clone()));
         assert_eq!(resolver.lookup(&dns, &[], "web").await, Ok(found));
@@ -327,8 +329,10 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_starts_again_is_waited_for() {
         let at = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let (resolver, dns) =
-            (resolver(), Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5 });
+        let (resolver, dns) = (
+            resolver(),
+            Dns { servers: vec![at], searches: vec!["ns.svc".into()], ndots: 5, ..Dns::default() },
+        );
         let mut lookup = std::pin::pin!(resolver.lookup(&dns, &[], "web"));
         let early = tokio::time::timeout(REFUSED_PAUSE * 2, &mut lookup).await;
         assert!(early.is_err(), "nobody is there, and it gave up: {early:?}");
