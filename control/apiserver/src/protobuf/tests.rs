@@ -142,6 +142,11 @@ fn every_kind_round_trips() {
     for served in registry.all() {
         let Some(expected) = served.expected() else { continue };
         let kind = &served.kind.kind;
+        // Usage is answered in JSON only: the wire facts are of Kubernetes' own kinds.
+        if served.is("metrics.k8s.io", "nodes") || served.is("metrics.k8s.io", "pods") {
+            assert!(!served.protobuf, "{kind} has wire numbers: it belongs in this test");
+            continue;
+        }
         if !served.protobuf {
             wrong.push(format!("{kind} has no wire numbers"));
             continue;
