@@ -119,7 +119,7 @@ fn base(samples: &VecDeque<Arc<Sample>>, end: Instant) -> Option<Arc<Sample>> {
         let apart = move |s: &&Arc<Sample>| end.saturating_duration_since(s.taken) >= least;
         samples.iter().rev().filter(apart)
     };
-    before(WINDOW).next().or_else(|| before(WINDOW_MIN).last()).cloned()
+    before(WINDOW).next().or_else(|| before(WINDOW_MIN).next_back()).cloned()
 }
 
 impl Measured {

@@ -50,7 +50,7 @@ impl Demand {
             if let Some(limit) = limit.filter(|limit| limit.value() > 0) {
                 demand.size_limits.insert(volume.name.clone(), limit);
             }
-            if dir.medium.as_deref().is_some_and(|medium| medium != "") {
+            if dir.medium.as_deref().is_some_and(|medium| !medium.is_empty()) {
                 demand.in_memory.insert(volume.name.clone());
             }
         }
