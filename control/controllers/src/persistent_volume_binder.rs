@@ -29,6 +29,8 @@ use claim::Said;
 use volume::Reclaim;
 
 pub const NAME: &str = "persistent-volume-binder";
+/// As Events know it.
+const COMPONENT: &str = "persistentvolume-controller";
 /// Volumes by the claim that they are for.
 const BY_CLAIM: &str = "volume/claim";
 /// Pods by the claims that they use.
@@ -70,7 +72,7 @@ pub fn start(context: &Context) {
         vec![synced(&claims), synced(&volumes), synced(&classes), synced(&nodes), synced(&pods)];
     let controller = Binder {
         client: context.client.clone(),
-        recorder: context.recorder(),
+        recorder: Recorder::new(context.client.clone(), COMPONENT, context.shutdown.clone()),
         keys: keys.clone(),
         claims,
         volumes,

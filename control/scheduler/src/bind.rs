@@ -127,7 +127,9 @@ impl Binder {
                             key.name
                         ));
                     };
-                    open |= !volumes::is_fully_bound(claim);
+                    // The phase is what nodes go by, and is written last.
+                    let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
+                    open |= !volumes::is_fully_bound(claim) || phase != Some("Bound");
                 }
                 open
             };
