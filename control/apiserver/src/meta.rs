@@ -11,7 +11,8 @@ const NAME_PREFIX_MAX: usize = 63 - NAME_SUFFIX_LEN;
 
 /// A time as metadata carries it: whole seconds.
 pub fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    // Without a fraction it is printed so, and sooner than by a format that is read each time.
+    Timestamp::from_second(at.as_second()).expect("it was a time before").to_string()
 }
 
 /// A name for `generateName`.
@@ -47,7 +48,9 @@ pub fn fill_for_create(object: &mut Value, namespace: &str, generation: bool, no
     if !namespace.is_empty() {
         meta.insert("namespace".into(), namespace.into());
     }
-    meta.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    // From the thread's generator, which asks the kernel now and then rather than each time.
+    let uid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    meta.insert("uid".into(), uid.to_string().into());
     meta.insert("creationTimestamp".into(), time(now).into());
     if generation {
         meta.insert("generation".into(), 1.into());
@@ -126,17 +129,18 @@ pub fn same_but_times(new: &Value, old: &Value) -> bool {
     if count(nm) != count(om) || nm.iter().any(|(k, v)| !skip(k) && om.get(k) != Some(v)) {
         return false;
     }
-    let managed = |m: &Map<String, Value>| -> Vec<Value> {
-        let entries = m.get("managedFields").and_then(Value::as_array).cloned().unwrap_or_default();
-        let untimed = entries.into_iter().map(|mut e| {
-            if let Some(e) = e.as_object_mut() {
-                e.remove("time");
-            }
-            e
-        });
-        untimed.collect()
-    };
-    managed(nm) == managed(om)
+    fn managed(meta: &Map<String, Value>) -> &[Value] {
+        meta.get("managedFields").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+    let (nm, om) = (managed(nm), managed(om));
+    nm.len() == om.len() && nm.iter().zip(om).all(|(new, old)| same_but_time(new, old))
+}
+
+/// Of two entries of managedFields.
+fn same_but_time(new: &Value, old: &Value) -> bool {
+    let (Value::Object(n), Value::Object(o)) = (new, old) else { return new == old };
+    let said = |m: &Map<String, Value>| m.len() - usize::from(m.contains_key("time"));
+    said(n) == said(o) && n.iter().all(|(k, v)| k == "time" || o.get(k) == Some(v))
 }
 
 /// Whether anything but metadata and status differs: what a new generation counts.

@@ -37,6 +37,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch without a timeout of its own ends after this, up to twice as long.
 const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
 
+/// What an event is longer than the body of its object: kind, revision, and what is around it.
+const OBJECT_MORE: usize = 160;
 /// Events that are sent together.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
 
@@ -363,10 +365,20 @@ impl Watcher {
                 let body = self.server.body(&self.served, stored, self.form.shape)?;
                 Bytes::from(protobuf::event(kind, &self.named(body)))
             }
-            Encoding::Json | Encoding::Yaml => {
-                let mut out = Vec::with_capacity(stored.record.body().len() + 128);
+            Encoding::Json | Encoding::Yaml if self.form.beta => {
+                let mut out = Vec::new();
                 self.server.push_object(&self.served, stored, self.form, true, &mut out)?;
                 line(kind, &self.named(out))
+            }
+            Encoding::Json | Encoding::Yaml => {
+                let object = match self.form.shape {
+                    Shape::Metadata => stored.record.metadata(),
+                    _ => stored.record.body(),
+                };
+                let mut out = Vec::with_capacity(object.len() + OBJECT_MORE);
+                open_line(kind, &mut out);
+                self.server.push_object(&self.served, stored, self.form, true, &mut out)?;
+                close_line(out)
             }
         };
         self.server.shared.insert(key, made.clone());
@@ -416,10 +428,22 @@ impl Watcher {
 /// One event in JSON.
 fn line(kind: &str, object: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(object.len() + 32);
+    open_line(kind, &mut out);
+    out.extend_from_slice(object);
+    close_line(out)
+}
+
+fn open_line(kind: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"{"type":""#);
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(br#"","object":"#);
-    out.extend_from_slice(object);
+}
+
+/// It may be kept for a while, so it gives back the room of what was left out.
+fn close_line(mut out: Vec<u8>) -> Bytes {
     out.extend_from_slice(b"}\n");
+    if out.capacity() > out.len() / 4 * 5 {
+        out.shrink_to_fit();
+    }
     out.into()
 }

@@ -2,6 +2,8 @@
 //! Warning headers and keep nothing from being stored. The texts are Kubernetes'.
 //! <https://kubernetes.io/docs/reference/using-api/deprecation-policy/>
 
+use std::fmt::Display;
+
 use rimward_api::names;
 use serde_json::Value;
 
@@ -46,7 +48,7 @@ fn has_annotation(object: &Value, key: &str) -> bool {
 }
 
 /// An amount of bytes that is no whole number of them.
-pub fn fractional_bytes(amounts: &Value, name: &str, at: &str) -> Option<String> {
+pub fn fractional_bytes(amounts: &Value, name: &str, at: impl Display) -> Option<String> {
     let amount = quantity(amounts.get(name)?)?;
     (amount.millis() % 1000 != 0).then(|| {
         format!(
@@ -126,7 +128,7 @@ pub fn persistent_volume_claim(claim: &Value) -> Vec<String> {
 /// The specification of a claim, its own or in a template.
 pub fn claim_spec(spec: &Value, at: &str) -> Vec<String> {
     let requests = spec.deep(&["resources", "requests"]);
-    fractional_bytes(requests, "storage", &format!("{at}.resources.requests")).into_iter().collect()
+    fractional_bytes(requests, "storage", format_args!("{at}.resources.requests")).into_iter().collect()
 }
 
 pub fn persistent_volume(volume: &Value) -> Vec<String> {

@@ -4,7 +4,7 @@
 //! may help it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub struct Queue {
     /// Pods that back off although something happened that may help them: tried early if there is
     /// nothing else to do.
     hopeful: BTreeSet<(Instant, Uid)>,
+    /// Those that are parked: few of many, and asked about at every pod that is placed.
+    parked: HashSet<Uid>,
     tickets: u64,
 }
 
@@ -94,7 +96,10 @@ impl Queue {
                     self.hopeful.remove(&(*until, uid.clone()));
                 }
             }
-            State::Parked { until, .. } => drop(self.later.remove(&(*until, uid.clone()))),
+            State::Parked { until, .. } => {
+                self.later.remove(&(*until, uid.clone()));
+                self.parked.remove(uid);
+            }
         }
     }
 
@@ -159,6 +164,9 @@ impl Queue {
         }
         self.remove(&uid);
         self.later.insert((until, uid.clone()));
+        if matches!(state, State::Parked { .. }) {
+            self.parked.insert(uid.clone());
+        }
         self.pods.insert(uid, Waiting { pod: tried.pod, state, attempts: tried.attempts, rested });
     }
 
@@ -166,12 +174,9 @@ impl Queue {
     /// whether there are any.
     pub fn happened(&mut self, what: Happened, now: Instant) -> bool {
         let helped = |w: &Waiting| matches!(w.state, State::Parked { healed_by, .. } if healed_by & what != 0);
-        let woken: Vec<(Uid, Option<Instant>)> = self
-            .pods
-            .iter()
-            .filter(|(_, w)| helped(w))
-            .map(|(uid, w)| (uid.clone(), w.rested))
-            .collect();
+        let parked = self.parked.iter().filter_map(|uid| self.pods.get_key_value(uid));
+        let woken: Vec<(Uid, Option<Instant>)> =
+            parked.filter(|(_, w)| helped(w)).map(|(uid, w)| (uid.clone(), w.rested)).collect();
         let any = !woken.is_empty();
         for (uid, rested) in woken {
             match rested.filter(|at| *at > now) {

@@ -67,7 +67,7 @@ pub struct Write<'a> {
 
 impl Write<'_> {
     fn time(&self) -> String {
-        self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        Timestamp::from_second(self.now.as_second()).expect("it was a time before").to_string()
     }
 }
 

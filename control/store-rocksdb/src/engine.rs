@@ -299,6 +299,8 @@ fn open_db(path: &Path, ours: &crate::Options, create: bool) -> Result<DB, rocks
     options.set_max_total_wal_size(ours.write_buffer_bytes as u64);
     options.set_db_write_buffer_size(ours.write_buffer_bytes);
     options.set_max_background_jobs(2);
+    // Only the committer writes: what lets several write a table in memory at once would cost it.
+    options.set_allow_concurrent_memtable_write(false);
     options.set_max_open_files(512);
     options.set_bytes_per_sync(1 << 20);
     options.set_stats_dump_period_sec(0);
@@ -323,7 +325,10 @@ fn family(write_buffer: usize, cache: &Cache) -> rocksdb::Options {
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = rocksdb::Options::default();
     options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // The first two levels are small and are what is read and written over most: they are not
+    // compressed. What lies below is compressed, once or twice.
+    let (plain, lz4) = (DBCompressionType::None, DBCompressionType::Lz4);
+    options.set_compression_per_level(&[plain, plain, lz4, lz4, lz4, lz4, lz4]);
     options.set_write_buffer_size(write_buffer);
     options.set_max_write_buffer_number(2);
     options.set_target_file_size_base(8 << 20);

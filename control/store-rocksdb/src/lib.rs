@@ -84,7 +84,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             block_cache_bytes: 12 << 20,
-            value_cache_bytes: 32 << 20,
+            value_cache_bytes: 64 << 20,
             write_buffer_bytes: 8 << 20,
             log_file_bytes: 5 << 20,
             ring: RingLimits::default(),

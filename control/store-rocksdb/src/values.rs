@@ -37,7 +37,7 @@ impl Weighter<Arc<str>, Held> for ByBytes {
 impl Values {
     /// Holds about so many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Cache::with_weighter(bytes / 2048, bytes as u64, ByBytes))
+        Self(Cache::with_weighter(bytes / 4096, bytes as u64, ByBytes))
     }
 
     /// The value of a key that was last written at `revision`.

@@ -29,6 +29,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "idle-pods", run: |setup| Box::pin(measure::idle_pods::rows(setup)) },
     Measurement { name: "api", run: |setup| Box::pin(measure::api::rows(setup)) },
     Measurement { name: "schedule", run: |setup| Box::pin(measure::schedule::rows(setup)) },
+    Measurement { name: "fleet", run: |setup| Box::pin(measure::fleet::rows(setup)) },
 ];
 
 struct Measurement {
@@ -39,7 +40,7 @@ struct Measurement {
 /// Measures Rimward and prints one table: row, measured, target, verdict, how.
 #[derive(Parser)]
 struct Setup {
-    /// What to measure: start, memory, pod-start, http, idle-pods, api, schedule. [default: all]
+    /// What to measure: start, memory, pod-start, http, idle-pods, api, schedule, fleet. [default: all]
     only: Vec<String>,
     /// The release binary with everything in it.
     #[arg(long)]

@@ -23,7 +23,7 @@ const DEFAULT_ACCOUNT_WAIT: Duration = Duration::from_secs(2);
 
 pub async fn admit(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
     let mirrors_a_static_pod =
-        review.object.pointer("/metadata/annotations").is_some_and(|a| a.get(MIRROR).is_some());
+        review.object["metadata"].get("annotations").is_some_and(|a| a.get(MIRROR).is_some());
     if mirrors_a_static_pod {
         return Ok(());
     }

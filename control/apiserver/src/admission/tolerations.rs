@@ -6,21 +6,25 @@ const SECONDS: i64 = 300;
 
 pub fn admit(pod: &mut Value) {
     let spec = &mut pod["spec"];
-    let given = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
-    let text = |t: &Value, field: &str| {
-        t.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let mut all = given.clone();
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let tolerated = given.iter().any(|t| {
-            let (k, effect) = (text(t, "key"), text(t, "effect"));
-            (k == key || k.is_empty()) && (effect == "NoExecute" || effect.is_empty())
-        });
-        if !tolerated {
-            all.push(json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS }));
-        }
+    let given = spec.get("tolerations").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    fn text<'t>(toleration: &'t Value, field: &str) -> &'t str {
+        toleration.get(field).and_then(Value::as_str).unwrap_or_default()
     }
-    if !all.is_empty() {
-        spec["tolerations"] = all.into();
+    let tolerated = |key: &str| {
+        given.iter().any(|t| {
+            (text(t, "key").is_empty() || text(t, "key") == key)
+                && matches!(text(t, "effect"), "" | "NoExecute")
+        })
+    };
+    let keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+    let missing: Vec<Value> = keys
+        .into_iter()
+        .filter(|key| !tolerated(key))
+        .map(|key| json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS }))
+        .collect();
+    match spec.get_mut("tolerations").and_then(Value::as_array_mut) {
+        Some(tolerations) => tolerations.extend(missing),
+        None if !missing.is_empty() => spec["tolerations"] = missing.into(),
+        None => {}
     }
 }

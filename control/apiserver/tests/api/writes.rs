@@ -195,3 +195,24 @@ async fn unknown_fields_warn_and_are_dropped() {
         .await;
     assert!(quiet.warnings().is_empty());
 }
+
+/// Whoever reports on a pod need not repeat what it is: a write of the status keeps all else, and who
+/// set it.
+#[tokio::test]
+async fn a_status_comes_without_the_rest() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let made = c.post(PODS, &pod("p")).await.expect(201);
+    let path = format!("{PODS}/p");
+    let report = json!({
+        "kind": "Pod", "apiVersion": "v1", "metadata": made["metadata"],
+        "status": { "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] },
+    });
+    let told = c.put(&format!("{path}/status"), &report).await.expect(200);
+    assert_eq!(told["spec"], made["spec"]);
+    assert_eq!(told["status"]["phase"], "Running");
+    assert_eq!(told["status"]["qosClass"], made["status"]["qosClass"]);
+    let managers = |pod: &Value| pod["metadata"]["managedFields"].as_array().unwrap().clone();
+    assert_eq!(managers(&told)[0], managers(&made)[0], "the spec is still whose it was");
+    assert_eq!(managers(&told)[1]["subresource"], "status");
+}

@@ -118,49 +118,53 @@ fn event<K: Watched>(line: &[u8], what: &str) -> Result<WatchEvent<K>, Error> {
     }
 }
 
-/// Splits a body at line feeds.
+/// Splits a body at line feeds. A line that came whole is not copied.
 struct Lines {
     body: Body,
-    buffer: BytesMut,
-    /// How much of the buffer is known to hold no line feed.
-    scanned: usize,
+    /// What came last, from the first line in it that was not taken.
+    chunk: Bytes,
+    /// The beginning of a line whose end has not come.
+    begun: BytesMut,
 }
 
 impl Lines {
     fn new(body: Body) -> Self {
-        Self { body, buffer: BytesMut::new(), scanned: 0 }
+        Self { body, chunk: Bytes::new(), begun: BytesMut::new() }
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, TransportError>> {
         loop {
-            if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
-                let line = self.buffer.split_to(self.scanned + at).freeze();
-                self.buffer.advance(1);
-                self.scanned = 0;
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
+            while let Some(at) = memchr::memchr(b'\n', &self.chunk) {
+                let mut line = self.chunk.split_to(at);
+                self.chunk.advance(1);
+                if !self.begun.is_empty() {
+                    self.begun.extend_from_slice(&line);
+                    line = self.begun.split().freeze();
                 }
-                return Some(Ok(line));
+                if !is_blank(&line) {
+                    return Some(Ok(line));
+                }
             }
-            self.scanned = self.buffer.len();
-            if self.scanned > EVENT_BYTES_MAX {
+            self.begun.extend_from_slice(&std::mem::take(&mut self.chunk));
+            if self.begun.len() > EVENT_BYTES_MAX {
                 let text = format!("a watch event is larger than {EVENT_BYTES_MAX} bytes");
                 return Some(Err(TransportError(text)));
             }
             match self.body.next().await {
-                Some(Ok(chunk)) => self.buffer.extend_from_slice(&chunk),
+                Some(Ok(chunk)) => self.chunk = chunk,
                 Some(Err(e)) => return Some(Err(e)),
                 // Some servers leave the line feed off the last event.
-                None if self.buffer.is_empty() => return None,
                 None => {
-                    self.scanned = 0;
-                    let line = self.buffer.split().freeze();
-                    let blank = line.iter().all(u8::is_ascii_whitespace);
-                    return (!blank).then_some(Ok(line));
+                    let line = self.begun.split().freeze();
+                    return (!is_blank(&line)).then_some(Ok(line));
                 }
             }
         }
     }
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(u8::is_ascii_whitespace)
 }
 
 #[cfg(test)]

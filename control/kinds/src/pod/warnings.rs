@@ -32,8 +32,8 @@ pub fn of(pod: &Value, at: &str) -> Vec<String> {
         }
     }
     for name in ["memory", "ephemeral-storage"] {
-        let overhead = format!("{at}spec.overhead");
-        found.extend(fractional_bytes(spec.at("overhead"), name, &overhead));
+        let overhead = format_args!("{at}spec.overhead");
+        found.extend(fractional_bytes(spec.at("overhead"), name, overhead));
     }
     let annotated = |key: &str| metadata.at("annotations").get(key).is_some();
     let seccomp = |key: &str| {
@@ -61,8 +61,8 @@ pub fn of(pod: &Value, at: &str) -> Vec<String> {
         for name in ["memory", "ephemeral-storage"] {
             for list in ["limits", "requests"] {
                 let amounts = container.at("resources").at(list);
-                let path = format!("{path}.resources.{list}");
-                found.extend(fractional_bytes(amounts, name, &path));
+                let path = format_args!("{path}.resources.{list}");
+                found.extend(fractional_bytes(amounts, name, path));
             }
         }
         found.extend(hidden_variables(container, &path));
@@ -121,15 +121,17 @@ fn nodes(spec: &Value, at: &str) -> Vec<String> {
 fn volumes(spec: &Value, at: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (i, volume) in spec.list("volumes").iter().enumerate() {
-        let path = format!("{at}spec.volumes[{i}]");
         if volume.has("gitRepo") {
-            found.push(format!("{path}.gitRepo: deprecated in v1.11"));
+            found.push(format!("{at}spec.volumes[{i}].gitRepo: deprecated in v1.11"));
         }
         for (plugin, since) in OLD_PLUGINS.iter().filter(|(plugin, _)| volume.has(plugin)) {
-            found.push(format!("{path}.{plugin}: {since}"));
+            found.push(format!("{at}spec.volumes[{i}].{plugin}: {since}"));
         }
         let template = volume.deep(&["ephemeral", "volumeClaimTemplate", "spec"]);
-        found.extend(claim_spec(template, &format!("{path}.ephemeral.volumeClaimTemplate.spec")));
+        if template.is_object() {
+            let path = format!("{at}spec.volumes[{i}].ephemeral.volumeClaimTemplate.spec");
+            found.extend(claim_spec(template, &path));
+        }
     }
     found.extend(shadowed_tokens(spec, at));
     found
@@ -137,13 +139,15 @@ fn volumes(spec: &Value, at: &str) -> Vec<String> {
 
 /// Projected files that take the place of a token.
 fn shadowed_tokens(spec: &Value, at: &str) -> Vec<String> {
-    let sources = |volume: &Value| volume.at("projected").list("sources").to_vec();
-    let tokens: BTreeSet<String> = spec
+    fn sources(volume: &Value) -> &[Value] {
+        volume.at("projected").list("sources")
+    }
+    let tokens: BTreeSet<&str> = spec
         .list("volumes")
         .iter()
         .flat_map(sources)
         .filter(|source| source.has("serviceAccountToken"))
-        .map(|source| source.at("serviceAccountToken").text("path").to_owned())
+        .map(|source| source.at("serviceAccountToken").text("path"))
         .collect();
     let mut found = Vec::new();
     for (i, volume) in spec.list("volumes").iter().enumerate() {

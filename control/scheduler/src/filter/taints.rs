@@ -29,7 +29,6 @@ pub fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
 /// Whether a toleration is for a taint. Without a key it is for every key, without an effect for
 /// every effect.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |s: &'_ Option<String>| s.as_deref().unwrap_or_default().to_owned();
     let (key, effect, value) =
         (text(&toleration.key), text(&toleration.effect), text(&toleration.value));
     if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
@@ -40,4 +39,8 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Equal" | "" => !key.is_empty() && value == taint.value.as_deref().unwrap_or_default(),
         _ => false,
     }
+}
+
+fn text(said: &Option<String>) -> &str {
+    said.as_deref().unwrap_or_default()
 }

@@ -33,7 +33,7 @@ pub async fn rows(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-async fn create(
+pub async fn create(
     server: &Server,
     path: &'static str,
     count: usize,
