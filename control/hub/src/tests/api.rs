@@ -193,6 +193,8 @@ fn is_collection(path: &str) -> bool {
         "endpointslices",
         "ingresses",
         "namespaces",
+        "persistentvolumeclaims",
+        "persistentvolumes",
     ]
     .contains(&last)
 }
