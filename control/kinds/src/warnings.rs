@@ -128,7 +128,9 @@ pub fn persistent_volume_claim(claim: &Value) -> Vec<String> {
 /// The specification of a claim, its own or in a template.
 pub fn claim_spec(spec: &Value, at: &str) -> Vec<String> {
     let requests = spec.deep(&["resources", "requests"]);
-    fractional_bytes(requests, "storage", format_args!("{at}.resources.requests")).into_iter().collect()
+    fractional_bytes(requests, "storage", format_args!("{at}.resources.requests"))
+        .into_iter()
+        .collect()
 }
 
 pub fn persistent_volume(volume: &Value) -> Vec<String> {

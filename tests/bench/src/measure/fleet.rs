@@ -69,6 +69,9 @@ async fn join(
         labels: Default::default(),
         node_ip: None,
         pods_max: 110,
+        handlers: Vec::new(),
+        eviction_soft: Default::default(),
+        eviction_max_pod_grace_seconds: 0,
         eviction_hard: "nodefs.available<0%,nodefs.inodesFree<0%".parse()?,
         version: env!("CARGO_PKG_VERSION").into(),
     };
