@@ -195,6 +195,7 @@ fn is_collection(path: &str) -> bool {
         "namespaces",
         "persistentvolumeclaims",
         "persistentvolumes",
+        "runtimeclasses",
     ]
     .contains(&last)
 }
