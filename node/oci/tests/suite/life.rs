@@ -18,7 +18,7 @@ async fn what_it_prints_is_in_the_log_and_its_end_is_told() {
     assert!(exit.finished_at >= exit.started_at);
     let mut lines = log(&spec);
     lines.sort();
-    assert_eq!(lines, ["stderr F err", "stdout F no end", "stdout F out"]);
+    assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P no end"]);
     let good = node.spec("exit 0");
     assert_eq!(node.run(&good).await.reason, "Completed");
     node.end().await;

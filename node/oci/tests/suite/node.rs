@@ -133,8 +133,12 @@ impl Node {
     pub async fn output(&mut self, spec: &ContainerSpec) -> Vec<String> {
         let exit = self.run(spec).await;
         assert_eq!(exit.code, 0, "{exit:?} {:?}", log(spec));
-        let lines = log(spec).into_iter();
-        lines.map(|line| line.strip_prefix("stdout F ").unwrap_or(&line).to_owned()).collect()
+        // A line without its end is told as a part of one.
+        let printed = |line: &str| {
+            let whole = line.strip_prefix("stdout F ").or_else(|| line.strip_prefix("stdout P "));
+            whole.unwrap_or(line).to_owned()
+        };
+        log(spec).iter().map(|line| printed(line)).collect()
     }
 
     pub async fn end(self) {
