@@ -67,7 +67,7 @@ pub fn memory_dir(data_dir: &Path) -> Option<PathBuf> {
     Some(Path::new(memory).join("rimward").join(short).join("pods"))
 }
 
-/// The node's `status.allocatable`, as far as the downward API shows it.
+/// The node's `status.allocatable`: what pods are granted from, and what the downward API shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocatable {
     pub cpu_millis: u64,

@@ -127,6 +127,9 @@ async fn idle_pods_are_small_and_start_fast() {
     config.runtimes = vec![Arc::new(Nothing)];
     config.reports = reports.clone();
     config.clock = Clock::system();
+    // Room for what they ask for.
+    config.allocatable.cpu_millis = 1 << 40;
+    config.allocatable.memory_bytes = 1 << 40;
     let pods = Pods::start(config, CancellationToken::new()).await.unwrap();
     let start = async |new: Vec<Arc<Pod>>| {
         let end = reports.ready.load(Ordering::SeqCst) + new.len();

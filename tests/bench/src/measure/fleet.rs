@@ -87,7 +87,11 @@ async fn join(
         reports: agent.reports(),
         node_name: name,
         cluster_domain: welcome.cluster_domain,
-        allocatable: Allocatable::default(),
+        allocatable: Allocatable {
+            cpu_millis: 4000,
+            memory_bytes: 8 << 30,
+            ephemeral_storage_bytes: 8 << 30,
+        },
         memory_dir: None,
         clock: Clock::system(),
     };
