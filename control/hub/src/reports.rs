@@ -198,13 +198,26 @@ async fn attempt(
     Ok(())
 }
 
+/// Conditions that nobody but a pod's node writes: one that it no longer speaks of is over. They are the
+/// kubelet's, by its list of pod conditions that are its own.
+const OF_NODES: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "ContainersReady",
+    "Ready",
+    "PodResizePending",
+    "PodResizeInProgress",
+    "AllContainersRestarting",
+];
+
 /// The node's status over the stored one. What others write stays: conditions of types that the node
 /// does not speak of (PodScheduled), and fields that are the API server's or the scheduler's.
 fn merge(stored: &PodStatus, said: PodStatus) -> PodStatus {
     let mut next = said;
     let spoken = next.conditions.clone().unwrap_or_default();
-    let others =
-        stored.conditions.iter().flatten().filter(|c| !spoken.iter().any(|s| s.type_ == c.type_));
+    let others = stored.conditions.iter().flatten().filter(|c| {
+        !OF_NODES.contains(&c.type_.as_str()) && !spoken.iter().any(|s| s.type_ == c.type_)
+    });
     let conditions: Vec<_> = spoken.iter().chain(others).cloned().collect();
     next.conditions = (!conditions.is_empty()).then_some(conditions);
     next.qos_class = next.qos_class.or_else(|| stored.qos_class.clone());
@@ -226,7 +239,8 @@ mod tests {
     fn others_conditions_stay() {
         let stored: PodStatus = from_value(json!({
             "phase": "Pending", "qosClass": "Burstable", "message": "old",
-            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"},
+                {"type": "PodResizePending", "status": "True"}],
         })).unwrap();
         let said: PodStatus = from_value(json!({
             "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
