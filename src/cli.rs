@@ -22,7 +22,7 @@ pub struct Cli {
 pub enum Command {
     /// A whole cluster in one process: control plane and one node.
     #[cfg(all(feature = "control", feature = "node"))]
-    Up(Up),
+    Up(Box<Up>),
     /// The control plane: API server, store, scheduler, controllers, node hub, image registry.
     #[cfg(feature = "control")]
     Control(Control),

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             #[cfg(all(feature = "control", feature = "node"))]
-            Command::Up(args) => commands::up::run(args).await,
+            Command::Up(args) => commands::up::run(*args).await,
             #[cfg(feature = "control")]
             Command::Control(args) => commands::control::run(args).await,
             #[cfg(feature = "node")]

@@ -159,6 +159,8 @@ impl Node {
             "bench",
             "--ingress-http-port",
             "0",
+            // The next one is another node, which must not find this one's devices.
+            "--stop-pods",
         ]);
         // Its images come from the control plane's registry, on this port of the same host.
         let process = Process::start("node", dir.path(), logged(command.args(extra)));
