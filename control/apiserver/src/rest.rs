@@ -192,6 +192,8 @@ async fn get(
     key: &ObjectKey,
 ) -> Result<Response, Status> {
     let stored = read(server, call, served, key).await?;
+    // As for watchers: what is read is in effect.
+    server.mirrors.caught_up(&served.kind.storage, stored.revision).await;
     server.respond(call, served, &stored, 200)
 }
 

@@ -277,6 +277,10 @@ impl Watcher {
 
     async fn take(&mut self, batch: &Batch) {
         self.follow_definition();
+        // What is told is in effect: a kind that is said to be established is served.
+        if let Some(last) = batch.events.last() {
+            self.server.mirrors.caught_up(&self.served.kind.storage, last.revision).await;
+        }
         let floor = self.floor;
         for event in batch.events.iter().filter(|e| e.revision > floor) {
             match self.line(event).await {

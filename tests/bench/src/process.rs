@@ -19,9 +19,13 @@ pub fn resident_mib(pids: &[i32]) -> anyhow::Result<f64> {
     Ok(kib / 1024.0)
 }
 
+/// What a start needed is let go of some seconds after it.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// Resident memory once it has stopped moving (by 1 % within five seconds), for a minute at most.
 pub async fn settled_mib(pids: &[i32]) -> anyhow::Result<f64> {
     let start = Instant::now();
+    tokio::time::sleep(SETTLING).await;
     let mut before = resident_mib(pids)?;
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;

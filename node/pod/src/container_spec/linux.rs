@@ -173,8 +173,11 @@ fn qos(spec: &PodSpec) -> Result<QosClass, String> {
 }
 
 fn memory_request(container: &Container) -> Result<u64, String> {
-    let request = amount(container, false, "memory")?.or(amount(container, true, "memory")?);
-    Ok(request.unwrap_or(0) as u64)
+    let given = container.resources.as_ref();
+    let request = quantity(given.and_then(|g| g.requests.as_ref()), "memory")?;
+    let limit = quantity(given.and_then(|g| g.limits.as_ref()), "memory")?;
+    // A request of nothing is one: only where there is none does the limit stand for it.
+    Ok(request.or(limit).map_or(0, |q| q.value().max(0) as u64))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase
@@ -327,6 +330,10 @@ mod tests {
             2,
         );
         check(json!({"containers": [plain("1")], "overhead": {"cpu": "250m"}}), 1250, 1);
+        let limits = json!({"cpu": "1", "memory": "64Mi"});
+        let limited = |requests: Value| json!({"containers": [{"name": "c", "resources": {"limits": limits, "requests": requests}}]});
+        check(limited(json!({})), 1000, 64);
+        check(limited(json!({"cpu": "0", "memory": "0"})), 0, 0);
         check(
             json!({"containers": [plain("1")], "resources": {"requests": {"cpu": "4"}}}),
             4000,
