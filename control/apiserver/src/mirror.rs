@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::views::Stored;
 
-/// How long a write waits until the mirrors have seen it.
+/// How long a write, or who reads or watches what was written, waits until a mirror has seen it.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
 
 /// What keeps a mirrored part. Keys are store keys without the prefix.
@@ -47,13 +47,14 @@ impl Mirrors {
         Ok(())
     }
 
-    /// Waits until a write to a mirrored prefix is seen; at once for any other.
+    /// Waits until a write to a mirrored prefix is seen by all that mirror it; at once for any other.
     pub async fn caught_up(&self, prefix: &str, revision: Revision) {
-        let Some((_, position)) = self.positions.iter().find(|(p, _)| p == prefix) else { return };
-        let mut position = position.clone();
-        let wait = position.wait_for(|seen| *seen >= revision);
-        if tokio::time::timeout(CATCH_UP_MAX, wait).await.is_err() {
-            tracing::warn!(prefix, revision, "the index in memory lags behind the store");
+        for (_, position) in self.positions.iter().filter(|(p, _)| p == prefix) {
+            let mut position = position.clone();
+            let wait = position.wait_for(|seen| *seen >= revision);
+            if tokio::time::timeout(CATCH_UP_MAX, wait).await.is_err() {
+                tracing::warn!(prefix, revision, "the index in memory lags behind the store");
+            }
         }
     }
 }
