@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::user_ids::UserIds;
+
 /// Settings of the container runtime. [`Config::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +21,8 @@ pub struct Config {
     pub pod_pids_max: u64,
     /// Directory of seccomp profiles of type Localhost.
     pub seccomp_dir: PathBuf,
+    /// For pods with users of their own. Err says why there are none to give.
+    pub user_ids: Result<UserIds, String>,
 }
 
 impl Config {
@@ -32,6 +36,7 @@ impl Config {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             pod_pids_max: pids_of_machine() / 4,
+            user_ids: UserIds::of_machine(),
         }
     }
 }

@@ -24,6 +24,9 @@ pub(crate) struct Given<'a> {
     pub cgroup: &'a Path,
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
+    /// The namespace of the pod's own users, if it has such, and the network namespace that belongs to them.
+    pub users: Option<&'a Path>,
+    pub net: Option<&'a Path>,
     /// The processes that the pod's containers share, or of the one container that this one looks into; None is
     /// a namespace of the container's own.
     pub pid: Option<&'a Path>,
@@ -140,7 +143,9 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
         None if spec.linux.host_pid => {}
         None => list.push(json!({"type": "pid"})),
     }
-    let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
+    let network = spec.netns.as_deref().or(given.net);
+    let shared =
+        [("user", given.users), ("ipc", given.ipc), ("uts", given.uts), ("network", network)];
     for (kind, path) in shared {
         if let Some(path) = path {
             list.push(json!({"type": kind, "path": path}));
@@ -283,6 +288,8 @@ pub(crate) mod tests {
                 cgroup: Path::new("rimward-1/kubepods/podu/c.0"),
                 ipc: Some(Path::new("/ipc")),
                 uts: Some(Path::new("/uts")),
+                users: None,
+                net: None,
                 pid: None,
                 cgroup_dirs: Vec::new(),
                 shm: Path::new("/shm"),
