@@ -214,7 +214,7 @@ async fn users_share_processes_and_have_rights_in_their_own_namespaces_only() {
 #[tokio::test]
 async fn a_volume_that_cannot_be_mapped_is_said() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::with(with_ids(dir.path(), 1)).await;
+    let node = Node::with(with_ids(dir.path(), 2)).await;
     let mut spec = of_own_users(&node, "true");
     spec.mounts = vec![volume(Path::new("/proc"), "/machine")];
     let error = node.runtime.start(spec).await.unwrap_err();
