@@ -76,6 +76,14 @@ pub struct RegistryAuth {
 /// The node's image store.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
+    /// Whether a reference can be the name of an image at all.
+    ///
+    /// # Errors
+    /// `InvalidImageName`
+    fn check_name(&self, _reference: &str) -> Result<(), ImageError> {
+        Ok(())
+    }
+
     /// Whether the reference is here already (no pull needed under IfNotPresent).
     async fn present(&self, reference: &str) -> Option<Image>;
 

@@ -16,6 +16,7 @@ use super::rootfs::{self, Root};
 use super::sandbox::{self, Users};
 use super::{Inner, Run, mapped, refused};
 use crate::capabilities;
+use crate::config::Swap;
 use crate::layout::{Confinement, Kept, RunDir, Settings, Started};
 use crate::seccomp_profile::{self, Compiled, Machine};
 use crate::shim::Created;
@@ -161,6 +162,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         pid: processes.as_deref(),
         cgroup_dirs,
         shm: &shared.shm,
+        swap: swap_of(this, spec, &cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;
@@ -211,9 +213,24 @@ fn processes_of(this: &Inner, target: &RunId) -> Result<PathBuf, String> {
     Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
 }
 
+fn swap_of(this: &Inner, spec: &ContainerSpec, cgroup: &Path) -> spec::SwapLimit {
+    let counted = this.cgroups.counts_swap(cgroup);
+    match (counted, this.config.swap) {
+        (spec::SwapLimit::Bytes(_), Swap::Limited) => {
+            let (memory, swap) = (memory_of_machine(), of_machine("SwapTotal:"));
+            spec::SwapLimit::Bytes(spec::limited_swap(spec, memory, swap))
+        }
+        _ => counted,
+    }
+}
+
 fn memory_of_machine() -> u64 {
+    of_machine("MemTotal:")
+}
+
+fn of_machine(row: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(row));
     let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) << 10
 }
