@@ -5,6 +5,7 @@
 
 mod cluster;
 mod custom;
+mod daemonsets;
 mod deployments;
 mod disruptions;
 mod garbage;
@@ -15,4 +16,5 @@ mod protection;
 mod quotas;
 mod replicationcontrollers;
 mod services;
+mod statefulsets;
 mod volumes;

@@ -1,11 +1,14 @@
 //! What controllers decide: a world in, a plan out. Nothing runs.
 
+mod daemonsets;
 mod deployments;
 mod disruption;
+mod histories;
 mod ingresses;
 mod nodes;
 mod replicasets;
 mod slices;
+mod statefulsets;
 
 mod mirroring;
 mod ranges;
