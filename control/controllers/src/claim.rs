@@ -82,6 +82,16 @@ pub async fn act<O: Object, K: Object>(
     owner: &O,
     claims: &Claims<K>,
 ) -> Result<Vec<Arc<K>>, Error> {
+    act_holding(client, owner, claims, None).await
+}
+
+/// The same; who is adopted gets a finalizer, who is released loses it.
+pub async fn act_holding<O: Object, K: Object>(
+    client: &Client,
+    owner: &O,
+    claims: &Claims<K>,
+    finalizer: Option<&str>,
+) -> Result<Vec<Arc<K>>, Error> {
     let meta = owner.metadata();
     let mut adopted = Vec::new();
     if !claims.adopt.is_empty() {
@@ -93,25 +103,32 @@ pub async fn act<O: Object, K: Object>(
         }
     }
     for object in &claims.adopt {
-        let references = json!([controller_reference(owner)]);
-        if let Some(object) = patch_references(client, object.as_ref(), references).await? {
+        let mut change = json!({ "ownerReferences": [controller_reference(owner)] });
+        if let Some(finalizer) = finalizer {
+            change["finalizers"] = json!([finalizer]);
+        }
+        if let Some(object) = patch_metadata(client, object.as_ref(), change).await? {
             adopted.push(Arc::new(object));
         }
     }
     for object in &claims.release {
-        let references = json!([{"$patch": "delete", "uid": uid(meta)}]);
-        patch_references(client, object.as_ref(), references).await?;
+        let mut change = json!({ "ownerReferences": [{"$patch": "delete", "uid": uid(meta)}] });
+        if let Some(finalizer) = finalizer {
+            change["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+        }
+        patch_metadata(client, object.as_ref(), change).await?;
     }
     Ok(adopted)
 }
 
-async fn patch_references<K: Object>(
+async fn patch_metadata<K: Object>(
     client: &Client,
     object: &K,
-    references: serde_json::Value,
+    mut change: serde_json::Value,
 ) -> Result<Option<K>, Error> {
     let meta = object.metadata();
-    let body = json!({"metadata": {"uid": uid(meta), "ownerReferences": references}});
+    change["uid"] = uid(meta).into();
+    let body = json!({ "metadata": change });
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     match client.patch(namespace, name(meta), "", &Patch::strategic(body)).await {
         Ok(object) => Ok(Some(object)),

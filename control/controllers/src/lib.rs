@@ -21,6 +21,7 @@ pub mod ttl_after_finished;
 
 pub mod backends;
 pub mod claim;
+pub mod cronjob;
 pub mod csr_approving;
 pub mod csr_cleaner;
 pub mod csr_signing;
@@ -35,6 +36,7 @@ pub mod hash;
 pub mod history;
 pub mod indexes;
 pub mod ingress;
+pub mod job;
 pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_lifecycle;
@@ -113,6 +115,8 @@ pub const ALL: &[Entry] = &[
     entry(resourcequota::NAME, resourcequota::start),
     entry(deployment::NAME, deployment::start),
     entry(statefulset::NAME, statefulset::start),
+    entry(job::NAME, job::start),
+    entry(cronjob::NAME, cronjob::start),
     Entry { name: daemonset::NAME, identity: daemonset::IDENTITY, start: daemonset::start },
     entry(disruption::NAME, disruption::start),
     entry(endpointslice::NAME, endpointslice::start),
