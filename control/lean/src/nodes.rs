@@ -35,6 +35,7 @@ impl WantedNodes {
     }
 
     pub fn allow(&self, node: &Node) -> bool {
+        // Most pods want none in particular: then the node is not even looked at.
         let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key));
         self.labels.iter().all(|(k, v)| label(k) == Some(v))
             && self.terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
