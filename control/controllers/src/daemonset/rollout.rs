@@ -61,6 +61,8 @@ pub fn plan(world: &World) -> Plan {
     rollout.plan
 }
 
+type OldAndNew<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 struct Rollout<'a> {
     world: &'a World<'a>,
     spec: DaemonSetSpec,
@@ -290,11 +292,7 @@ impl<'a> Rollout<'a> {
     }
 
     /// The old and the new pod of a node, those that are going aside; None if it has two of a sort.
-    #[expect(clippy::type_complexity, reason = "said once")]
-    fn old_and_new(
-        &self,
-        pods: &[&'a Arc<Pod>],
-    ) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+    fn old_and_new(&self, pods: &[&'a Arc<Pod>]) -> Option<OldAndNew<'a>> {
         let (mut old, mut new) = (None, None);
         for pod in pods.iter().filter(|p| !is_deleting(&p.metadata)) {
             let place = if self.is_updated(pod) { &mut new } else { &mut old };

@@ -246,9 +246,8 @@ impl<'a> Look<'a> {
             None => rule.succeeded_count.is_some_and(|count| done.total() >= count),
         })?;
         let message = format!("Matched rules at index {met}");
-        let met = (done.total() > 0)
-            .then(|| condition(SUCCESS_CRITERIA_MET, "SuccessPolicy", &message, self.world.now));
-        met
+        let met = || condition(SUCCESS_CRITERIA_MET, "SuccessPolicy", &message, self.world.now);
+        (done.total() > 0).then(met)
     }
 
     /// How long it may still be active; None where it may be for ever.
