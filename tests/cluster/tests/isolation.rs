@@ -190,7 +190,7 @@ fn users_of_a_pod_are_none_of_the_machine() {
     assert_eq!(oci["features"]["userNamespaces"], true);
 
     let serve = "cat /etc/greeter/greeting > /tmp/index.html; cat /token/token | wc -c; id -u; \
-                 stat -c '%u:%g' /etc/greeter/greeting /scratch; echo new > /scratch/file; exec httpd -f -p 80 -h /tmp";
+                 stat -L -c '%u:%g' /etc/greeter/greeting /scratch; echo new > /scratch/file; exec httpd -f -p 80 -h /tmp";
     let spec = |own: bool| {
         json!({"hostUsers": !own, "shareProcessNamespace": true, "securityContext": {"fsGroup": 70},
         "volumes": [{"name": "texts", "configMap": {"name": "texts"}}, {"name": "scratch", "emptyDir": {}},
