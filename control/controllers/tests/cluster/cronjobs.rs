@@ -69,7 +69,7 @@ async fn one_replaces_the_other_and_they_go_with_their_owner() {
     make_due(&cluster).await;
     let first = cluster.until_one::<CronJob>("c", "one runs", |c| active(c) == 1).await;
     let name = |c: &CronJob| c.status.as_ref().unwrap().active.clone().unwrap()[0].name.clone();
-    let first = name(&*first).unwrap();
+    let first = name(&first).unwrap();
     // Another schedule, another time: it has come too.
     cluster.patch::<CronJob>("c", json!({ "spec": { "schedule": "0 0 1 * *" } })).await;
     make_due(&cluster).await;
