@@ -200,15 +200,15 @@ impl Network for RootNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
     }
 
-    async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
+    async fn own_namespace(&self, pod_uid: &str, made: Option<&Path>) -> Result<PathBuf, String> {
         let address = self.addresses.give(pod_uid)?;
         let slot = self.own_namespaces.lock().entry(address).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(path) = &*slot {
             return Ok(path.clone());
         }
-        let made = pods::ensure(&self.names, &self.config, address).await;
-        let path = Path::new("/run/netns").join(made.map_err(|e| e.to_string())?);
+        let ensured = pods::ensure(&self.names, &self.config, address, made).await;
+        let path = Path::new("/run/netns").join(ensured.map_err(|e| e.to_string())?);
         *slot = Some(path.clone());
         Ok(path)
     }

@@ -37,15 +37,19 @@ impl PodNames {
     }
 }
 
-/// Makes what is missing and leaves what is there.
+/// Makes what is missing and leaves what is there. A namespace that was `made` gets its name.
 pub(crate) async fn ensure(
     names: &Names,
     config: &Config,
     address: Ipv4Addr,
+    made: Option<&Path>,
 ) -> Result<String, CommandError> {
     let PodNames { namespace, veth } = PodNames::new(names, config, address);
-    if !Path::new("/run/netns").join(&namespace).exists() {
-        run(&format!("ip netns add {namespace}"), "").await?;
+    let place = Path::new("/run/netns").join(&namespace);
+    match made {
+        _ if place.exists() => {}
+        None => drop(run(&format!("ip netns add {namespace}"), "").await?),
+        Some(made) => name(made, &place).await?,
     }
     if run(&format!("ip link show dev {veth}"), "").await.is_err() {
         ip_batch(&format!("link add {veth} type veth peer name eth0 netns {namespace}\n")).await?;
@@ -67,6 +71,20 @@ pub(crate) async fn ensure(
     );
     run(&elsewhere, "").await?;
     Ok(namespace)
+}
+
+/// As `ip netns add` would have it.
+async fn name(made: &Path, place: &Path) -> Result<(), CommandError> {
+    let command = format!("mount --bind {} {}", made.display(), place.display());
+    if let Err(error) = tokio::fs::File::create(place).await {
+        return Err(CommandError::Failed { command, said: error.to_string() });
+    }
+    let done = run(&command, "").await;
+    if done.is_err() {
+        // What is there counts as made.
+        let _kept_by_nothing = tokio::fs::remove_file(place).await;
+    }
+    done.map(drop)
 }
 
 /// Safe without.

@@ -58,6 +58,7 @@ fn create(dir: &RunDir) -> Result<Handed, String> {
         move |e: std::io::Error| format!("{what}: {e}")
     };
     let settings: Settings = dir.read("shim.json").map_err(io("shim.json"))?;
+    super::leave_groups().map_err(io("setgroups"))?;
     for procs in &settings.own_cgroups {
         // Accounted for apart from the agent, and not ended with it. Nothing else depends on it.
         let _ = std::fs::write(procs, std::process::id().to_string());
