@@ -57,7 +57,7 @@ pub fn hosts_of(data_dir: &Path) -> Vec<i32> {
 
 /// The parents of a node's running containers.
 pub fn shims_of(data_dir: &Path) -> Vec<i32> {
-    processes_of("oci-shim\0tend", data_dir)
+    processes_of("oci-shim\0create", data_dir)
 }
 
 /// Processes of this binary at that work, with the directory among their arguments.
