@@ -160,6 +160,10 @@ fn files_exist(image: &Image) -> bool {
 
 #[async_trait]
 impl Images for ImageStore {
+    fn check_name(&self, reference: &str) -> Result<(), ImageError> {
+        Name::parse(reference, &self.inner.cluster.hosts()).map(drop)
+    }
+
     async fn present(&self, reference: &str) -> Option<Image> {
         let found = self.inner.find(reference)?.image;
         Some(Image { reference: reference.to_owned(), ..found })

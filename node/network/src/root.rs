@@ -205,14 +205,14 @@ impl Network for RootNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
     }
 
-    async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
+    async fn own_namespace(&self, pod_uid: &str, made: Option<&Path>) -> Result<PathBuf, String> {
         let address = self.addresses.give(pod_uid)?;
         let slot = self.own_namespaces.lock().entry(address).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(path) = &*slot {
             return Ok(path.clone());
         }
-        let path = self.pods.ensure(address).await?;
+        let path = self.pods.ensure(address, made).await?;
         *slot = Some(path.clone());
         Ok(path)
     }

@@ -15,8 +15,10 @@
 //!   shim.sock      where the shim listens
 //!   rootfs/        the overlay: the image's layers, and upper/ on top
 //!   etc/           hosts, hostname, resolv.conf, the termination message
+//!   volumes/       of a pod with users of its own: its volumes as they see them
 //!   lc/            libcontainer's own state
-//! DIR/run/oci-pods/<pod uid>/    what a pod's containers share: ipc and uts namespaces, shm
+//! DIR/run/oci-pods/<pod uid>/    what a pod's containers share: ipc and uts namespaces, shm; of a pod with
+//!                                users of its own also theirs, and `users`, the first of their ids
 //! ```
 //!
 //! An exit is known by the end of the shim's connection and by `exit.json`: neither needs a look at the
@@ -38,9 +40,11 @@ mod seccomp_profile;
 mod shim;
 mod spec;
 mod syscalls;
+mod user_ids;
 
 pub use agent::OciRuntime;
-pub use config::Config;
+pub use config::{Config, Swap};
+pub use user_ids::{IDS_OF_POD, UserIds};
 
 /// Does the work of `oci-shim` when this process was started as one: to be called before any thread is
 /// started. None in an ordinary process.

@@ -29,6 +29,12 @@ pub(crate) async fn ensure(
         let message = "the container names no image".into();
         return Err(ImageError { reason: "InvalidImageName".into(), message });
     }
+    if let Err(error) = images.check_name(reference) {
+        // Nothing is pulled by such a name.
+        say((true, "InspectFailed", error.message.clone()));
+        say((true, "Failed", format!("Error: {}", error.reason)));
+        return Err(error);
+    }
     let present = match policy {
         PullPolicy::Always => None,
         _ => images.present(reference).await,

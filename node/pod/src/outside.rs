@@ -2,7 +2,7 @@
 //! up for status and Events. `rimward-node-agent` wires the real ones in.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -76,6 +76,14 @@ pub struct RegistryAuth {
 /// The node's image store.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
+    /// Whether a reference can be the name of an image at all.
+    ///
+    /// # Errors
+    /// `InvalidImageName`
+    fn check_name(&self, _reference: &str) -> Result<(), ImageError> {
+        Ok(())
+    }
+
     /// Whether the reference is here already (no pull needed under IfNotPresent).
     async fn present(&self, reference: &str) -> Option<Image>;
 
@@ -135,8 +143,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// A network namespace of the pod's own, with its address and ways to everywhere in it: for
     /// containers that make their own system calls. The pod was attached and is not on the host's
-    /// network. May be repeated; `detach` undoes it.
-    async fn own_namespace(&self, _pod_uid: &str) -> Result<PathBuf, String> {
+    /// network. It is `made` already where it belongs to somebody else than the machine's root. May be repeated;
+    /// `detach` undoes it.
+    async fn own_namespace(&self, _pod_uid: &str, _made: Option<&Path>) -> Result<PathBuf, String> {
         Err("this node gives pods no network namespaces of their own: it does not run as root"
             .into())
     }

@@ -318,17 +318,19 @@ pub(super) fn within_new<T: Send>(
 ) -> io::Result<T> {
     let path = namespace.to_owned();
     in_a_thread(move || {
-        std::fs::File::options().write(true).create_new(true).open(&path)?;
-        let made = (|| {
-            // SAFETY: a network namespace is about neither memory nor descriptors; only this thread is moved.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
-            rustix::mount::mount_bind("/proc/thread-self/ns/net", &path)
-        })();
-        if let Err(error) = made {
-            let _it_names_nothing = std::fs::remove_file(&path);
-            return Err(error.into());
-        }
+        // SAFETY: a network namespace is about neither memory nor descriptors; only this thread is moved.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+        name(Path::new("/proc/thread-self/ns/net"), &path)?;
         work()
+    })
+}
+
+/// Gives a namespace that was made a name.
+pub(super) fn name(made: &Path, namespace: &Path) -> io::Result<()> {
+    std::fs::File::options().write(true).create_new(true).open(namespace)?;
+    rustix::mount::mount_bind(made, namespace).map_err(|error| {
+        let _it_names_nothing = std::fs::remove_file(namespace);
+        error.into()
     })
 }
 

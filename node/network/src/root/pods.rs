@@ -51,9 +51,12 @@ impl Pods {
         })))
     }
 
-    /// Makes what is missing and leaves what is there; answers the namespace's file.
-    pub async fn ensure(&self, address: Ipv4Addr) -> Result<PathBuf, String> {
-        self.blocking(move |this| this.ensure(address).map_err(|e| e.to_string())).await?
+    /// Makes what is missing and leaves what is there; answers the namespace's file. A namespace that was `made`
+    /// gets its name.
+    pub async fn ensure(&self, address: Ipv4Addr, made: Option<&Path>) -> Result<PathBuf, String> {
+        let made = made.map(Path::to_owned);
+        let work = move |this: &Inner| this.ensure(address, made.as_deref());
+        self.blocking(work).await?.map_err(|e| e.to_string())
     }
 
     /// Safe without.
@@ -107,13 +110,17 @@ impl Inner {
         PodNames { namespace: netns(&name), veth: format!("{}{number:x}", self.names.devices) }
     }
 
-    fn ensure(&self, address: Ipv4Addr) -> io::Result<PathBuf> {
+    fn ensure(&self, address: Ipv4Addr, made: Option<&Path>) -> io::Result<PathBuf> {
         let PodNames { namespace, veth } = self.names(address);
         let host = std::fs::File::open("/proc/thread-self/ns/net")?;
         let inside = || self.ensure_inside(address, &veth, &host);
-        match namespace.exists() {
-            true => netlink::within(&namespace, inside)?,
-            false => netlink::within_new(&namespace, inside)?,
+        match (namespace.exists(), made) {
+            (true, _) => netlink::within(&namespace, inside)?,
+            (false, None) => netlink::within_new(&namespace, inside)?,
+            (false, Some(made)) => {
+                netlink::name(made, &namespace)?;
+                netlink::within(&namespace, inside)?;
+            }
         }
         super::namespace::forward(&veth).map_err(|e| io::Error::other(e.to_string()))?;
         let host = self.host.lock();

@@ -61,6 +61,7 @@ fn create(dir: &RunDir) -> Result<Running, String> {
     // In a session of its own no terminal's or group's signal that ends the agent reaches it.
     let _it_leads_a_session_already = rustix::process::setsid();
     let settings: Settings = dir.read("shim.json").map_err(io("shim.json"))?;
+    super::leave_groups().map_err(io("setgroups"))?;
     for procs in &settings.own_cgroups {
         // Accounted for apart from the agent, and not ended with it. Nothing else depends on it.
         let _ = std::fs::write(procs, std::process::id().to_string());

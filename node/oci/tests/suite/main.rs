@@ -11,3 +11,4 @@ mod limits;
 mod mounts;
 mod node;
 mod sharing;
+mod users;
