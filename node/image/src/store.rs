@@ -28,7 +28,7 @@ pub struct Config {
     pub remote: RemoteConfig,
     /// The largest layer that is taken, in bytes.
     pub layer_bytes_max: u64,
-    /// Pulls at once; more wait.
+    /// Pulls at once from one registry; more wait. One that stalls holds up nobody else's.
     pub pulls_max: usize,
     /// Whether this node can unpack and run Linux images: it takes root.
     pub linux: bool,
@@ -71,7 +71,9 @@ struct Inner {
     layer_bytes_max: u64,
     /// None where Linux images are not for this node.
     layers: Option<Layers>,
-    slots: Semaphore,
+    pulls_max: usize,
+    /// By the registry's host; the cluster's own has none.
+    slots: Mutex<HashMap<String, Arc<Semaphore>>>,
     images: Mutex<HashMap<String, StoredImage>>,
     /// Read by every pull; what is swept away is nobody's only while none is under way.
     pulls: Arc<RwLock<()>>,
@@ -103,7 +105,8 @@ impl ImageStore {
                 remotes: Remotes::new(config.remote)?,
                 layer_bytes_max: config.layer_bytes_max,
                 layers,
-                slots: Semaphore::new(config.pulls_max),
+                pulls_max: config.pulls_max,
+                slots: Mutex::default(),
                 images: Mutex::new(images),
                 pulls: Arc::default(),
                 changes: watch::Sender::new(0),
@@ -221,6 +224,19 @@ impl Inner {
         exact.or_else(|| images.get(&name::canonical(reference)?)).cloned()
     }
 
+    /// Those of the registry that a name leads to.
+    fn slots(&self, name: &Name) -> Arc<Semaphore> {
+        let host = match &name.in_cluster {
+            Some(_) => "",
+            None => name.reference.resolve_registry(),
+        };
+        let mut slots = self.slots.lock();
+        // Of registries from which nothing is pulled now.
+        slots.retain(|_, slots| Arc::strong_count(slots) > 1);
+        let new = || Arc::new(Semaphore::new(self.pulls_max));
+        slots.entry(host.to_owned()).or_insert_with(new).clone()
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|n| *n += 1);
     }
@@ -231,7 +247,8 @@ impl Inner {
         name: &Name,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError> {
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let slots = self.slots(name);
+        let _slot = slots.acquire().await.expect("the semaphore is never closed");
         let _nothing_is_swept = self.pulls.read().await;
         let pulled = self.pull_from_anywhere(reference, name, auth).await;
         let (image, size_bytes) = pulled.map_err(|message| ImageError {
