@@ -93,19 +93,19 @@ impl Cgroups {
         Ok(found)
     }
 
-    /// A cgroup of the pod's that is no container's, with this process in it. The pod's own was made.
-    pub fn put(&self, spec: &ContainerSpec, name: &str, pid: i32) -> io::Result<()> {
+    /// A cgroup of the pod's that is no container's: `cgroup.procs` of each hierarchy. The pod's own was made.
+    pub fn beside(&self, spec: &ContainerSpec, name: &str) -> io::Result<Vec<PathBuf>> {
         let run = self.of_run(spec);
         let place = run.parent().expect("a run's cgroup lies in its pod's").join(name);
-        for root in self.roots() {
+        let one = |root: &Path| {
             let dir = root.join(&place);
             std::fs::create_dir_all(&dir)?;
             if dir.join("cpuset.cpus").exists() && matches!(self.kind, Kind::V1(_)) {
                 fill_cpuset(root, &place)?;
             }
-            std::fs::write(dir.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(())
+            Ok(dir.join("cgroup.procs"))
+        };
+        self.roots().into_iter().map(one).collect()
     }
 
     /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.

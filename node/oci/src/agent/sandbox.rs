@@ -8,11 +8,13 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::ContainerSpec;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
@@ -199,6 +201,8 @@ pub(super) fn ensure_processes(this: &Inner, spec: &ContainerSpec) -> io::Result
     if spec.linux.own_users {
         command.arg(dir.join("user"));
     }
+    // From its first moment on: whatever becomes of this agent, the next one finds it with the pod.
+    enter_cgroups(&mut command, &this.cgroups.beside(spec, "pause")?)?;
     let output = command.output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -206,12 +210,28 @@ pub(super) fn ensure_processes(this: &Inner, spec: &ContainerSpec) -> io::Result
     }
     let pid = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     std::fs::write(&number, &pid)?;
-    let raw = pid.parse().map_err(io::Error::other)?;
-    this.cgroups.put(spec, "pause", raw)?;
     // As other runtimes have it. A nested root may lack the right: then it is merely easier to kill.
     let _easier_to_kill = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998");
     pin_of(&pid, "pid", &namespace)?;
     Ok(namespace)
+}
+
+/// The program, once it is started, is in each cgroup that these files are of.
+fn enter_cgroups(command: &mut std::process::Command, procs: &[PathBuf]) -> io::Result<()> {
+    let names = procs.iter().map(|file| CString::new(file.as_os_str().as_bytes()));
+    let names: Vec<CString> = names.collect::<Result<_, _>>()?;
+    let enter = move || {
+        for name in &names {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
+            // 0 is whoever writes it.
+            rustix::io::write(&file, b"0")?;
+        }
+        Ok(())
+    };
+    // SAFETY: opening and writing are async-signal-safe, and the names were made before.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
 }
 
 fn same_file(one: &Path, other: String) -> bool {
