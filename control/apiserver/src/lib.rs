@@ -27,6 +27,7 @@ mod request;
 mod admission;
 mod cluster_ips;
 mod decode;
+mod duration;
 mod error;
 mod freshness;
 mod meta;

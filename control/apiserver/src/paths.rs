@@ -42,8 +42,8 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
             || path.starts_with("/apis/") =>
         {
             match server.aggregation.any_remote() {
-                true => Ok(aggregation::discovery::serve(server, call, path)),
-                false => Ok(discovery::serve(server.registry().discovery(), call, path)),
+                true => aggregation::discovery::serve(server, call, path),
+                false => discovery::serve(server.registry().discovery(), call, path),
             }
         }
         path => Ok(health::serve(server, call, path).await.unwrap_or_else(error::page_not_found)),

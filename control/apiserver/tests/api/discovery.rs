@@ -164,6 +164,31 @@ fn operations(v2: &Value) {
     }
 }
 
+/// Discovery documents come in every encoding; schema documents only in their own.
+#[tokio::test]
+async fn documents_in_other_encodings() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let ask = async |path: &str, accept: &str| c.send("GET", path, &[("accept", accept)], "").await;
+    for path in ["/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1"] {
+        let yaml = ask(path, "application/yaml").await;
+        assert_eq!((yaml.code, yaml.content_type()), (200, "application/yaml"), "{path}");
+        assert!(yaml.text().contains("apiVersion: v1\n"), "{path}: {}", yaml.text());
+        let protobuf = ask(path, "application/vnd.kubernetes.protobuf").await;
+        assert_eq!(protobuf.content_type(), "application/vnd.kubernetes.protobuf", "{path}");
+        assert!(protobuf.bytes.starts_with(b"k8s\0"), "{path}");
+        let refused = ask(path, "text/html").await;
+        assert_eq!(refused.expect(406)["reason"], "NotAcceptable", "{path}");
+        // A client that reads the aggregated form first reads the other too.
+        let both = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        ask(path, both).await.expect(200);
+    }
+    for path in ["/openapi/v2", "/openapi/v3/api/v1"] {
+        assert_eq!(ask(path, "text/html").await.code, 406, "{path}");
+        assert_eq!(ask(path, "*/*").await.content_type(), "application/json", "{path}");
+    }
+}
+
 #[tokio::test]
 async fn version_health_and_metrics() {
     let cluster = Cluster::start().await;
