@@ -137,7 +137,7 @@ pub fn same_but_times(new: &Value, old: &Value) -> bool {
 }
 
 /// Of two entries of managedFields.
-fn same_but_time(new: &Value, old: &Value) -> bool {
+pub fn same_but_time(new: &Value, old: &Value) -> bool {
     let (Value::Object(n), Value::Object(o)) = (new, old) else { return new == old };
     let said = |m: &Map<String, Value>| m.len() - usize::from(m.contains_key("time"));
     said(n) == said(o) && n.iter().all(|(k, v)| k == "time" || o.get(k) == Some(v))

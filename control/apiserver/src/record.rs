@@ -172,6 +172,15 @@ impl Record {
         &self.bytes[self.metadata.clone()]
     }
 
+    /// The text of managedFields, where it stands as this server writes it.
+    pub fn managed_fields(&self) -> Option<&str> {
+        let metadata = self.metadata();
+        let range = managed_fields(metadata)?;
+        // Without its name before it and the comma behind it.
+        let list = &metadata[range.start + MANAGED_FIELDS.len() - 1..range.end - 1];
+        std::str::from_utf8(list).ok()
+    }
+
     pub fn deleting(&self) -> bool {
         self.bytes[HEADER + 4] & DELETING != 0
     }
@@ -273,13 +282,14 @@ impl Record {
     }
 }
 
+/// No text can hold this: a quotation mark within a text has a backslash before it.
+const MANAGED_FIELDS: &[u8] = b"\"managedFields\":[";
+
 /// Where `"managedFields":[…]` stands in a metadata object, with the comma behind it. None when it is
 /// not there, or last: our own encoding puts the name and the uid behind it.
 fn managed_fields(metadata: &[u8]) -> Option<Range<usize>> {
-    // No text can hold this: a quotation mark within a text has a backslash before it.
-    const KEY: &[u8] = b"\"managedFields\":[";
-    let start = metadata.windows(KEY.len()).position(|w| w == KEY)?;
-    let (mut at, mut depth) = (start + KEY.len(), 1);
+    let start = metadata.windows(MANAGED_FIELDS.len()).position(|w| w == MANAGED_FIELDS)?;
+    let (mut at, mut depth) = (start + MANAGED_FIELDS.len(), 1);
     while depth > 0 {
         match metadata.get(at)? {
             b'[' | b'{' => depth += 1,
@@ -460,6 +470,8 @@ mod tests {
             let mut lean = Vec::new();
             record.splice_lean(&head("v1", "Pod"), 7, &mut lean);
             assert_eq!(serde_json::from_slice::<Value>(&lean).expect("is JSON"), expected);
+            let fields = object["metadata"].get("managedFields");
+            assert_eq!(record.managed_fields(), fields.map(ToString::to_string).as_deref());
             let mut partial = Vec::new();
             record.splice_metadata(7, true, &mut partial);
             let partial: Value = serde_json::from_slice(&partial).expect("is JSON");

@@ -29,6 +29,7 @@ pub mod finalize;
 pub mod list;
 pub mod log;
 pub mod on_node;
+mod ownership;
 pub mod scale;
 pub mod token;
 pub mod usage;

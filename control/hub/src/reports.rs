@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use k8s_openapi::api::core::v1::{self, PodStatus};
 use parking_lot::Mutex;
-use rimward_client::{DeleteOptions, Error};
+use rimward_client::{DeleteOptions, Error, Resource};
 use rimward_control_lean::Pod;
 use rimward_tunnel::backoff;
 use rimward_tunnel::wire::PodReport;
+use serde::de::IgnoredAny;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::session::Session;
@@ -183,9 +185,15 @@ async fn attempt(
     let next = merge(stored, said.clone());
     let leaving = pod.metadata.deletion_timestamp.is_some();
     if next != *stored {
+        let echoes = &inner.world.echoes;
+        echoes.expect(&report.uid, next.clone());
         // A write of the status changes nothing of the spec, and need not repeat it.
         let (metadata, status) = (pod.metadata.clone(), Some(next));
-        inner.client.update_status(&v1::Pod { metadata, spec: None, status }).await?;
+        let written = v1::Pod { metadata, spec: None, status };
+        let path = Resource::of::<Pod>().path(namespace, name, "status");
+        // The answer comes by the watch as well: it is not read twice.
+        let answer = inner.client.call::<IgnoredAny>(Method::PUT, &path, Some(&written)).await;
+        answer.inspect_err(|_| echoes.forget(&report.uid))?;
     }
     if report.terminated && leaving {
         let options = DeleteOptions::uid(&report.uid).grace(0);

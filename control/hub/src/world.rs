@@ -5,6 +5,7 @@
 //! gets the newest state once and costs no more memory than the keys. The index of references is kept
 //! incrementally, pod by pod.
 
+mod echoes;
 mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
@@ -26,6 +27,7 @@ use rimward_tunnel::wire::{Digest, ObjectKind};
 use tokio::sync::Notify;
 
 use crate::runtime_classes;
+use crate::world::echoes::Echoes;
 
 /// Pods by the node that they are bound to.
 const BY_NODE: &str = "hub/spec.nodeName";
@@ -52,6 +54,8 @@ pub struct World {
     volumes: Cache<PersistentVolume>,
     encoded: quick_cache::sync::Cache<EncodedId, Bytes, ByBytes>,
     interest: Mutex<Interest>,
+    /// What nodes need not be told because they said it.
+    pub echoes: Echoes,
 }
 
 /// Kind, key and resourceVersion.
@@ -143,6 +147,7 @@ impl World {
             volumes: informers.of(),
             encoded: quick_cache::sync::Cache::with_weighter(1024, ENCODED_BYTES_MAX, ByBytes),
             interest: Mutex::default(),
+            echoes: Echoes::default(),
         });
         world.pods.add_index(BY_NODE, |pod| node_of(pod).map(str::to_owned).into_iter().collect());
         world.pods.add_index(BY_IP, |pod| {
@@ -389,6 +394,9 @@ impl World {
                     interest.release(node, reference);
                 }
             }
+        }
+        if self.echoes.came(old, new) && same_spec {
+            return;
         }
         let nodes: BTreeSet<&str> = old_node.into_iter().chain(new_node).collect();
         for node in nodes {

@@ -296,6 +296,10 @@ impl PodInfo {
 
     /// Whether node selector and required node affinity allow a node.
     pub fn wants_node(&self, node: &Node) -> bool {
+        // Most pods want none in particular, and to look at a node is to wait for memory.
+        if self.node_selector.is_empty() && self.required_nodes.is_none() {
+            return true;
+        }
         let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key));
         self.node_selector.iter().all(|(k, v)| label(k) == Some(v))
             && self

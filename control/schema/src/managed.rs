@@ -120,6 +120,42 @@ pub fn created(model: &Model, definition: DefId, new: &Value, write: &Write<'_>)
     updated(Record::default(), changed, write).encode_text()
 }
 
+/// What an update makes of a record that stays text.
+#[derive(Debug, PartialEq)]
+pub enum Recorded {
+    /// It stays as it is.
+    Same,
+    /// It is this text now; None when nobody manages anything.
+    New(Option<String>),
+}
+
+/// As [`update`], for objects that were parsed without their managedFields: they are half of most
+/// objects, and text on both sides. `recorded` is the old one's; the client must not have sent any of
+/// its own. None when the text is not as this server writes it: [`update`] can tell then.
+pub fn updated_text(
+    model: &Model,
+    definition: DefId,
+    old: &Value,
+    recorded: Option<&str>,
+    new: &Value,
+    write: &Write<'_>,
+) -> Option<Recorded> {
+    let ty = Type::Object(definition);
+    let changed = Changed::of(compare(Place::new(model, &ty), Some(old), Some(new)), write);
+    if changed.is_nothing() {
+        return Some(Recorded::Same);
+    }
+    let record = match recorded {
+        Some(text) => Record::decode_text(text)?,
+        None => Record::default(),
+    };
+    let untracked = record.entries.is_empty() && meta::str_at(old, &["metadata", "uid"]).is_some();
+    if untracked {
+        return Some(Recorded::New(None));
+    }
+    Some(Recorded::New(updated(record, changed, write).encode_text()))
+}
+
 /// What a write changed, without what it does not own.
 struct Changed<'a> {
     /// Added or modified.

@@ -2,7 +2,8 @@
 //!
 //! It takes what waits in the queue as one group, decides each transaction against the index and
 //! what the group changed so far, writes the group with one sync, and only then makes it visible:
-//! index, watchers, answers, in that order, so that whoever has an answer reads his own write. An
+//! index, feed, answers, in that order, so that whoever has an answer reads his own write, and the
+//! watchers are woken last: whoever waits for an answer is served before those who follow. An
 //! answer that refuses (a conflict) waits for the sync too: it may be about a write of the group.
 
 use std::collections::HashMap;
@@ -287,6 +288,7 @@ impl Committer {
         if !group.batch.is_empty() {
             self.write(engine, group.batch);
         }
+        let mut wakes = None;
         if !group.events.is_empty() {
             self.note_acknowledged();
             let mut index = self.shared.index.write();
@@ -300,7 +302,7 @@ impl Committer {
                     None => self.shared.values.forget(&event.key),
                 }
             }
-            self.shared.feed.publish(group.events, self.revision);
+            wakes = Some(self.shared.feed.publish(group.events, self.revision));
         }
         if let Some(revision) = group.compacted {
             self.shared.pins.compact(revision);
@@ -312,6 +314,7 @@ impl Committer {
                 Answer::Compact(reply, answer) => drop(reply.send(answer)),
             }
         }
+        drop(wakes);
     }
 
     fn write_garbage(&self, engine: &Engine, garbage: &Garbage) {

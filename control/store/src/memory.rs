@@ -189,7 +189,7 @@ impl Store for MemoryStore {
         if !events.is_empty() {
             state.apply(&events);
             // Under the lock, so that watchers see transactions in order.
-            self.feed.publish(events, state.revision);
+            drop(self.feed.publish(events, state.revision));
         }
         Ok(state.revision)
     }

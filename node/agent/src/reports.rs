@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod, PodStatus};
@@ -11,9 +12,13 @@ use rimward_node_pod::outside::Reports;
 use rimward_tunnel::wire::PodReport;
 use rimward_tunnel::wire::codec::{RawFrame, encode};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::ledger::{Ledger, LedgerError};
 
+/// So long the status of a pod that is Pending waits for a better one. Most pods are Running sooner, and
+/// all that is done for a status, here and in the control plane, is done once and not twice.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Events that wait for a connection; the oldest give way.
 const EVENTS_MAX: usize = 1024;
 
@@ -32,7 +37,10 @@ struct State {
     statuses: HashMap<String, PodReport>,
     /// UIDs whose newest status was not sent on this connection.
     unsent: BTreeSet<String>,
-    /// UIDs whose row in the ledger is not what `statuses` says.
+    /// Those that are not to be sent before.
+    settling: HashMap<String, Instant>,
+    /// UIDs whose row in the ledger is not what `statuses` says. Rows of what was acknowledged go with
+    /// the next write: if one is left over, the status is sent again, which changes nothing.
     unwritten: BTreeSet<String>,
     events: VecDeque<Vec<u8>>,
 }
@@ -64,6 +72,7 @@ impl Outgoing {
     pub fn resend(&self) {
         let mut state = self.state.lock();
         state.unsent = state.statuses.keys().cloned().collect();
+        state.settling.clear();
         drop(state);
         self.more.notify_one();
     }
@@ -71,16 +80,14 @@ impl Outgoing {
     /// Waits until there is something to send. Cancel-safe.
     pub async fn ready(&self) {
         loop {
-            {
-                let state = self.state.lock();
-                if !state.unsent.is_empty()
-                    || !state.unwritten.is_empty()
-                    || !state.events.is_empty()
-                {
-                    return;
+            let due = self.state.lock().due(Instant::now());
+            match due {
+                Due::Now => return,
+                Due::Later(at) => {
+                    let _settled_or_more = tokio::time::timeout_at(at, self.more.notified()).await;
                 }
+                Due::Never => self.more.notified().await,
             }
-            self.more.notified().await;
         }
     }
 
@@ -89,10 +96,12 @@ impl Outgoing {
     pub async fn take(&self) -> Taken {
         let (taken, rows) = {
             let mut state = self.state.lock();
-            let unsent = std::mem::take(&mut state.unsent);
+            let unsent = state.take_due(Instant::now());
             let statuses =
                 unsent.iter().filter_map(|uid| state.statuses.get(uid).cloned()).collect();
-            let unwritten = std::mem::take(&mut state.unwritten);
+            let State { unwritten, settling, .. } = &mut *state;
+            let unwritten: Vec<String> =
+                unwritten.extract_if(.., |uid| !settling.contains_key(uid)).collect();
             let row = |uid: String| {
                 let bytes = state.statuses.get(&uid).map(|report| {
                     let mut bytes = Vec::new();
@@ -130,11 +139,10 @@ impl Outgoing {
             }
             !done
         });
-        drop(state);
-        self.more.notify_one();
     }
 
     fn report(&self, pod: &Pod, status: &PodStatus, terminated: bool) {
+        let settles = !terminated && status.phase.as_deref() == Some("Pending");
         let status = serde_json::to_vec(status).expect("a PodStatus has only string keys");
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let mut state = self.state.lock();
@@ -150,10 +158,40 @@ impl Outgoing {
             status,
         };
         state.statuses.insert(uid.clone(), report);
+        match settles {
+            // From the first on: one that changes all the time is told all the same.
+            true => drop(state.settling.entry(uid.clone()).or_insert(Instant::now() + SETTLE)),
+            false => drop(state.settling.remove(&uid)),
+        }
         state.unsent.insert(uid.clone());
         state.unwritten.insert(uid);
         drop(state);
         self.more.notify_one();
+    }
+}
+
+/// When there is something to send.
+#[derive(Debug, PartialEq)]
+enum Due {
+    Now,
+    Later(Instant),
+    Never,
+}
+
+impl State {
+    fn due(&self, now: Instant) -> Due {
+        let at = |uid: &String| self.settling.get(uid).copied();
+        if !self.events.is_empty() || self.unsent.iter().any(|uid| at(uid).is_none_or(|t| t <= now))
+        {
+            return Due::Now;
+        }
+        self.unsent.iter().filter_map(at).min().map_or(Due::Never, Due::Later)
+    }
+
+    fn take_due(&mut self, now: Instant) -> BTreeSet<String> {
+        self.settling.retain(|_, at| *at > now);
+        let settling = &self.settling;
+        self.unsent.extract_if(.., |uid| !settling.contains_key(uid)).collect()
     }
 }
 
@@ -255,6 +293,29 @@ mod tests {
         later.acknowledged(&[second[0].seq]);
         assert!(later.take().await.statuses.is_empty());
         assert!(ledger.statuses().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_pending_waits_for_better() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = Outgoing::load(Arc::new(Ledger::open(dir.path()).unwrap()), "n").unwrap();
+        let phases = |taken: Taken| -> Vec<Option<String>> {
+            let read =
+                |r: &PodReport| serde_json::from_slice::<PodStatus>(&r.status).unwrap().phase;
+            taken.statuses.iter().map(read).collect()
+        };
+        out.pod_status(&pod("a"), status("Pending"));
+        assert!(out.take().await.statuses.is_empty());
+        out.pod_status(&pod("a"), status("Running"));
+        out.ready().await;
+        assert_eq!(phases(out.take().await), [Some("Running".into())]);
+        // One that stays as it is gets told, and one that has ended at once.
+        out.pod_status(&pod("b"), status("Pending"));
+        out.ready().await;
+        assert_eq!(phases(out.take().await), [Some("Pending".into())]);
+        out.pod_status(&pod("c"), status("Pending"));
+        out.pod_terminated(&pod("c"), status("Pending"));
+        assert_eq!(out.take().await.statuses.len(), 1);
     }
 
     #[tokio::test]

@@ -143,15 +143,14 @@ async fn bind(
         "secrets" => bound.secret = Some(own),
         "nodes" => bound.node = Some(own),
         _ => {
-            let pod = stored.stored_value(&served)?;
-            let runs_as = str_at(&pod, &["spec", "serviceAccountName"]).unwrap_or_default();
+            let runs_as = stored.record.field("spec.serviceAccountName").unwrap_or_default();
             if runs_as != key.name {
                 return Err(Status::bad_request(format!(
                     "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
                     key.name
                 )));
             }
-            bound.node = node_of(server, &pod).await?;
+            bound.node = node_of(server, &stored).await?;
             bound.pod = Some(own);
         }
     }
@@ -166,8 +165,8 @@ async fn bind(
 }
 
 /// Where the pod runs, for the token to tell.
-async fn node_of(server: &Inner, pod: &Value) -> Result<Option<Reference>, Status> {
-    let Some(name) = str_at(pod, &["spec", "nodeName"]).filter(|n| !n.is_empty()) else {
+async fn node_of(server: &Inner, pod: &Stored) -> Result<Option<Reference>, Status> {
+    let Some(name) = pod.record.field("spec.nodeName").filter(|n| !n.is_empty()) else {
         return Ok(None);
     };
     let key = format!("{}{name}", server.nodes_prefix);

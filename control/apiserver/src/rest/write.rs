@@ -25,6 +25,7 @@ use crate::meta;
 use crate::options::{WriteOptions, parse_revision};
 use crate::quotas::Counted;
 use crate::rest::delete::finalized;
+use crate::rest::ownership::{Ownership, ignored};
 use crate::served::Served;
 use crate::server::Inner;
 use crate::views::{Stored, to_served, to_stored};
@@ -185,52 +186,6 @@ impl Inner {
         served.kind.hooks.default(object);
     }
 
-    /// Records who makes a new object. As text that joins it only when it is stored, unless somebody
-    /// looks at it before.
-    fn record_creator(
-        &self,
-        served: &Served,
-        new: &mut Value,
-        author: &Author<'_>,
-        now: Timestamp,
-    ) -> Option<String> {
-        let said = new.get("metadata").is_some_and(|m| m.get("managedFields").is_some());
-        if said || served.custom.is_some() || admission::looks_on(self) {
-            self.record_manager(served, None, new, author, "", now);
-            return None;
-        }
-        let api_version = served.stored.api_version();
-        let write = schema::managed::Write {
-            manager: &author.options.manager,
-            api_version: &api_version,
-            subresource: "",
-            now,
-            ignored: ignored(served, ""),
-        };
-        schema::managed::created(&served.model, served.stored_definition?, new, &write)
-    }
-
-    fn record_manager(
-        &self,
-        served: &Served,
-        old: Option<&Value>,
-        new: &mut Value,
-        author: &Author<'_>,
-        subresource: &str,
-        now: Timestamp,
-    ) {
-        let Some(definition) = served.stored_definition else { return };
-        let api_version = served.stored.api_version();
-        let write = schema::managed::Write {
-            manager: &author.options.manager,
-            api_version: &api_version,
-            subresource,
-            now,
-            ignored: ignored(served, subresource),
-        };
-        schema::managed::update(&served.model, definition, old, new, &write);
-    }
-
     async fn insert(
         &self,
         served: &Served,
@@ -385,7 +340,11 @@ impl Inner {
         author: &Author<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Draft, Status> {
-        let old = current.stored_value(served)?;
+        let ownership = self.ownership(served, current, change);
+        let old = match ownership {
+            Ownership::Text { .. } => self.lean_value(served, current)?,
+            Ownership::InObjects => current.stored_value(served)?,
+        };
         let live = || to_served(served, old.clone());
         let validation = author.options.validation;
         let replaces = matches!(change, Change::Replace(_));
@@ -444,17 +403,11 @@ impl Inner {
         self.apply_defaults(served, &mut new);
         let mut new = to_stored(served, new);
         meta::metadata(&mut new).remove("resourceVersion");
+        let mut draft = Draft { old, new, conditional, as_it_is: true, ownership };
         if !applies {
-            self.record_manager(
-                served,
-                Some(&old),
-                &mut new,
-                author,
-                subresource,
-                Timestamp::now(),
-            );
+            self.record_updater(served, &mut draft, author, subresource, Timestamp::now());
         }
-        Ok(Draft { old, new, conditional, as_it_is: true })
+        Ok(draft)
     }
 
     /// None when another write came first.
@@ -467,7 +420,11 @@ impl Inner {
         author: &Author<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<Stored>, Status> {
-        let Draft { old, mut new, as_it_is, .. } = draft;
+        let mut draft = draft;
+        if admission::looks_on(self) {
+            draft.show_ownership();
+        }
+        let Draft { old, mut new, as_it_is, ownership, .. } = draft;
         let kind = &served.stored;
         let write = if subresource.is_empty() { Write::Main } else { Write::Sub(subresource) };
         meta::carry_over(&mut new, &old);
@@ -515,10 +472,13 @@ impl Inner {
         }
         admission::validate(self, &mut review).await?;
         let new = &*review.object;
-        if as_it_is && meta::same_but_times(new, &old) {
+        if as_it_is && meta::same_but_times(new, &old) && ownership.same_but_times() {
             return Ok(Some(current));
         }
-        let Encoded { bytes, answer: record } = self.encode(served, new).await?;
+        let Encoded { bytes, answer: record } = match ownership.new_text() {
+            Some(fields) => self.encode_managed(served, new, fields)?,
+            None => self.encode(served, new).await?,
+        };
         let ends = finalized(served, new);
         if author.options.dry_run {
             return Ok(Some(Stored { record, kept: false, ..current }));
@@ -561,29 +521,19 @@ impl Inner {
     }
 }
 
-struct Draft {
-    old: Value,
-    new: Value,
+pub struct Draft {
+    pub old: Value,
+    pub new: Value,
     conditional: bool,
     /// The stored record is in the form in which it would be written now.
     as_it_is: bool,
+    pub ownership: Ownership,
 }
 
 enum Inserted {
     Done(Stored),
     Exists,
     NamespaceChanged,
-}
-
-/// What a write cannot change and so does not own, by the paths that Kubernetes resets.
-fn ignored(served: &Served, subresource: &str) -> &'static [&'static str] {
-    let has_status = served.kind.subresource("status").is_some();
-    match subresource {
-        "" if has_status => &["status"],
-        "status" if served.custom.is_some() => &["metadata", "spec"],
-        "status" => &["spec"],
-        _ => &[],
-    }
 }
 
 /// Whether a patch itself names the resourceVersion it is for.

@@ -32,6 +32,15 @@ async fn statuses_go_up_and_are_acknowledged() {
         }
     };
     assert_eq!(acked, [1]);
+
+    // It is not told what it said itself. What another changes comes, with all that was said.
+    let mut labelled = world.api.get(POD).unwrap();
+    labelled["metadata"]["labels"] = json!({ "a": "b" });
+    world.api.put(POD, labelled);
+    let told = delta(&mut tunnel).await;
+    let told: Value = serde_json::from_slice(&told.upserts[0]).unwrap();
+    assert_eq!(told["metadata"]["labels"]["a"], "b");
+    assert_eq!(told["status"]["phase"], "Running");
 }
 
 #[tokio::test]

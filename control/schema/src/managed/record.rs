@@ -1,8 +1,9 @@
 //! `metadata.managedFields` as a table of managers.
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::set::{self, Set};
+use super::set::{self, Part, Set};
 
 /// Entries of updates beyond this are merged, oldest first.
 const UPDATERS_MAX: usize = 10;
@@ -78,6 +79,14 @@ impl<'a> Record<'a> {
         Ok(Self { entries: entries.collect::<Result<_, _>>()? })
     }
 
+    /// Reads the text of `managedFields` as the server wrote it. None for one that says anything else than
+    /// [`Record::encode_text`] would.
+    pub fn decode_text(fields: &'a str) -> Option<Self> {
+        let list: Vec<EntryText<'a>> = serde_json::from_str(fields).ok()?;
+        let entries = list.into_iter().map(EntryText::entry);
+        Some(Self { entries: entries.collect::<Option<_>>()? })
+    }
+
     pub fn get(&self, manager: &Manager) -> Option<&Entry<'a>> {
         self.entries.iter().find(|e| e.manager == *manager)
     }
@@ -139,6 +148,41 @@ impl<'a> Record<'a> {
             };
             key(a).cmp(&key(b)).then_with(|| a.manager.subresource.cmp(&b.manager.subresource))
         });
+    }
+}
+
+/// An entry as it stands in JSON.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct EntryText<'a> {
+    api_version: String,
+    fields_type: String,
+    #[serde(borrow)]
+    fields_v1: Part<'a>,
+    #[serde(default)]
+    manager: String,
+    operation: String,
+    #[serde(default)]
+    subresource: String,
+    time: Option<String>,
+}
+
+impl<'a> EntryText<'a> {
+    fn entry(self) -> Option<Entry<'a>> {
+        let operation = match self.operation.as_str() {
+            "Apply" => Operation::Apply,
+            "Update" => Operation::Update,
+            _ => return None,
+        };
+        if self.api_version.is_empty() || self.fields_type != "FieldsV1" {
+            return None;
+        }
+        let manager = Manager {
+            name: self.manager,
+            ..Manager::new("", operation, &self.api_version, &self.subresource)
+        };
+        let (api_version, time) = (self.api_version, self.time);
+        Some(Entry { manager, api_version, time, set: self.fields_v1.children })
     }
 }
 

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::model::{Model, Type};
@@ -25,6 +27,22 @@ pub(crate) enum Element<'a> {
 impl<'a> Element<'a> {
     pub fn field(name: &'a str) -> Self {
         Self::Field(Cow::Borrowed(name))
+    }
+
+    /// As [`Element::parse`], of a text that may have been unescaped.
+    fn parse_read(text: Cow<'a, str>) -> Option<Self> {
+        match text {
+            Cow::Borrowed(text) => Self::parse(text),
+            Cow::Owned(text) => match text.strip_prefix("f:") {
+                Some(name) => Some(Self::Field(Cow::Owned(name.to_owned()))),
+                None => Some(match Element::parse(&text)? {
+                    Element::Field(_) => unreachable!("it has no `f:` before it"),
+                    Element::Key(keys) => Self::Key(keys),
+                    Element::Value(value) => Self::Value(value),
+                    Element::Index(index) => Self::Index(index),
+                }),
+            },
+        }
     }
 
     /// Reads `f:name`; None for a kind of element that we do not know.
@@ -312,6 +330,66 @@ impl<'a> Set<'a> {
     }
 }
 
+/// Reads `fieldsV1` from its text, as [`Set::decode`] does from a Value.
+impl<'de: 'a, 'a> Deserialize<'de> for Part<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PartVisitor)
+    }
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a set of fields")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Part<'de>, A::Error> {
+        let mut part = Part::default();
+        while let Some(Text(key)) = map.next_key()? {
+            if key == "." {
+                part.member = true;
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            match Element::parse_read(key) {
+                Some(element) => part.children.push(element, map.next_value()?),
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        part.children.sort();
+        part.member |= part.children.is_empty();
+        Ok(part)
+    }
+}
+
+/// A text that is borrowed where nothing in it was escaped.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
 impl Set<'_> {
     /// Writes `fieldsV1` as JSON text; `member` says that the node whose children these are is in the
     /// set itself. What has no order as text that it has as a tree is written by way of a Value.
@@ -407,6 +485,8 @@ mod tests {
             let mut text = String::new();
             Set::decode(set).expect("a set").write(false, &mut text);
             assert_eq!(text, set.to_string());
+            let read: Part<'_> = serde_json::from_str(&text).expect("a set");
+            assert_eq!(Some(read.children), Set::decode(set), "{text}");
         }
         check(|a, b| a.union(b), json!({"f:z": {}, "q:new": {}}), json!({}), json!({"f:z": {}}));
     }

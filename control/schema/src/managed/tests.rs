@@ -9,6 +9,29 @@ fn write<'a>(manager: &'a str, api_version: &'a str) -> Write<'a> {
     Write { manager, api_version, subresource: "", now, ignored: &["status"] }
 }
 
+/// An update, which must come to the same when the record stays text.
+fn update(model: &Model, id: DefId, old: Option<&Value>, new: &mut Value, write: &Write<'_>) {
+    fn record(object: &Value) -> Option<&Value> {
+        object["metadata"].get("managedFields")
+    }
+    fn without(object: &Value) -> Value {
+        let mut object = object.clone();
+        take_managed_fields(&mut object);
+        object
+    }
+    let sent = record(new).is_some_and(|sent| old.and_then(record) != Some(sent));
+    let as_sent = without(new);
+    super::update(model, id, old, new, write);
+    let Some(old) = old.filter(|_| !sent) else { return };
+    let recorded = record(old).map(ToString::to_string);
+    let text = updated_text(model, id, &without(old), recorded.as_deref(), &as_sent, write);
+    let expected = record(new).map(ToString::to_string);
+    match text.expect("as this server writes it") {
+        Recorded::Same => assert_eq!(recorded, expected),
+        Recorded::New(text) => assert_eq!(text, expected),
+    }
+}
+
 /// A server with nothing but what the recorded cases need: patches, defaults, ownership.
 struct Server {
     expected: Expected<'static>,
