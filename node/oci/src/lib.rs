@@ -1,10 +1,9 @@
 //! Runs Linux containers for pods: [`rimward_node_pod::runtime::Runtime`] on libcontainer.
 //!
 //! Containers never run in the agent, nor are they its children. The agent starts this same binary again
-//! as `oci-shim`, single-threaded: it makes one container with libcontainer and becomes its parent. Then
-//! it executes itself once more, so that of all that making a container takes, nothing stays in memory,
-//! and tends what it made: it writes the log, waits, and keeps the exit. A shim outlives its agent; the
-//! next one finds it by the container's directory:
+//! as `oci-shim`, single-threaded: it makes one container with libcontainer, by a child, so that of all that
+//! making a container takes nothing stays in memory, becomes its parent, and tends it: it writes the log,
+//! waits, and keeps the exit. A shim outlives its agent; the next one finds it by the container's directory:
 //!
 //! ```text
 //! DIR/run/oci/<pod uid>.<container>.<attempt>/

@@ -6,7 +6,7 @@
 mod create;
 pub(crate) mod exec;
 mod guest_log;
-mod pages;
+pub(crate) mod pages;
 mod pause;
 mod private;
 mod program;
@@ -23,15 +23,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::RunDir;
 
-/// `oci-shim create DIR`, `oci-shim tend DIR FDS`, `oci-shim exec DIR REQUEST`,
-/// `oci-shim users DIR WANTED`, `oci-shim pause [USERS]`
+/// `oci-shim create DIR`, `oci-shim exec DIR REQUEST`, `oci-shim users DIR WANTED`,
+/// `oci-shim pause [USERS]`
 pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
     let work = args.next().unwrap_or_default();
     let dir = RunDir(PathBuf::from(args.next().unwrap_or_default()));
     let rest = args.next().unwrap_or_default();
     match work.as_str() {
-        "create" => create::run(&dir),
-        "tend" => tend::run(dir, &rest),
+        "create" => create::run(dir),
         "exec" => exec::run(&dir, &rest),
         "users" => users::run(&dir, &rest),
         "pause" => pause::run(&dir.0),

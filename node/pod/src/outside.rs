@@ -94,6 +94,18 @@ pub trait Images: Send + Sync + 'static {
         policy: PullPolicy,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError>;
+
+    /// How far the pull of a reference is that is under way now.
+    fn progress(&self, _reference: &str) -> Option<PullProgress> {
+        None
+    }
+}
+
+/// Of all that an image consists of, as it is transferred. What is here already is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullProgress {
+    pub bytes: u64,
+    pub bytes_all: u64,
 }
 
 /// A pod's place in the network.

@@ -293,12 +293,11 @@ fn spawn(this: &Inner, dir: &RunDir) -> std::io::Result<Child> {
     command.arg("oci-shim").arg("create").arg(&dir.0);
     // No environment: nothing of the agent's is the container's business.
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: setsid is async-signal-safe. In a session of its own no terminal's or group's signal that
-    // ends the agent reaches the shim.
-    unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(std::io::Error::from));
-    }
-    command.spawn()
+    // Nothing is to be done between fork and exec: so it need not be a copy of the agent that executes the shim.
+    crate::shim::pages::fix_addresses();
+    let shim = command.spawn();
+    crate::shim::pages::any_addresses();
+    shim
 }
 
 /// Nothing of a run is left after it.
