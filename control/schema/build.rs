@@ -56,24 +56,26 @@ fn main() {
     write_gzip(&Path::new(&out).join("descriptions.json.gz"), &json!(descriptions));
 }
 
-/// The types of `k8s.io/metrics`, which belong to no API of Kubernetes' own server. Without numbers: they
-/// are not offered as protobuf.
+/// The types of `k8s.io/metrics`, which belong to no API of Kubernetes' own server; the numbers are those
+/// of its `generated.proto`.
 fn metrics(facts: &mut Facts) {
     let kinds = json!({
-        "NodeMetrics": { "usage": { "type": "v1.ResourceList" } },
-        "PodMetrics": { "containers": { "type": "[]ContainerMetrics" } },
+        "NodeMetrics": { "usage": { "n": 4, "wire": "bytes", "rep": 1, "type": "v1.ResourceList" } },
+        "PodMetrics": {
+            "containers": { "n": 4, "wire": "bytes", "rep": 1, "type": "[]ContainerMetrics" },
+        },
     });
     for (kind, own) in kinds.as_object().into_iter().flatten() {
         let mut fields = json!({
             "(inline metav1.TypeMeta)": { "type": "metav1.TypeMeta", "inline": 1 },
-            "metadata": { "type": "metav1.ObjectMeta", "omitempty": 1 },
-            "timestamp": { "type": "metav1.Time" },
-            "window": { "type": "metav1.Duration" },
+            "metadata": { "n": 1, "wire": "bytes", "type": "metav1.ObjectMeta", "omitempty": 1 },
+            "timestamp": { "n": 2, "wire": "bytes", "type": "metav1.Time" },
+            "window": { "n": 3, "wire": "bytes", "type": "metav1.Duration" },
         });
         let list = json!({
             "(inline metav1.TypeMeta)": { "type": "metav1.TypeMeta", "inline": 1 },
-            "metadata": { "type": "metav1.ListMeta", "omitempty": 1 },
-            "items": { "type": format!("[]{kind}") },
+            "metadata": { "n": 1, "wire": "bytes", "type": "metav1.ListMeta", "omitempty": 1 },
+            "items": { "n": 2, "wire": "bytes", "rep": 1, "type": format!("[]{kind}") },
         });
         let fields_of = fields.as_object_mut().expect("it was written as one");
         fields_of.extend(own.as_object().cloned().into_iter().flatten());
@@ -85,7 +87,10 @@ fn metrics(facts: &mut Facts) {
     }
     facts.wire.insert(
         format!("{METRICS}.ContainerMetrics"),
-        json!({ "name": { "type": "string" }, "usage": { "type": "v1.ResourceList" } }),
+        json!({
+            "name": { "n": 1, "wire": "bytes", "type": "string" },
+            "usage": { "n": 2, "wire": "bytes", "rep": 1, "type": "v1.ResourceList" },
+        }),
     );
 }
 
@@ -364,7 +369,7 @@ fn special(name: &str) -> Option<Special> {
         (META, "Time") => Special::Scalar("t"),
         (META, "MicroTime") => Special::Scalar("u"),
         // `1m30s`
-        (META, "Duration") => Special::Scalar("s"),
+        (META, "Duration") => Special::Scalar("d"),
         (META, "FieldsV1") => Special::Scalar("r"),
         (META, "Verbs") => Special::List("s"),
         (_, "IntOrString") => Special::Scalar("x"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rimward_control_plane::{AuditConfig, Config, LogConfig, Plane, oidc};
+use rimward_control_plane::{AuditConfig, Build, Config, LogConfig, Plane, oidc};
 
 use crate::cli::{AuditOptions, Control, ControlPorts, OidcOptions};
 use crate::{memory, shutdown};
@@ -24,6 +24,11 @@ pub fn config(
         node_grace: Duration::from_secs(ports.node_grace_seconds),
         audit: audit_config(audit),
         authentication: authentication(oidc)?,
+        build: Build::of(
+            env!("RIMWARD_GIT_COMMIT"),
+            env!("RIMWARD_GIT_TREE_STATE"),
+            env!("RIMWARD_BUILD_EPOCH"),
+        ),
     })
 }
 

@@ -14,6 +14,7 @@ use rimward_api::{ObjectKey, Status, UserInfo};
 use rimward_control_store::Op;
 use serde_json::Value;
 
+use crate::metrics::admission::Timed;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::pools::Reservation;
 use crate::served::Served;
@@ -147,26 +148,54 @@ impl Admitted {
 /// What may change a new or updated object, before the kind prepares and validates it: plugins, then
 /// policies, then webhooks.
 pub async fn mutate(server: &Inner, review: &mut Review<'_>) -> Result<Admitted, Status> {
+    let timed = Timed::admit(server, review.operation);
+    timed.whole(all_that_mutate(server, review, timed)).await
+}
+
+async fn all_that_mutate(
+    server: &Inner,
+    review: &mut Review<'_>,
+    timed: Timed<'_>,
+) -> Result<Admitted, Status> {
     let mut admitted = Admitted::default();
     if review.operation == Operation::Create && review.served.kind.namespaced() {
         let namespace = review.text("namespace").to_owned();
-        admitted.check = namespace::check(server, review.served, review.object, &namespace).await?;
+        let check = namespace::check(server, review.served, review.object, &namespace);
+        admitted.check = timed.plugin("NamespaceLifecycle", check).await?;
     }
-    built_in(server, review).await?;
+    built_in(server, review, timed).await?;
     let (mut policies, mut hooks) = (policies::Round::default(), webhooks::Round::default());
-    let by_policies = policies::mutate(server, review, &mut policies).await?;
-    let by_webhooks = webhooks::mutate(server, review, &mut hooks).await?;
+    let by_policies = mutated_by_policies(server, review, &mut policies, timed).await?;
+    let by_webhooks = mutated_by_webhooks(server, review, &mut hooks, timed).await?;
     if by_policies || by_webhooks {
         // What they changed the plugins have not seen yet, nor has who was called before.
         admitted.rewritten = true;
         let before = review.object.clone();
-        built_in(server, review).await?;
+        built_in(server, review, timed).await?;
         policies.second(review.object);
-        policies::mutate(server, review, &mut policies).await?;
+        mutated_by_policies(server, review, &mut policies, timed).await?;
         hooks.second(*review.object != before);
-        webhooks::mutate(server, review, &mut hooks).await?;
+        mutated_by_webhooks(server, review, &mut hooks, timed).await?;
     }
     Ok(admitted)
+}
+
+async fn mutated_by_policies(
+    server: &Inner,
+    review: &mut Review<'_>,
+    round: &mut policies::Round,
+    timed: Timed<'_>,
+) -> Result<bool, Status> {
+    timed.plugin("MutatingAdmissionPolicy", policies::mutate(server, review, round)).await
+}
+
+async fn mutated_by_webhooks(
+    server: &Inner,
+    review: &mut Review<'_>,
+    round: &mut webhooks::Round,
+    timed: Timed<'_>,
+) -> Result<bool, Status> {
+    timed.plugin("MutatingAdmissionWebhook", webhooks::mutate(server, review, round)).await
 }
 
 /// Whether anybody from outside is shown new objects before they are stored.
@@ -180,32 +209,36 @@ pub fn looks_on(server: &Inner) -> bool {
 }
 
 /// Kubernetes' own mutating plugins. They may run twice on an object.
-async fn built_in(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+async fn built_in(server: &Inner, review: &mut Review<'_>, timed: Timed<'_>) -> Result<(), Status> {
     if review.creates("", "pods") {
-        service_account::admit(server, review).await?;
-        tolerations::admit(review.object);
-        priority::admit(server, review)?;
-        runtime_class::admit(server, review).await?;
-        plugins::fill_in(server, review).await?;
+        timed.plugin("ServiceAccount", service_account::admit(server, review)).await?;
+        tolerate(review, timed)?;
+        timed.at_once("Priority", || priority::admit(server, review))?;
+        timed.plugin("RuntimeClass", runtime_class::admit(server, review)).await?;
+        plugins::fill_in(server, review, timed).await?;
     }
     if review.operation == Operation::Update
         && review.subresource.is_empty()
         && review.served.is("", "pods")
     {
-        tolerations::admit(review.object);
-        priority::keep(review);
+        tolerate(review, timed)?;
+        timed.at_once("Priority", || Ok(priority::keep(review)))?;
     }
     if review.creates("", "nodes") {
-        node::admit(review.object);
+        timed.at_once("TaintNodesByCondition", || Ok(node::admit(review.object)))?;
     }
     if review.creates("", "persistentvolumeclaims") || review.creates("", "persistentvolumes") {
-        storage::admit(review);
-        plugins::fill_in(server, review).await?;
+        timed.at_once("StorageObjectInUseProtection", || Ok(storage::admit(review)))?;
+        plugins::fill_in(server, review, timed).await?;
     }
     if review.creates("networking.k8s.io", "ingresses") {
-        ingress::admit(server, review).await?;
+        timed.plugin("DefaultIngressClass", ingress::admit(server, review)).await?;
     }
     Ok(())
+}
+
+fn tolerate(review: &mut Review<'_>, timed: Timed<'_>) -> Result<(), Status> {
+    timed.at_once("DefaultTolerationSeconds", || Ok(tolerations::admit(review.object)))
 }
 
 /// What a prepared object is given of what there is only once; before it is validated, so that it is
@@ -230,19 +263,34 @@ pub fn allocate(
 /// What may only refuse, once the kind's own validation has passed: plugins, then policies, then
 /// webhooks, and quota last of all, since it counts what was admitted.
 pub async fn validate(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+    let timed = Timed::validate(server, review.operation);
+    timed.whole(all_that_validate(server, review, timed)).await
+}
+
+async fn all_that_validate(
+    server: &Inner,
+    review: &mut Review<'_>,
+    timed: Timed<'_>,
+) -> Result<(), Status> {
     policies::written::check(review)?;
-    plugins::check(server, review).await?;
-    policies::validate(server, review).await?;
-    webhooks::validate(server, review).await?;
-    plugins::rehearse_quota(server, review).await
+    plugins::check(server, review, timed).await?;
+    timed.plugin("ValidatingAdmissionPolicy", policies::validate(server, review)).await?;
+    timed.plugin("ValidatingAdmissionWebhook", webhooks::validate(server, review)).await?;
+    plugins::rehearse_quota(server, review, timed).await
 }
 
 /// All steps for a request that changes no object by itself: a delete, a connect, or what is sent to
 /// a subresource that speaks a kind of its own (an Eviction, a Binding).
 pub async fn pass(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
-    if review.operation == Operation::Delete {
-        namespace::check_delete(review.served, &review.key)?;
-    }
-    webhooks::mutate(server, review, &mut webhooks::Round::default()).await?;
+    let timed = Timed::admit(server, review.operation);
+    let mutating = async {
+        if review.operation == Operation::Delete {
+            timed.at_once("NamespaceLifecycle", || {
+                namespace::check_delete(review.served, &review.key)
+            })?;
+        }
+        mutated_by_webhooks(server, review, &mut webhooks::Round::default(), timed).await
+    };
+    timed.whole(mutating).await?;
     validate(server, review).await
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::aggregation;
+use crate::health::Part;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::rbac::Rule;
 use crate::rest::find;
@@ -45,6 +46,11 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), StartError> {
                 Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
             }
         }
+    }
+    for part in
+        [Part::Namespaces, Part::Roles, Part::PriorityClasses, Part::FlowObjects, Part::OwnObjects]
+    {
+        server.parts.done(part);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use rimward_api::{ObjectKey, Status};
 use rimward_control_store::{CommitError, Error, Expect, ListRequest, Op, Txn};
 use serde_json::{Value, json};
 
+use crate::health::Part;
 use crate::meta;
 use crate::pools::Held;
 use crate::record::Record;
@@ -71,21 +72,18 @@ fn put(kind: &Served, address: &str, service: &ObjectKey, expect: Expect) -> Res
 
 /// Keeps the objects as the Services say, from a first look on, until the server stops.
 pub fn start(server: &Arc<Inner>) {
-    let (server, stop) = (server.clone(), server.stop.clone());
-    tokio::spawn(async move {
-        let kept = async {
-            loop {
-                match keep(&server).await {
-                    Err(Error::Closed) => return,
-                    Err(e) => {
-                        tracing::warn!(error = %e, "looking at the IPAddresses anew");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                    }
-                    Ok(never) => match never {},
+    let kept = server.clone();
+    server.parts.run(Part::ClusterIps, &server.stop, async move {
+        loop {
+            match keep(&kept).await {
+                Err(Error::Closed) => return,
+                Err(e) => {
+                    tracing::warn!(error = %e, "looking at the IPAddresses anew");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 }
+                Ok(never) => match never {},
             }
-        };
-        stop.run_until_cancelled(kept).await;
+        }
     });
 }
 

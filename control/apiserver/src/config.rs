@@ -43,6 +43,40 @@ pub struct Config {
     pub authentication: Authentication,
     /// Decides what is told of requests, and to whom.
     pub audit: Option<Auditor>,
+    /// What `/version` tells of how this binary was made.
+    pub build: Build,
+}
+
+/// Where a binary comes from.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// The commit, in hexadecimal; empty when it is not known.
+    pub commit: String,
+    /// `clean`, `dirty` (there were changes that the commit has not), or `archive` (there was no
+    /// repository).
+    pub tree_state: String,
+    /// RFC 3339, in UTC.
+    pub date: String,
+}
+
+impl Build {
+    /// `epoch` is when it was made, in seconds of the Unix epoch.
+    pub fn of(commit: &str, tree_state: &str, epoch: &str) -> Self {
+        let made = epoch.parse().ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
+        Self {
+            commit: commit.to_owned(),
+            tree_state: tree_state.to_owned(),
+            date: made.unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string(),
+        }
+    }
+}
+
+impl Default for Build {
+    /// As Kubernetes shows what nobody told it.
+    fn default() -> Self {
+        let date = "1970-01-01T00:00:00Z".into();
+        Self { commit: String::new(), tree_state: String::new(), date }
+    }
 }
 
 /// The request-header CA, and the client certificate that it signed for this server.
@@ -80,6 +114,7 @@ impl Config {
             writes_max: 200,
             authentication: Authentication::default(),
             audit: None,
+            build: Build::default(),
         }
     }
 }

@@ -7,15 +7,18 @@ mod classic;
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use rimward_api::Status;
 use rimward_control_kinds::{Kind, Subresource};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::body::Response;
 use crate::error;
+use crate::negotiate::{self, Encoding, Offer};
 use crate::paths::{document, etag};
 use crate::request::Call;
 use crate::served::{Registry, Served};
+use crate::views;
 
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -95,8 +98,20 @@ impl Document {
         Self { content_type, bytes, tag }
     }
 
-    pub fn respond(&self, call: &Call) -> Response {
-        document(call, self.content_type, &self.bytes, &self.tag)
+    /// Answers in the encoding that the client reads.
+    ///
+    /// # Errors
+    /// When it reads none of ours: 406.
+    pub fn respond(&self, call: &Call) -> Result<Response, Status> {
+        // The aggregated form was asked for by its name, and is JSON.
+        if self.content_type != AGGREGATED {
+            let form = negotiate::form(&call.headers, Offer::OWN)?;
+            if form.encoding != Encoding::Json {
+                let value: Value = serde_json::from_slice(&self.bytes).map_err(Status::internal)?;
+                return Ok(views::encoded(call, 200, form, &value));
+            }
+        }
+        Ok(document(call, self.content_type, &self.bytes, &self.tag))
     }
 }
 
@@ -117,10 +132,10 @@ pub fn find(documents: &Documents, aggregated: bool, path: &str) -> Option<Docum
     Some(Document { content_type: "application/json", bytes: bytes.clone(), tag: tag.clone() })
 }
 
-pub fn serve(documents: &Documents, call: &Call, path: &str) -> Response {
+pub fn serve(documents: &Documents, call: &Call, path: &str) -> Result<Response, Status> {
     match find(documents, wants_aggregated(call), path) {
         Some(document) => document.respond(call),
-        None => error::page_not_found(),
+        None => Ok(error::page_not_found()),
     }
 }
 

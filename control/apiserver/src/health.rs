@@ -5,6 +5,8 @@
 //! The checks have kube-apiserver's names, since probes and dashboards ask for them: `etcd` is the store,
 //! whichever backend that is, and a hook is the part of the start that does what that hook does there.
 
+mod parts;
+
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,38 +16,44 @@ use crate::error;
 use crate::request::{Call, Query};
 use crate::server::Inner;
 
+pub use parts::{Part, Parts};
+
+/// What the names of the start's checks begin with.
+const HOOK: &str = "poststarthook/";
 /// How long the store may take to answer.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the start does, by the names of kube-apiserver's hooks: mirrors of what admission, flow control
-/// and authorization read, what a fresh cluster holds, and who keeps it.
-const HOOKS: [&str; 26] = [
-    "start-apiserver-admission-initializer",
-    "generic-apiserver-start-informers",
-    "priority-and-fairness-config-consumer",
-    "priority-and-fairness-filter",
-    "storage-object-count-tracker-hook",
-    "start-apiextensions-informers",
-    "start-apiextensions-controllers",
-    "crd-informer-synced",
-    "start-system-namespaces-controller",
-    "start-cluster-authentication-info-controller",
-    "start-legacy-token-tracking-controller",
-    "start-service-ip-repair-controllers",
-    "rbac/bootstrap-roles",
-    "scheduling/bootstrap-system-priority-classes",
-    "priority-and-fairness-config-producer",
-    "bootstrap-controller",
-    "start-kubernetes-service-cidr-controller",
-    "aggregator-reload-proxy-client-cert",
-    "start-kube-aggregator-informers",
-    "apiservice-status-local-available-controller",
-    "apiservice-status-remote-available-controller",
-    "apiservice-registration-controller",
-    "apiservice-discovery-controller",
-    "kube-apiserver-autoregistration",
-    "apiservice-openapi-controller",
-    "apiservice-openapiv3-controller",
+/// What the start does, by the names of kube-apiserver's hooks, and the part of this server that does
+/// it.
+const HOOKS: [(&str, Part); 28] = [
+    ("start-apiserver-admission-initializer", Part::PolicyStatuses),
+    ("generic-apiserver-start-informers", Part::Mirrors),
+    ("priority-and-fairness-config-consumer", Part::FlowStatuses),
+    ("priority-and-fairness-filter", Part::FlowSeats),
+    ("storage-object-count-tracker-hook", Part::Sweep),
+    ("start-apiextensions-informers", Part::Mirrors),
+    ("start-apiextensions-controllers", Part::Definitions),
+    ("crd-informer-synced", Part::Mirrors),
+    ("start-system-namespaces-controller", Part::Namespaces),
+    ("start-cluster-authentication-info-controller", Part::OwnObjects),
+    ("start-kube-apiserver-identity-lease-controller", Part::Identity),
+    ("start-kube-apiserver-identity-lease-garbage-collector", Part::Identity),
+    ("start-legacy-token-tracking-controller", Part::TokenTracking),
+    ("start-service-ip-repair-controllers", Part::ClusterIps),
+    ("rbac/bootstrap-roles", Part::Roles),
+    ("scheduling/bootstrap-system-priority-classes", Part::PriorityClasses),
+    ("priority-and-fairness-config-producer", Part::FlowObjects),
+    ("bootstrap-controller", Part::OwnObjects),
+    ("start-kubernetes-service-cidr-controller", Part::OwnObjects),
+    ("aggregator-reload-proxy-client-cert", Part::Mirrors),
+    ("start-kube-aggregator-informers", Part::Mirrors),
+    ("apiservice-status-local-available-controller", Part::Registration),
+    ("apiservice-status-remote-available-controller", Part::Availability),
+    ("apiservice-registration-controller", Part::Registration),
+    ("apiservice-discovery-controller", Part::Availability),
+    ("kube-apiserver-autoregistration", Part::Registration),
+    ("apiservice-openapi-controller", Part::Availability),
+    ("apiservice-openapiv3-controller", Part::Availability),
 ];
 
 /// One of what is looked at.
@@ -77,7 +85,9 @@ pub async fn serve(server: &Inner, call: &Call, path: &str) -> Option<Response> 
 /// The checks of one of [`ENDPOINTS`], looked at now.
 pub async fn checks(server: &Inner, endpoint: &str) -> Vec<Check> {
     let stopping = server.stop.is_cancelled();
-    let started = stopping || server.ready.load(Ordering::Acquire);
+    let started = server.ready.load(Ordering::Acquire);
+    // A server that stops ends its parts, which is no fault of theirs.
+    let is_well = |part| stopping || server.parts.is_well(part);
     let read = server.store.get(&server.namespaces_prefix, None);
     let stored = matches!(tokio::time::timeout(STORE_PATIENCE, read).await, Ok(Ok(_)));
     names(endpoint)
@@ -86,7 +96,12 @@ pub async fn checks(server: &Inner, endpoint: &str) -> Vec<Check> {
                 "ping" | "log" => true,
                 "etcd" | "etcd-readiness" => stored,
                 "shutdown" => !stopping,
-                _ => started,
+                "informer-sync" => is_well(Part::Mirrors) && server.mirrors.are_current(),
+                "autoregister-completion" => stopping || started,
+                hook => {
+                    let hook = hook.strip_prefix(HOOK).unwrap_or_default();
+                    HOOKS.iter().any(|(name, part)| *name == hook && is_well(*part))
+                }
             };
             Check { name, well }
         })
@@ -98,7 +113,7 @@ pub fn names(endpoint: &str) -> impl Iterator<Item = String> {
     let ready = endpoint == "readyz";
     let of_readiness = ["etcd-readiness", "informer-sync"].iter().filter(move |_| ready);
     let plain = ["ping", "log", "etcd"].iter().chain(of_readiness).map(|n| (*n).to_owned());
-    let hooks = HOOKS.iter().map(|hook| format!("poststarthook/{hook}"));
+    let hooks = HOOKS.iter().map(|(hook, _)| format!("{HOOK}{hook}"));
     let last = ["autoregister-completion"].iter().chain(["shutdown"].iter().filter(move |_| ready));
     plain.chain(hooks).chain(last.map(|n| (*n).to_owned()))
 }

@@ -15,12 +15,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::paths::GIT_VERSION;
+use crate::config::Build;
+use crate::paths;
 use crate::request::{Attributes, Call};
 use crate::server::Inner;
 
+pub mod admission;
 mod process;
 mod slis;
+mod storage;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -67,14 +70,6 @@ struct Deprecated {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WebhookCall {
-    name: String,
-    operation: &'static str,
-    rejected: &'static str,
-    r#type: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Lane {
     request_kind: &'static str,
 }
@@ -90,14 +85,19 @@ pub struct Metrics {
     sizes: Histograms<Asked>,
     terminated: Family<Terminated, Counter<u64, AtomicU64>>,
     deprecated: Family<Deprecated, Gauge<i64, AtomicI64>>,
-    webhooks: Histograms<WebhookCall>,
+    pub admission: admission::Meter,
+    pub storage: storage::Meter,
     /// Of what was asked before: to find these costs less than to write out their labels.
     series: RwLock<HashMap<SeriesKey, Arc<Series>>>,
     reads: Gauge<i64, AtomicI64>,
     writes: Gauge<i64, AtomicI64>,
     long: Family<Asked, Gauge<i64, AtomicI64>>,
     slis: slis::Slis,
+    others: RwLock<Vec<Source>>,
 }
+
+/// Adds what another part of the process tells.
+type Source = Box<dyn Fn(&mut String) + Send + Sync>;
 
 /// What distinguishes the labels of two requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,10 +135,6 @@ fn size_buckets() -> Histogram {
     Histogram::new([1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
 }
 
-fn webhook_buckets() -> Histogram {
-    Histogram::new([0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0])
-}
-
 impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
@@ -147,12 +143,8 @@ impl Metrics {
         let objectives = Family::new_with_constructor(by_time);
         let sizes = Family::new_with_constructor(size_buckets as fn() -> Histogram);
         let (terminated, deprecated) = (Family::default(), Family::default());
-        let webhooks = Family::new_with_constructor(webhook_buckets as fn() -> Histogram);
-        registry.register(
-            "apiserver_admission_webhook_admission_duration_seconds",
-            "Time of calls to admission webhooks",
-            webhooks.clone(),
-        );
+        let admission = admission::Meter::new(&mut registry);
+        let storage = storage::Meter::new(&mut registry);
         let (inflight, long) =
             (Family::<Lane, Gauge<i64, AtomicI64>>::default(), Family::default());
         let lane = |request_kind| inflight.get_or_create(&Lane { request_kind }).clone();
@@ -205,12 +197,14 @@ impl Metrics {
             sizes,
             terminated,
             deprecated,
-            webhooks,
+            admission,
+            storage,
             series: RwLock::default(),
             reads,
             writes,
             long,
             slis: slis::Slis::default(),
+            others: RwLock::default(),
         }
     }
 
@@ -285,16 +279,9 @@ impl Metrics {
         Series { requests, seconds, sizes, terminated }
     }
 
-    /// A webhook was called: its name, the operation, and whether it mutates (`admit`) or validates.
-    pub fn webhook_called(
-        &self,
-        (name, operation, kind): (&str, &'static str, &'static str),
-        rejected: bool,
-        took: Duration,
-    ) {
-        let rejected = if rejected { "true" } else { "false" };
-        let called = WebhookCall { name: name.to_owned(), operation, rejected, r#type: kind };
-        self.webhooks.get_or_create(&called).observe(took.as_secs_f64());
+    /// From now on this is shown too.
+    pub fn add(&self, source: Source) {
+        self.others.write().push(source);
     }
 
     /// How the checks of an endpoint of health stand.
@@ -377,6 +364,11 @@ fn classic(openmetrics: &str) -> String {
         if line == "# EOF" || line.starts_with("# UNIT") {
             continue;
         }
+        if let Some(name) = admission::NOT_TOTAL.iter().find(|name| line.contains(**name)) {
+            writeln!(out, "{}", line.replacen(&format!("{name}_total"), name, 1))
+                .expect("writing to a String cannot fail");
+            continue;
+        }
         let declares = |line: &str, what: &str| {
             line.strip_prefix(what)
                 .and_then(|l| l.split_once(' '))
@@ -399,9 +391,30 @@ fn classic(openmetrics: &str) -> String {
     out
 }
 
+/// Sum and count of a histogram once more, as the summary that stands beside it.
+fn summary(name: &str, text: &mut String) {
+    let mut shown = format!("# HELP {name}_summary The same without buckets.\n");
+    writeln!(shown, "# TYPE {name}_summary summary").expect("writing to a String cannot fail");
+    for line in text.lines() {
+        let Some(rest) = line.strip_prefix(name) else { continue };
+        if rest.starts_with("_sum") || rest.starts_with("_count") {
+            writeln!(shown, "{name}_summary{rest}").expect("writing to a String cannot fail");
+        }
+    }
+    text.push_str(&shown);
+}
+
 /// Everything, now.
 pub async fn show(server: &Inner) -> String {
     let mut out = server.metrics.encode();
+    summary(admission::STEP, &mut out);
+    if let Some(bytes) = server.store.size().await {
+        write!(
+            out,
+            "# HELP apiserver_storage_size_bytes Bytes that the store takes on disk.\n# TYPE apiserver_storage_size_bytes gauge\napiserver_storage_size_bytes{{storage_cluster_id=\"etcd-0\"}} {bytes}\n"
+        )
+        .expect("writing to a String cannot fail");
+    }
     server.flow.encode(&mut out);
     let mut counts = String::new();
     out += "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge\n";
@@ -423,11 +436,36 @@ pub async fn show(server: &Inner) -> String {
     }
     out += "# HELP apiserver_resource_objects Stored objects.\n# TYPE apiserver_resource_objects gauge\n";
     out += &counts;
-    out += &format!(
-        "# HELP kubernetes_build_info The version that is served.\n# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"{GIT_VERSION}\",major=\"1\",minor=\"36\"}} 1\n"
-    );
+    out += &build_info(&server.config.build);
     process::show(&mut out);
+    for other in server.metrics.others.read().iter() {
+        other(&mut out);
+    }
     out
+}
+
+/// What `/version` says, as labels.
+fn build_info(build: &Build) -> String {
+    let version = paths::version(build);
+    let label = |(name, field): (&str, &str)| {
+        format!("{name}=\"{}\"", version[field].as_str().unwrap_or_default())
+    };
+    let labels = [
+        ("build_date", "buildDate"),
+        ("compiler", "compiler"),
+        ("git_commit", "gitCommit"),
+        ("git_tree_state", "gitTreeState"),
+        ("git_version", "gitVersion"),
+        ("go_version", "goVersion"),
+        ("major", "major"),
+        ("minor", "minor"),
+        ("platform", "platform"),
+    ]
+    .map(label)
+    .join(",");
+    format!(
+        "# HELP kubernetes_build_info The version that is served.\n# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{{labels}}} 1\n"
+    )
 }
 
 /// `/metrics/slis`: how the checks of health stand, and how often they stood so when they were asked.

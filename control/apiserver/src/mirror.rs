@@ -2,6 +2,7 @@
 //! bindings, priority classes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rimward_control_store::{Error, ListRequest, Revision, Store, Watch};
@@ -25,6 +26,8 @@ pub trait Mirrored: Send + Sync + 'static {
 #[derive(Default)]
 pub struct Mirrors {
     positions: Vec<(String, watch::Receiver<Revision>)>,
+    /// How many cannot be read at the moment.
+    behind: Arc<AtomicUsize>,
 }
 
 impl Mirrors {
@@ -40,11 +43,19 @@ impl Mirrors {
         let feed = load(store, prefix, &*mirrored, &position).await?;
         self.positions.push((prefix.to_owned(), seen));
         let (store, prefix) = (store.clone(), prefix.to_owned());
+        let behind = self.behind.clone();
         tokio::spawn(async move {
-            let follow = follow(store, &prefix, &*mirrored, position, feed);
+            let follow = follow(store, &prefix, &*mirrored, position, feed, &behind);
             stop.run_until_cancelled(follow).await;
         });
         Ok(())
+    }
+
+    /// Whether all of them follow the store.
+    pub fn are_current(&self) -> bool {
+        let gone =
+            |(_, position): &(String, watch::Receiver<Revision>)| position.has_changed().is_err();
+        self.behind.load(Ordering::Relaxed) == 0 && !self.positions.iter().any(gone)
     }
 
     /// Waits until a write to a mirrored prefix is seen by all that mirror it; at once for any other.
@@ -90,6 +101,7 @@ async fn follow(
     mirrored: &dyn Mirrored,
     position: watch::Sender<Revision>,
     mut feed: Box<dyn Watch>,
+    behind: &AtomicUsize,
 ) {
     loop {
         match feed.next().await {
@@ -108,6 +120,7 @@ async fn follow(
             // Compacted while we lagged, or the backend hiccuped: look at everything again.
             Err(e) => {
                 tracing::warn!(prefix, error = %e, "reading the index anew");
+                behind.fetch_add(1, Ordering::Relaxed);
                 feed = loop {
                     match load(&store, prefix, mirrored, &position).await {
                         Ok(feed) => break feed,
@@ -118,6 +131,7 @@ async fn follow(
                         }
                     }
                 };
+                behind.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }

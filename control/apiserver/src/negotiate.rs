@@ -101,6 +101,19 @@ pub fn form(headers: &HeaderMap, offer: Offer) -> Result<Form, Status> {
         .ok_or_else(|| not_acceptable(offer, ranges.iter().any(|r| r.encodings().next().is_some())))
 }
 
+/// The first of some media types that the best range of the Accept header takes; None when none does.
+/// For documents whose forms are not [`Encoding`]s.
+pub fn media_type(headers: &HeaderMap, offered: &[&'static str]) -> Option<&'static str> {
+    let accept = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
+    let accept = accept.filter(|a| !a.trim().is_empty()).unwrap_or("*/*");
+    let mut ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::parse).collect();
+    ranges.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+    let takes = |range: &Range<'_>, kind: &str| {
+        matches!(range.media_type, "*/*" | "application/*") || range.media_type == kind
+    };
+    ranges.iter().find_map(|r| offered.iter().copied().find(|kind| takes(r, kind)))
+}
+
 /// One range of an Accept header.
 struct Range<'a> {
     media_type: &'a str,
@@ -240,6 +253,26 @@ mod tests {
     #[track_caller]
     fn check(accept: &str, expected: Option<(Encoding, Shape)>) {
         assert_eq!(found(accept, ALL), expected, "{accept}");
+    }
+
+    #[test]
+    fn documents_by_media_type() {
+        let found = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::ACCEPT, accept.parse().expect("a header"));
+            media_type(&headers, &["application/json", "application/x+protobuf"])
+        };
+        assert_eq!(media_type(&HeaderMap::new(), &["application/json"]), Some("application/json"));
+        for (accept, expected) in [
+            ("*/*", Some("application/json")),
+            ("", Some("application/json")),
+            ("application/x+protobuf", Some("application/x+protobuf")),
+            ("application/json;q=0.5, application/x+protobuf", Some("application/x+protobuf")),
+            ("text/html, application/*;q=0.1", Some("application/json")),
+            ("text/html", None),
+        ] {
+            assert_eq!(found(accept), expected, "{accept}");
+        }
     }
 
     #[test]

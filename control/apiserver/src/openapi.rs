@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::body::Response;
 use crate::definitions::{self, Custom};
 use crate::error;
+use crate::negotiate;
 use crate::paths::{GIT_VERSION, document, etag};
 use crate::request::Call;
 use crate::served::{Registry, Served};
@@ -24,6 +25,18 @@ const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+pro
 /// As clients ask for it that do not know that this is no media type; they are answered with the one
 /// that is, since others refuse to read it.
 const V2_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// Version 3 is told in JSON alone; who asks for its protobuf first is answered all the same.
+const V3_OFFERED: [&str; 3] = [
+    "application/json",
+    "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v3@v1.0+protobuf",
+];
+
+/// As Kubernetes answers who reads none of the forms of a schema document: with nothing more.
+fn unacceptable() -> Response {
+    error::typed(406, "text/plain; charset=utf-8", Bytes::new())
+}
 
 /// Documents made so far, by path.
 #[derive(Default)]
@@ -67,8 +80,11 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call, path: &str) -> Result<R
     let (owned, documents) = (registry.clone(), &registry.openapi);
     match path {
         "/openapi/v2" => {
-            let accept = call.header("accept");
-            let protobuf = accept.contains(V2_PROTOBUF) || accept.contains(V2_PROTOBUF_OLD);
+            let offered = ["application/json", V2_PROTOBUF_OLD, V2_PROTOBUF];
+            let Some(wanted) = negotiate::media_type(&call.headers, &offered) else {
+                return Ok(unacceptable());
+            };
+            let protobuf = wanted != "application/json";
             let content = if protobuf { V2_PROTOBUF } else { "application/json" };
             if server.aggregation.any_remote() {
                 let made = crate::aggregation::openapi::v2(server).await?;
@@ -84,6 +100,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call, path: &str) -> Result<R
             Ok(document(call, content, &made.0, &made.1))
         }
         "/openapi/v3" => Ok(index(call, server)),
+        _ if negotiate::media_type(&call.headers, &V3_OFFERED).is_none() => Ok(unacceptable()),
         _ => {
             let under = path.strip_prefix("/openapi/v3/").unwrap_or_default();
             if roots(&registry).iter().any(|r| r == under) {

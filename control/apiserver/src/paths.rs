@@ -7,6 +7,7 @@ use rimward_api::Status;
 use serde_json::json;
 
 use crate::body::{self, Response};
+use crate::config::Build;
 use crate::error;
 use crate::request::Call;
 use crate::server::Inner;
@@ -22,7 +23,7 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
     let path = call.attributes.path.trim_end_matches('/').to_owned();
     match path.as_str() {
         "" => Ok(index(server)),
-        "/version" => Ok(error::json(200, version().to_string())),
+        "/version" => Ok(error::json(200, version(&server.config.build).to_string())),
         "/metrics" => Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::show(server).await)),
         "/metrics/slis" => {
             Ok(error::typed(200, metrics::CONTENT_TYPE, metrics::slis(server).await))
@@ -41,8 +42,8 @@ pub async fn serve(server: &Arc<Inner>, call: &mut Call) -> Result<Response, Sta
             || path.starts_with("/apis/") =>
         {
             match server.aggregation.any_remote() {
-                true => Ok(aggregation::discovery::serve(server, call, path)),
-                false => Ok(discovery::serve(server.registry().discovery(), call, path)),
+                true => aggregation::discovery::serve(server, call, path),
+                false => discovery::serve(server.registry().discovery(), call, path),
             }
         }
         path => Ok(health::serve(server, call, path).await.unwrap_or_else(error::page_not_found)),
@@ -71,12 +72,14 @@ fn index(server: &Inner) -> Response {
     error::json(200, json!({ "paths": paths }).to_string())
 }
 
-fn version() -> serde_json::Value {
+/// What `/version` says.
+pub fn version(build: &Build) -> serde_json::Value {
     json!({
         "major": "1", "minor": "36",
         "emulationMajor": "1", "emulationMinor": "36",
         "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
-        "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "gitVersion": GIT_VERSION, "gitCommit": build.commit, "gitTreeState": build.tree_state,
+        "buildDate": build.date,
         "goVersion": "none", "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
             "x86_64" => "amd64",

@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use crate::admission::Operation;
 use crate::cluster_ips;
 use crate::error;
+use crate::metrics::admission::Timed;
 use crate::mirror::Mirrored;
 use crate::record::Record;
 use crate::served::Served;
@@ -141,7 +142,14 @@ impl Inner {
         write: &Counted<'_>,
     ) -> Result<Result<Revision, CommitError>, Status> {
         loop {
-            let charge = charge(self, write).await?;
+            let charge = match write.enforced() {
+                true => {
+                    let timed = Timed::validate(self, write.operation);
+                    timed.plugin("ResourceQuota", charge(self, write)).await?
+                }
+                // Nothing can refuse it: it is counted, not admitted.
+                false => charge(self, write).await?,
+            };
             let mut all = ops.clone();
             all.extend(charge.iter().flat_map(|c| c.ops.iter().cloned()));
             all.extend(cluster_ips::ops(self, write.served, write.old, write.new)?);

@@ -21,6 +21,8 @@ use crate::authn::tokens::{KeyError, Tokens, tracking};
 use crate::config::Config;
 use crate::definitions::{Definitions, keeper};
 use crate::flow::{self, Flow};
+use crate::health::{Part as Started, Parts};
+use crate::identity::Identity;
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::mirror::Mirrors;
@@ -85,6 +87,8 @@ pub(crate) struct Inner {
     pub shared: Shared,
     pub ready: AtomicBool,
     pub stop: CancellationToken,
+    /// How far the start is, and what of it still runs.
+    pub parts: Parts,
     pub plugins: Plugins,
     pub components: RwLock<Vec<Component>>,
     pub usages: Usages,
@@ -119,7 +123,8 @@ impl ApiServer {
         let prefix = |group: &str, resource: &str| {
             registry.resource(group, resource).expect("a built-in kind").kind.storage.clone()
         };
-        let store = config.store.clone();
+        let metrics = Metrics::new();
+        let store = metrics.storage.measure(config.store.clone());
         let tokens = Tokens::new(&config.token_key, &config.issuer)?;
         let issuers = &config.authentication.issuers;
         check_apart(issuers, &config.issuer)?;
@@ -195,7 +200,7 @@ impl ApiServer {
             secrets_prefix: prefix("", "secrets"),
             nodes_prefix: prefix("", "nodes"),
             flow,
-            metrics: Metrics::new(),
+            metrics,
             outbound,
             nodes,
             shared: views::shared(),
@@ -214,32 +219,28 @@ impl ApiServer {
             mirrors,
             pools,
             stop,
+            parts: Parts::default(),
             plugins,
             components: RwLock::default(),
             usages: Usages::default(),
             config,
         });
         definitions.attach(&inner);
+        inner.parts.done(Started::Mirrors);
         bootstrap::run(&inner).await?;
+        let identity = Identity::own();
+        let again = identity.tell(&inner).await;
+        let (parts, stop) = (&inner.parts, &inner.stop);
+        parts.run(Started::Identity, stop, identity.keep(inner.clone(), again));
         sweep::start(&inner);
-        tokio::spawn(keeper::run(inner.clone(), definitions));
-        let (of_statuses, of_seats, of_types) = (inner.clone(), inner.clone(), inner.clone());
-        tokio::spawn(async move {
-            let stop = of_statuses.stop.clone();
-            stop.run_until_cancelled(flow::keep_statuses(of_statuses)).await;
-        });
-        tokio::spawn(async move {
-            of_seats.stop.run_until_cancelled(of_seats.flow.balance()).await;
-        });
-        tokio::spawn(async move {
-            let stop = of_types.stop.clone();
-            stop.run_until_cancelled(type_checking::keep_statuses(of_types)).await;
-        });
-        let of_tokens = inner.clone();
-        tokio::spawn(async move {
-            let stop = of_tokens.stop.clone();
-            stop.run_until_cancelled(tracking::keep(of_tokens)).await;
-        });
+        crate::cluster_ips::start(&inner);
+        parts.run(Started::Definitions, stop, keeper::run(inner.clone(), definitions));
+        parts.run(Started::FlowStatuses, stop, flow::keep_statuses(inner.clone()));
+        let of_seats = inner.clone();
+        parts.run(Started::FlowSeats, stop, async move { of_seats.flow.balance().await });
+        let of_types = inner.clone();
+        parts.run(Started::PolicyStatuses, stop, type_checking::keep_statuses(of_types));
+        parts.run(Started::TokenTracking, stop, tracking::keep(inner.clone()));
         aggregation::availability::start(&inner);
         aggregation::register::start(&inner);
         inner.ready.store(true, Ordering::Release);
@@ -279,6 +280,12 @@ impl ApiServer {
             }),
         };
         self.inner.rbac.authorize(user, &asked)
+    }
+
+    /// From now on `/metrics` shows what this adds, in the text format of Prometheus: of parts of the
+    /// process that are not the API server's.
+    pub fn add_metrics(&self, source: impl Fn(&mut String) + Send + Sync + 'static) {
+        self.inner.metrics.add(Box::new(source));
     }
 
     /// The newest durable revision.

@@ -9,6 +9,7 @@ use rimward_control_store::{CommitError, Error, Expect, ListRequest, Op, Revisio
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::health::Part;
 use crate::server::Inner;
 use crate::views::Stored;
 
@@ -18,13 +19,11 @@ const TOGETHER: usize = 256;
 const COMPACT_EVERY: Duration = Duration::from_secs(60);
 
 pub fn start(server: &Arc<Inner>) {
-    crate::cluster_ips::start(server);
-    let stop = server.stop.clone();
-    let events = expire_events(server.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(events).await });
-    let stop = server.stop.clone();
-    let compact = compact(server.clone());
-    tokio::spawn(async move { stop.run_until_cancelled(compact).await });
+    let (events, compact) = (expire_events(server.clone()), compact(server.clone()));
+    let both = async {
+        tokio::join!(events, compact);
+    };
+    server.parts.run(Part::Sweep, &server.stop, both);
 }
 
 /// A written Event, by when its time is over. Writes come in the order of time, so a queue is

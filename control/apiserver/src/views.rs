@@ -113,8 +113,8 @@ impl Inner {
         serde_json::from_slice(&text).or_else(|_| self.value(served, stored))
     }
 
-    /// Writes an object as JSON. `typed` is false for items of a typed list, which leave kind and
-    /// apiVersion to the list.
+    /// Writes an object as JSON. `typed` is whether it says its kind and apiVersion, which the items of
+    /// most lists leave to the list.
     pub fn push_object(
         &self,
         served: &Served,

@@ -40,6 +40,7 @@ pub mod value;
 pub use environment::{Environment, Program};
 pub use error::{CompileError, EvalError};
 pub use eval::Bindings;
+pub use functions::time::parse_duration;
 pub use limits::Budget;
 pub use policy::MatchConditions;
 pub use rules::Rules;

@@ -57,6 +57,8 @@ impl Context {
         caches: Vec<BoxFuture<'static, ()>>,
     ) {
         let (name, shutdown, tasks) = (self.name, self.shutdown.clone(), self.tasks.clone());
+        // Kubernetes calls a queue by what it is about.
+        self.config.queues.add(name.trim_end_matches("-controller"), &keys);
         self.tasks.spawn(async move {
             if shutdown.run_until_cancelled(join_all(caches)).await.is_none() {
                 return;

@@ -58,7 +58,7 @@ pub mod token_cleaner;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rimward_client::{Client, Informers, Transport};
+use rimward_client::{Client, Informers, Queues, Transport};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -78,6 +78,8 @@ pub struct Config {
     pub authority: Option<Arc<dyn csr_signing::Authority>>,
     /// Signs the tokens that Secrets hold; without it they get none.
     pub token_signer: Option<Arc<dyn service_account_token::Signer>>,
+    /// Where the controllers' work queues are told of.
+    pub queues: Queues,
 }
 
 impl Default for Config {
@@ -89,6 +91,7 @@ impl Default for Config {
             terminated_pods_max: 12_500,
             authority: None,
             token_signer: None,
+            queues: Queues::default(),
         }
     }
 }

@@ -106,7 +106,7 @@ where
     while done < count {
         let size = batch.min(count - done);
         let answers = join_all((done..done + size).map(&act)).await;
-        if let Some(e) = answers.into_iter().filter_map(Result::err).last() {
+        if let Some(e) = answers.into_iter().filter_map(Result::err).next_back() {
             return Err(e);
         }
         done += size;

@@ -295,12 +295,7 @@ impl StatefulSets {
         let answer =
             self.client.patch::<Pod>(&key.namespace, pod_name, "", &Patch::strategic(patch)).await;
         let told = answer.as_ref().map(drop).map_err(ToString::to_string);
-        self.tell_of_pod(
-            set,
-            "update",
-            pod_name,
-            told.as_ref().map(|()| ()).map_err(String::as_str),
-        );
+        self.tell_of_pod(set, "update", pod_name, told.as_ref().copied().map_err(String::as_str));
         self.pod_writes.note(key, &answer?);
         Ok(())
     }

@@ -13,8 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rimward_api::UserInfo;
-use rimward_client::{Client, Informers};
+use rimward_client::{Client, Informers, Queues};
 use rimward_control_apiserver::ApiServer;
+pub use rimward_control_apiserver::Build;
 pub use rimward_control_apiserver::audit::LogConfig;
 use rimward_control_apiserver::audit::{self, Auditor};
 use rimward_control_apiserver::config::{Config as ApiConfig, FrontProxy};
@@ -50,6 +51,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// Who is let in beside those whom the cluster knows itself.
     pub authentication: oidc::Authentication,
+    /// Where this binary comes from.
+    pub build: Build,
 }
 
 /// The audit log.
@@ -121,6 +124,7 @@ impl Plane {
         let mut api_config =
             ApiConfig::new(store.clone(), pki.token_key_pem.clone(), pki.ca_pem.clone(), advertise);
         api_config.authentication.clone_from(&config.authentication);
+        api_config.build.clone_from(&config.build);
         api_config.audit = config.audit.as_ref().map(auditor).transpose()?;
         api_config.front_proxy = Some(front_proxy(&pki)?);
         let api = ApiServer::start(api_config).await?;
@@ -200,7 +204,9 @@ fn start_deciders(
     );
     let scheduling = tasks.spawn(scheduler.join());
     api.add_component("scheduler", scheduling.abort_handle());
-    let acting = api.clone();
+    let (acting, queues) = (api.clone(), Queues::default());
+    let told = queues.clone();
+    api.add_metrics(move |out| told.encode(out));
     let controllers = rimward_control_controllers::start(
         move |name| acting.client(UserInfo::service_account("kube-system", name), name),
         informers.clone(),
@@ -209,6 +215,7 @@ fn start_deciders(
             node_monitor_grace: config.node_grace,
             authority: Some(Arc::new(authority::Authority::new(pki.issuer()?))),
             token_signer: Some(Arc::new(authority::TokenSigner::new(api.clone()))),
+            queues,
             ..Default::default()
         },
         shutdown.clone(),

@@ -178,6 +178,7 @@ fn ty(model: &mut Model, raw: RawType<'_>) -> Type {
             "q" => Type::Quantity,
             "t" => Type::Time,
             "u" => Type::MicroTime,
+            "d" => Type::Duration,
             "r" => Type::Raw,
             _ => Type::Any,
         },

@@ -147,6 +147,8 @@ pub enum Type {
     Time,
     /// RFC 3339 in UTC with microseconds.
     MicroTime,
+    /// `1m30s` in JSON, nanoseconds in protobuf.
+    Duration,
     /// An embedded object (`RawExtension`): kept as sent, null when absent.
     Raw,
     /// Any JSON, kept as sent.

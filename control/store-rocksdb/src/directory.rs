@@ -14,7 +14,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rimward_control_store::{Error, Revision};
@@ -120,6 +120,24 @@ impl Directory {
     pub fn seal(&self) -> io::Result<()> {
         self.acknowledged.sync_data()
     }
+}
+
+/// The bytes that the file system keeps for a directory's files, those of its directories included.
+pub fn allocated(path: &Path) -> io::Result<u64> {
+    /// Of a block as `stat` counts them, whatever the file system's are (POSIX).
+    const BLOCK: u64 = 512;
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(of) if of.is_dir() => sum += allocated(&entry.path())?,
+            Ok(of) => sum += of.blocks() * BLOCK,
+            // RocksDB removes files while we look.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(sum)
 }
 
 fn lock(path: &Path) -> Result<File, Error> {

@@ -259,6 +259,11 @@ impl Store for RocksStore {
         self.shared.ask(commit::Request::Compact { revision, reply }).await?;
         answer.await.map_err(|_| Error::Closed)?
     }
+
+    async fn size(&self) -> Option<u64> {
+        let path = self.shared.path.clone();
+        tokio::task::spawn_blocking(move || directory::allocated(&path).ok()).await.ok()?
+    }
 }
 
 impl Shared {

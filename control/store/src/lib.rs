@@ -181,6 +181,12 @@ pub trait Store: Send + Sync + 'static {
     /// durable; the space is freed in the background. Repeating a compaction, or asking for an older
     /// one, does nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
+
+    /// The bytes that it takes where it is kept; None of one that is nowhere but in memory, or that
+    /// cannot tell.
+    async fn size(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// A position in the event log that moves forward.

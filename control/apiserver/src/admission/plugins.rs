@@ -13,6 +13,7 @@ use rimward_control_store::{Error, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::{Operation, Review};
+use crate::metrics::admission::Timed;
 use crate::mirror::Mirrors;
 use crate::pools::Pools;
 use crate::quotas::{self, Counted, Quotas};
@@ -48,34 +49,49 @@ impl Plugins {
 }
 
 /// What an object is given that does not say it itself.
-pub async fn fill_in(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+pub async fn fill_in(
+    server: &Inner,
+    review: &mut Review<'_>,
+    timed: Timed<'_>,
+) -> Result<(), Status> {
     if review.creates("", "pods") {
-        limit_ranger::fill_in(server, review);
-        topology::admit(server, review).await?;
+        timed.at_once("LimitRanger", || Ok(limit_ranger::fill_in(server, review)))?;
+        timed.plugin("PodTopologyLabels", topology::admit(server, review)).await?;
     }
     if review.creates("", "persistentvolumeclaims") {
-        storage_class::fill_in(server, review).await?;
+        timed.plugin("DefaultStorageClass", storage_class::fill_in(server, review)).await?;
     }
     Ok(())
 }
 
 /// What is refused, or warned about.
-pub async fn check(server: &Inner, review: &mut Review<'_>) -> Result<(), Status> {
+pub async fn check(
+    server: &Inner,
+    review: &mut Review<'_>,
+    timed: Timed<'_>,
+) -> Result<(), Status> {
     if !matches!(review.operation, Operation::Create | Operation::Update) {
         return Ok(());
     }
-    limit_ranger::check(server, review)?;
-    pod_security::check(server, review).await?;
-    certificates::check(server, review)?;
+    timed.at_once("LimitRanger", || limit_ranger::check(server, review))?;
+    timed.plugin("PodSecurity", pod_security::check(server, review)).await?;
+    if let Some(plugin) = certificates::plugin(review) {
+        timed.at_once(plugin, || certificates::check(server, review))?;
+    }
     if review.served.is("", "persistentvolumeclaims") && review.subresource.is_empty() {
-        storage_class::check_growth(server, review).await?;
+        let check = storage_class::check_growth(server, review);
+        timed.plugin("PersistentVolumeClaimResize", check).await?;
     }
     Ok(())
 }
 
 /// A rehearsed write is refused as the real one would be. (The real one is charged when it is
 /// committed: see [`crate::quotas`].)
-pub async fn rehearse_quota(server: &Inner, review: &Review<'_>) -> Result<(), Status> {
+pub async fn rehearse_quota(
+    server: &Inner,
+    review: &Review<'_>,
+    timed: Timed<'_>,
+) -> Result<(), Status> {
     if !review.options.dry_run() {
         return Ok(());
     }
@@ -86,5 +102,5 @@ pub async fn rehearse_quota(server: &Inner, review: &Review<'_>) -> Result<(), S
         }
         _ => return Ok(()),
     };
-    quotas::charge(server, &counted).await.map(|_| ())
+    timed.plugin("ResourceQuota", quotas::charge(server, &counted)).await.map(|_| ())
 }

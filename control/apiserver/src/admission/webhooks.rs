@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Operation, Review, form};
 use crate::audit;
+use crate::metrics::admission::Outcome;
 use crate::mirror::Mirrored;
 use crate::served::Served;
 use crate::server::Inner;
@@ -190,11 +191,15 @@ async fn call(
 ) -> Result<Answer, Failure> {
     let began = Instant::now();
     let answer = hook.call(server, review, served, object, old, mutating).await;
-    // One that failed rejects nothing; what its failure means is its policy.
-    let rejected = matches!(answer, Err(Failure::Denied { .. }));
+    let outcome = match &answer {
+        Ok(_) => Outcome::Allowed,
+        Err(Failure::Denied { status, .. }) => Outcome::Denied(status.code),
+        Err(Failure::Unfit(_)) => Outcome::Unfit,
+        Err(Failure::Call(_)) => Outcome::Failed { open: hook.ignored },
+    };
     let kind = if mutating { "admit" } else { "validating" };
     let about = (hook.name.as_str(), review.operation.word(), kind);
-    server.metrics.webhook_called(about, rejected, began.elapsed());
+    server.metrics.admission.webhook_called(about, outcome, began.elapsed());
     answer
 }
 

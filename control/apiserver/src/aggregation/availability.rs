@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{ApiService, Told, discovery, openapi};
+use crate::health::Part;
 use crate::meta;
 use crate::options::WriteOptions;
 use crate::outbound::{Destination, Missing, Target};
@@ -45,11 +46,7 @@ impl Verdict {
 
 /// Watches over all remote APIServices until the server stops.
 pub fn start(server: &Arc<Inner>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let stop = server.stop.clone();
-        stop.run_until_cancelled(follow(server)).await;
-    });
+    server.parts.run(Part::Availability, &server.stop, follow(server.clone()));
 }
 
 async fn follow(server: Arc<Inner>) {

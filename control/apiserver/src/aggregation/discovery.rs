@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use rimward_api::Status;
 use serde_json::{Value, json};
 
 use super::{Aggregation, ApiService};
@@ -28,7 +29,7 @@ pub struct Made {
 }
 
 /// Answers a discovery path while there are remote APIServices.
-pub fn serve(server: &Inner, call: &Call, path: &str) -> Response {
+pub fn serve(server: &Inner, call: &Call, path: &str) -> Result<Response, Status> {
     let aggregated = discovery::wants_aggregated(call);
     let local = discovery::find(server.registry().discovery(), aggregated, path);
     let group = path.strip_prefix("/apis/").filter(|g| !g.contains('/'));
@@ -36,7 +37,7 @@ pub fn serve(server: &Inner, call: &Call, path: &str) -> Response {
     if !is_list && group.is_none() {
         return match local {
             Some(document) => document.respond(call),
-            None => error::page_not_found(),
+            None => Ok(error::page_not_found()),
         };
     }
     let aggregation = &server.aggregation;
@@ -58,7 +59,7 @@ pub fn serve(server: &Inner, call: &Call, path: &str) -> Response {
         None if aggregated => Some(aggregated_list(aggregation, ours)),
         None => Some(classic_list(aggregation, ours)),
     };
-    let Some(merged) = merged else { return error::page_not_found() };
+    let Some(merged) = merged else { return Ok(error::page_not_found()) };
     let document = Document::of(aggregated && is_list, &merged);
     let response = document.respond(call);
     // Only what is there is kept: a path that somebody made up is not.

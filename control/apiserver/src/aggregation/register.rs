@@ -10,6 +10,7 @@ use rimward_api::{ObjectKey, Status, UserInfo};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::health::Part;
 use crate::mirror::Mirrored;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::rest::write::Author;
@@ -153,11 +154,7 @@ impl Mirrored for CustomGroups {
 
 /// Keeps the APIServices of custom groups as they should be, until the server stops.
 pub fn start(server: &Arc<Inner>) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let stop = server.stop.clone();
-        stop.run_until_cancelled(follow(server)).await;
-    });
+    server.parts.run(Part::Registration, &server.stop, follow(server.clone()));
 }
 
 async fn follow(server: Arc<Inner>) {

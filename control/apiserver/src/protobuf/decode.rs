@@ -7,6 +7,8 @@ use rimward_control_schema::model::Alternative;
 use rimward_control_schema::{DefId, Definition, Model, Part, Type};
 use serde_json::{Map, Value};
 
+use crate::duration;
+
 use super::wire::{Malformed, Parts, Wire, text};
 use super::{Envelope, refused};
 
@@ -126,6 +128,15 @@ impl Decoder<'_> {
             (Type::IntOrString, Wire::Bytes(b)) => int_or_string(b)?,
             (Type::Time, Wire::Bytes(b)) => time(b, "%Y-%m-%dT%H:%M:%SZ")?,
             (Type::MicroTime, Wire::Bytes(b)) => time(b, "%Y-%m-%dT%H:%M:%S.%6fZ")?,
+            (Type::Duration, Wire::Bytes(b)) => {
+                let mut nanos = 0;
+                for part in Parts(b) {
+                    if let (1, Wire::Varint(n)) = part? {
+                        nanos = n as i64;
+                    }
+                }
+                duration::print(nanos).into()
+            }
             (Type::Raw | Type::Any, Wire::Bytes(b)) => match first_bytes(b)? {
                 Some(json) => serde_json::from_slice(json)
                     .map_err(|_| Malformed("an embedded object is not JSON"))?,

@@ -8,6 +8,8 @@ use rimward_control_schema::model::{Alternative, MapType, Presence};
 use rimward_control_schema::{DefId, Definition, Field, Model, Part, Type};
 use serde_json::{Map, Value};
 
+use crate::duration;
+
 use super::wire::{put_bytes, put_double, put_int, put_nested};
 
 /// Writes the message of an object; whatever is not as the model says is written as zero.
@@ -107,6 +109,7 @@ impl Encoder<'_> {
                     put_int(out, 2, at.subsec_nanosecond().into());
                 }
             }),
+            Type::Duration => put_nested(out, number, |out| put_int(out, 1, duration::nanos(text))),
             Type::Raw | Type::Any => {
                 put_nested(out, number, |out| put_bytes(out, 1, value.to_string().as_bytes()));
             }
@@ -154,6 +157,7 @@ impl Encoder<'_> {
                 put_bytes(out, number, b"")
             }
             Type::Quantity => self.value(number, ty, &Value::from("0"), out),
+            Type::Duration => self.value(number, ty, &Value::from("0s"), out),
             Type::IntOrString => self.value(number, ty, &Value::from(0), out),
             Type::Object(id) => {
                 put_nested(out, number, |out| message(self.model, *id, &Value::Null, out));

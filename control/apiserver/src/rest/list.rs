@@ -114,11 +114,14 @@ fn push_items(
 ) -> Result<(), Status> {
     let bytes: usize = items.iter().map(|i| i.record.body().len() + ITEM_BYTES).sum();
     out.reserve(bytes);
+    // Items leave kind and apiVersion to their list; those of custom resources, which no Go type
+    // describes, say it themselves.
+    let typed = served.custom.is_some();
     for (i, item) in items.iter().enumerate() {
         if i > 0 || !first {
             out.push(b',');
         }
-        server.push_object(served, item, form, false, out)?;
+        server.push_object(served, item, form, typed, out)?;
     }
     Ok(())
 }
@@ -311,6 +314,10 @@ impl Reader {
         let request =
             ListRequest { prefix: self.prefix.clone(), after: self.after.take(), limit, at };
         let page = self.server.store.list(request).await.map_err(|e| self.explain(e))?;
+        // As of one object that is read: what is told is in effect.
+        if let Some(newest) = page.entries.iter().map(|e| e.revision).max() {
+            self.server.mirrors.caught_up(&self.served.kind.storage, newest).await;
+        }
         self.revision = Some(page.revision);
         self.remaining = page.remaining;
         self.done = page.remaining == 0;

@@ -18,6 +18,7 @@ use rimward_api::{ObjectKey, Quantity, Status};
 use serde_json::{Value, json};
 
 use crate::body::{self, BoxBody};
+use crate::duration;
 use crate::error;
 use crate::options::{At, ListOptions};
 use crate::record::Record;
@@ -187,7 +188,7 @@ fn object(served: &Served, of: &Stored, usage: &NodeUsage) -> Result<Option<Stor
     };
     let mut object = json!({
         "metadata": { "name": metadata["name"], "creationTimestamp": now() },
-        "timestamp": usage.timestamp, "window": go_duration(usage.window_ms),
+        "timestamp": usage.timestamp, "window": window(usage.window_ms),
     });
     if let Some(labels) = metadata.get("labels") {
         object["metadata"]["labels"] = labels.clone();
@@ -218,35 +219,6 @@ fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// As Go prints durations: `900ms`, `15.012s`, `1m0s`.
-fn go_duration(ms: u64) -> String {
-    let (minutes, rest) = (ms / 60_000, ms % 60_000);
-    let mut seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
-    seconds.truncate(seconds.trim_end_matches('0').trim_end_matches('.').len());
-    match (minutes, ms) {
-        (_, 0) => "0s".into(),
-        (_, 1..1000) => format!("{ms}ms"),
-        (0, _) => format!("{seconds}s"),
-        (minutes, _) => format!("{minutes}m{seconds}s"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows() {
-        for (ms, text) in [
-            (0, "0s"),
-            (7, "7ms"),
-            (1000, "1s"),
-            (1050, "1.05s"),
-            (20_000, "20s"),
-            (60_000, "1m0s"),
-            (90_001, "1m30.001s"),
-        ] {
-            assert_eq!(go_duration(ms), text);
-        }
-    }
+fn window(ms: u64) -> String {
+    duration::print(i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1_000_000))
 }

@@ -46,6 +46,10 @@ impl Answer {
         self.json()
     }
 
+    pub fn content_type(&self) -> &str {
+        self.headers.get("content-type").map_or("", |v| v.to_str().unwrap())
+    }
+
     pub fn warnings(&self) -> Vec<String> {
         self.headers.get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect()
     }

@@ -128,6 +128,9 @@ async fn by_a_webhook() {
     server.take();
     let list = c.get(WIDGETS_V2).await.expect(200);
     assert_eq!(list["items"][1]["spec"], json!({ "host": "b" }));
+    // Items of an untyped list say what they are.
+    assert_eq!(list["items"][1]["kind"], "Widget");
+    assert_eq!(list["items"][1]["apiVersion"], list["apiVersion"]);
     assert_eq!(server.take().len(), 1, "a page is one review");
     c.get(WIDGETS).await.expect(200);
     assert_eq!(server.take().len(), 0, "what is stored in a version is served in it");

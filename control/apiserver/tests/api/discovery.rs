@@ -164,6 +164,31 @@ fn operations(v2: &Value) {
     }
 }
 
+/// Discovery documents come in every encoding; schema documents only in their own.
+#[tokio::test]
+async fn documents_in_other_encodings() {
+    let cluster = Cluster::start().await;
+    let c = &cluster.admin;
+    let ask = async |path: &str, accept: &str| c.send("GET", path, &[("accept", accept)], "").await;
+    for path in ["/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1"] {
+        let yaml = ask(path, "application/yaml").await;
+        assert_eq!((yaml.code, yaml.content_type()), (200, "application/yaml"), "{path}");
+        assert!(yaml.text().contains("apiVersion: v1\n"), "{path}: {}", yaml.text());
+        let protobuf = ask(path, "application/vnd.kubernetes.protobuf").await;
+        assert_eq!(protobuf.content_type(), "application/vnd.kubernetes.protobuf", "{path}");
+        assert!(protobuf.bytes.starts_with(b"k8s\0"), "{path}");
+        let refused = ask(path, "text/html").await;
+        assert_eq!(refused.expect(406)["reason"], "NotAcceptable", "{path}");
+        // A client that reads the aggregated form first reads the other too.
+        let both = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        ask(path, both).await.expect(200);
+    }
+    for path in ["/openapi/v2", "/openapi/v3/api/v1"] {
+        assert_eq!(ask(path, "text/html").await.code, 406, "{path}");
+        assert_eq!(ask(path, "*/*").await.content_type(), "application/json", "{path}");
+    }
+}
+
 #[tokio::test]
 async fn version_health_and_metrics() {
     let cluster = Cluster::start().await;
@@ -234,6 +259,14 @@ async fn version_health_and_metrics() {
         r#"apiserver_resource_objects{group="apps",resource="deployments"} 0"#.into(),
         "apiserver_current_inflight_requests{request_kind=\"mutating\"} 0".into(),
         "# TYPE apiserver_request_duration_seconds histogram".into(),
+        // What the store, the steps of admission and their plugins took.
+        r#"etcd_request_duration_seconds_count{operation="create",group="",resource="configmaps"} "#
+            .into(),
+        r#"apiserver_storage_events_received_total{group="",resource="configmaps"} "#.into(),
+        r#"apiserver_admission_step_admission_duration_seconds_summary_count{operation="CREATE",rejected="false",type="validate"} "#.into(),
+        r#"apiserver_admission_controller_admission_duration_seconds_count{name="NamespaceLifecycle",operation="CREATE",rejected="false",type="admit"} "#.into(),
+        r#"apiserver_admission_controller_admission_duration_seconds_count{name="ResourceQuota",operation="CREATE",rejected="false",type="validate"} "#.into(),
+        format!("git_version={}", version["gitVersion"]),
     ] {
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
@@ -241,6 +274,13 @@ async fn version_health_and_metrics() {
     let check =
         r#"kubernetes_healthcheck{name="poststarthook/rbac/bootstrap-roles",type="readyz"} 1"#;
     assert!(slis.contains(check), "{slis}");
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+    let of_servers = "labelSelector=apiserver.kubernetes.io/identity%3Dkube-apiserver";
+    let leases = c.get(&format!("{leases}?{of_servers}")).await.expect(200);
+    let [lease] = &leases["items"].as_array().unwrap()[..] else { panic!("{leases}") };
+    let holder = lease["spec"]["holderIdentity"].as_str().unwrap();
+    assert!(holder.starts_with(&format!("{}_", lease["metadata"]["name"].as_str().unwrap())));
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 3600);
     assert_eq!(c.get("/openid/v1/jwks").await.expect(200)["keys"][0]["alg"], "ES256");
     cluster.server.stop();
     assert_eq!(c.get("/readyz").await.code, 500);

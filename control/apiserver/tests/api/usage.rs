@@ -150,6 +150,15 @@ async fn what_nodes_and_pods_use() {
             ],
         })
     );
+    // Clients that speak protobuf get it, as of metrics-server.
+    let path = format!("{METRICS}/nodes/n1");
+    let accept = [("accept", "application/vnd.kubernetes.protobuf")];
+    let protobuf = c.send("GET", &path, &accept, "").await;
+    assert_eq!(protobuf.content_type(), "application/vnd.kubernetes.protobuf");
+    // Field 3 is the window: a Duration of 15.02 s, whose field 1 are nanoseconds.
+    let window = [&[0x1a, 6, 0x08][..], &[0x80, 0x86, 0x8c, 0xfa, 0x37][..]].concat();
+    let holds = |what: &[u8]| protobuf.bytes.windows(what.len()).any(|w| w == what);
+    assert!(holds(b"k8s\0") && holds(b"NodeMetrics") && holds(&window), "{:?}", protobuf.bytes);
     assert_eq!(names(c, "nodes").await, ["n1"], "n2 cannot be asked");
     assert_eq!(names(c, "nodes?labelSelector=zone%3Dn2").await, [""; 0]);
     for path in [

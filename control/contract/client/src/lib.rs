@@ -27,7 +27,7 @@ pub use error::Error;
 pub use events::{EventType, Recorder};
 pub use informers::Informers;
 pub use options::{DeleteOptions, ListOptions, Patch, PatchFormat, Preconditions, Propagation};
-pub use queue::Queue;
+pub use queue::{Queue, Queues};
 pub use reflector::{Sink, Source};
 pub use resource::{Object, Resource, Watched};
 pub use transport::{Body, OmitManagedFields, Transport, TransportError};

@@ -3,7 +3,9 @@
 //! Its size is bounded by the number of distinct keys. A key that is added while somebody works on
 //! it waits until that work is done, so no two workers ever hold the same key.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod figures;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -12,6 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::reflector::backoff;
+
+use figures::Times;
+pub use figures::{Figures, Queues, Told};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -24,14 +29,19 @@ pub struct Queue<T> {
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// Must be worked on: those in `ready`, and those added again while in `working`.
-    dirty: HashSet<T>,
-    working: HashSet<T>,
+    /// Must be worked on, since when: those in `ready`, and those added again while in `working`.
+    dirty: HashMap<T, Instant>,
+    /// Worked on, since when.
+    working: HashMap<T, Instant>,
     /// By time; `due` holds the same entries by key.
     later: BTreeSet<(Instant, T)>,
     due: HashMap<T, Instant>,
     failures: HashMap<T, u32>,
     closed: bool,
+    adds: u64,
+    retries: u64,
+    waited: Times,
+    worked: Times,
 }
 
 impl<T: Clone + Eq + Hash + Ord> Default for Queue<T> {
@@ -44,12 +54,16 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     pub fn new() -> Self {
         let state = State {
             ready: VecDeque::new(),
-            dirty: HashSet::new(),
-            working: HashSet::new(),
+            dirty: HashMap::new(),
+            working: HashMap::new(),
             later: BTreeSet::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
             closed: false,
+            adds: 0,
+            retries: 0,
+            waited: Times::default(),
+            worked: Times::default(),
         };
         Self { state: Mutex::new(state), wake: Notify::new() }
     }
@@ -68,6 +82,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
         }
         let at = Instant::now() + delay;
         let mut state = self.state.lock();
+        state.retries += 1;
         if state.due.get(&item).is_some_and(|known| *known <= at) {
             return;
         }
@@ -102,15 +117,18 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
         loop {
             let next = {
                 let mut state = self.state.lock();
-                state.promote(Instant::now());
+                let now = Instant::now();
+                state.promote(now);
                 if state.closed {
                     // Each woken worker wakes the next, until all know.
                     self.wake.notify_one();
                     return None;
                 }
                 if let Some(item) = state.ready.pop_front() {
-                    state.dirty.remove(&item);
-                    state.working.insert(item.clone());
+                    if let Some(added) = state.dirty.remove(&item) {
+                        state.waited.observe(now - added);
+                    }
+                    state.working.insert(item.clone(), now);
                     if !state.ready.is_empty() {
                         self.wake.notify_one();
                     }
@@ -130,8 +148,10 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     /// The work on an item is over; if it was added meanwhile, it comes again.
     pub fn done(&self, item: &T) {
         let mut state = self.state.lock();
-        state.working.remove(item);
-        if state.dirty.contains(item) {
+        if let Some(began) = state.working.remove(item) {
+            state.worked.observe(began.elapsed());
+        }
+        if state.dirty.contains_key(item) {
             state.ready.push_back(item.clone());
             drop(state);
             self.wake.notify_one();
@@ -155,13 +175,31 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     }
 }
 
+impl<T: Send + Eq + Hash> Told for Queue<T> {
+    fn figures(&self) -> Figures {
+        let (state, now) = (self.state.lock(), Instant::now());
+        let running = state.working.values().map(|began| now - *began);
+        Figures {
+            depth: state.ready.len(),
+            adds: state.adds,
+            retries: state.retries,
+            waited: state.waited,
+            worked: state.worked,
+            unfinished: running.clone().sum(),
+            longest: running.max().unwrap_or_default(),
+        }
+    }
+}
+
 impl<T: Clone + Eq + Hash + Ord> State<T> {
     /// Answers whether a worker may take it.
     fn add(&mut self, item: T) -> bool {
-        if self.closed || !self.dirty.insert(item.clone()) {
+        if self.closed || self.dirty.contains_key(&item) {
             return false;
         }
-        if self.working.contains(&item) {
+        self.adds += 1;
+        self.dirty.insert(item.clone(), Instant::now());
+        if self.working.contains_key(&item) {
             return false;
         }
         self.ready.push_back(item);
@@ -198,6 +236,38 @@ mod tests {
         assert_eq!(queue.get().await, Some("a"));
         queue.done(&"a");
         assert!(queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_tells_of_itself() {
+        let (queues, queue) = (Queues::default(), Arc::new(Queue::new()));
+        queues.add("things", &queue);
+        queue.add("a");
+        queue.add("a");
+        queue.add("b");
+        tokio::time::advance(Duration::from_millis(50)).await;
+        queue.get().await;
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let told = |line: &str| {
+            let mut text = String::new();
+            queues.encode(&mut text);
+            assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+        };
+        told("workqueue_depth{name=\"things\"} 1");
+        told("workqueue_adds_total{name=\"things\"} 2");
+        told("workqueue_longest_running_processor_seconds{name=\"things\"} 2");
+        told("workqueue_queue_duration_seconds_bucket{name=\"things\",le=\"0.01\"} 0");
+        told("workqueue_queue_duration_seconds_bucket{name=\"things\",le=\"0.1\"} 1");
+        queue.done(&"a");
+        queue.retry("a");
+        told("workqueue_unfinished_work_seconds{name=\"things\"} 0");
+        told("workqueue_work_duration_seconds_sum{name=\"things\"} 2");
+        told("workqueue_work_duration_seconds_bucket{name=\"things\",le=\"+Inf\"} 1");
+        told("workqueue_retries_total{name=\"things\"} 1");
+        drop(queue);
+        let mut text = String::new();
+        queues.encode(&mut text);
+        assert!(!text.contains("things"), "{text}");
     }
 
     #[tokio::test]

@@ -72,6 +72,7 @@ pub(crate) fn zero(model: &Model, ty: &Type) -> Value {
         Type::String => Value::String(String::new()),
         Type::Int32 | Type::Int64 | Type::Number | Type::IntOrString => Value::from(0),
         Type::Quantity => Value::from("0"),
+        Type::Duration => Value::from("0s"),
         Type::Object(id) => zero_object(model, model.get(*id)),
         Type::Bytes
         | Type::Time
@@ -198,7 +199,7 @@ impl<'m, 'b> Decoder<'m, 'b> {
             (Type::Object(id), Token::Object) => {
                 Some(Value::Object(self.object(self.model.get(*id))?))
             }
-            (Type::String, Token::String) => {
+            (Type::String | Type::Duration, Token::String) => {
                 Some(Value::String(self.scanner.string()?.into_owned()))
             }
             (Type::List(list), Token::Array) => {

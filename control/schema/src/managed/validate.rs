@@ -72,7 +72,9 @@ fn check(place: Place<'_>, value: &Value, path: &str, errors: &mut Vec<String>) 
                 check(Place::new(place.model, &list.item), item, &format!("{path}{name}"), errors);
             }
         }
-        Type::String | Type::Bytes | Type::Time | Type::MicroTime if !value.is_string() => {
+        Type::String | Type::Bytes | Type::Time | Type::MicroTime | Type::Duration
+            if !value.is_string() =>
+        {
             complain(format!(
                 "expected string, got &value.valueUnstructured{{Value:{}}}",
                 go_syntax(value)

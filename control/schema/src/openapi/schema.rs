@@ -201,7 +201,7 @@ fn property(
 fn value(model: &Model, ty: &Type, dialect: Dialect) -> Value {
     match ty {
         Type::Bool => json!({ "type": "boolean" }),
-        Type::String => json!({ "type": "string" }),
+        Type::String | Type::Duration => json!({ "type": "string" }),
         Type::Bytes => json!({ "type": "string", "format": "byte" }),
         Type::Int32 => json!({ "type": "integer", "format": "int32" }),
         Type::Int64 => json!({ "type": "integer", "format": "int64" }),

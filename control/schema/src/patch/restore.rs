@@ -28,7 +28,7 @@ pub fn refusal(model: &Model, ty: &Type, value: &Value) -> Option<String> {
         (Type::List(_), _) => cannot("slice"),
         (Type::Bytes, Value::String(_)) => None,
         (Type::Bytes, _) => cannot("slice"),
-        (Type::String, _) => scalar(value, value.is_string(), "string"),
+        (Type::String | Type::Duration, _) => scalar(value, value.is_string(), "string"),
         (Type::Bool, _) => scalar(value, value.is_boolean(), "bool"),
         (Type::Int32, _) => scalar(value, value.as_i64().is_some(), "int32"),
         (Type::Int64, _) => scalar(value, value.as_i64().is_some(), "int64"),

@@ -16,10 +16,21 @@ use crate::server::Inner;
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 const MASTERS: &str = "system:masters";
 
-pub fn check(server: &Inner, review: &Review<'_>) -> Result<(), Status> {
+/// What Kubernetes calls the plugin that looks at such a request, if one does.
+pub fn plugin(review: &Review<'_>) -> Option<&'static str> {
     if !review.served.is("certificates.k8s.io", "certificatesigningrequests") {
-        return Ok(());
+        return None;
     }
+    match (review.operation, review.subresource) {
+        (Operation::Create, "") => Some("CertificateSubjectRestriction"),
+        (Operation::Update, "approval") => Some("CertificateApproval"),
+        (Operation::Update, "status") => Some("CertificateSigning"),
+        _ => None,
+    }
+}
+
+/// Looks at a request that [`plugin`] names one for.
+pub fn check(server: &Inner, review: &Review<'_>) -> Result<(), Status> {
     match (review.operation, review.subresource) {
         (Operation::Create, "") => subject(review),
         (Operation::Update, "approval") => permitted(server, review, "approve"),

@@ -56,6 +56,7 @@ impl Reader<'_> {
             Modelled::Number => Schema::simple(Kind::Number),
             Modelled::IntOrString => Schema::simple(Kind::IntOrString),
             Modelled::Time | Modelled::MicroTime => Schema::simple(Kind::Timestamp),
+            Modelled::Duration => Schema::simple(Kind::Duration),
             // Text for clients, a number for some: an expression may take it for either.
             Modelled::Quantity | Modelled::Raw | Modelled::Any | Modelled::SchemaOr(..) => {
                 Schema::simple(Kind::Any)
