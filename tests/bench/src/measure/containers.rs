@@ -15,7 +15,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 use http::Method;
-use rimward_tests_cluster::{busybox, is_root};
+use rimward_tests_cluster::{ANY_DISK, busybox, is_root};
 use serde_json::{Value, json};
 
 use crate::Setup;
@@ -32,7 +32,11 @@ pub async fn rows(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let max = (setup.containers + 110).to_string();
-    let server = Server::up(setup, &["--max-pods", &max]).await?;
+    // How full the disk is makes no difference.
+    let [eviction, thresholds] = ANY_DISK;
+    let gc = ["--image-gc-high-threshold", "100", "--image-gc-low-threshold", "99"];
+    let options = [&["--max-pods", &max, eviction, thresholds], gc.as_slice()].concat();
+    let server = Server::up(setup, &options).await?;
     let api = server.door.connect().await?;
     default_account(&api).await?;
     import_image(setup, &server)?;
