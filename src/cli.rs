@@ -168,6 +168,13 @@ pub struct NodeOptions {
     /// Seconds that a pod gets at most to end when a soft threshold ends it.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub eviction_max_pod_grace_period: i64,
+    /// Let containers of Burstable pods have swap, as the kubelet's LimitedSwap does; others, and all without
+    /// this, have none. With cgroup v2.
+    #[arg(long)]
+    pub limited_swap: bool,
+    /// A directory of static pods: files that each say a Pod, which this node runs without being told.
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
     /// Percent of the disk from which unused images are removed; 100 never does.
     #[arg(long, value_name = "PERCENT", default_value_t = 85,
         value_parser = clap::value_parser!(u8).range(0..=100))]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use rimward_node_agent::node::{Config, GcPolicy, Node, RemoteConfig};
+use rimward_node_agent::node::{Config, GcPolicy, Node, RemoteConfig, Swap};
 use rimward_node_agent::{Config as AgentConfig, EvictionSoft};
 
 use crate::cli::{self, NodeOptions};
@@ -68,6 +68,7 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             )
             .context("--eviction-soft")?,
             eviction_max_pod_grace_seconds: options.eviction_max_pod_grace_period,
+            static_pods: options.pod_manifest_path.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
         },
         user_mode,
@@ -84,6 +85,10 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             ..GcPolicy::default()
         },
         guest_ca: options.guest_ca.clone(),
+        swap: match options.limited_swap {
+            true => Swap::Limited,
+            false => Swap::None,
+        },
         exe: std::env::current_exe().context("cannot find this program's own file")?,
     })
 }

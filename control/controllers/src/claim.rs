@@ -1,13 +1,17 @@
 //! Which objects belong to an owner: adopt what its selector matches and nobody controls, release
 //! what it controls but no longer matches.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector as TypedSelector, ObjectMeta, OwnerReference,
+};
 use rimward_api::selector::LabelSelector;
-use rimward_client::{Client, Error, Object, Patch};
+use rimward_client::{Cache, Client, Error, Object, Patch};
 use serde_json::json;
 
+use crate::indexes::{self, BY_CONTROLLER, ORPHANS};
 use crate::pods::{is_deleting, name, uid};
 
 pub struct Claims<K> {
@@ -17,6 +21,21 @@ pub struct Claims<K> {
     pub release: Vec<Arc<K>>,
 }
 
+/// What an owner controls, and what nobody does and it might adopt. `children` must have the indexes of
+/// [`indexes::owned`].
+pub fn candidates<K: Object>(
+    children: &Cache<K>,
+    owner: &ObjectMeta,
+    selector: &TypedSelector,
+) -> (Vec<Arc<K>>, Vec<Arc<K>>) {
+    // In this order, so that a child that is adopted in between is seen twice rather than not at all.
+    let mut orphans = children.indexed(ORPHANS, &indexes::selector_value(owner, selector));
+    let controlled = children.indexed(BY_CONTROLLER, uid(owner));
+    let known: HashSet<&str> = controlled.iter().map(|c| uid(c.metadata())).collect();
+    orphans.retain(|o| !known.contains(uid(o.metadata())));
+    (controlled, orphans)
+}
+
 /// An owner that is being deleted neither adopts nor releases: the garbage collector decides then.
 pub fn plan<K: Object>(
     selector: &LabelSelector,
@@ -24,9 +43,21 @@ pub fn plan<K: Object>(
     controlled: Vec<Arc<K>>,
     orphans: Vec<Arc<K>>,
 ) -> Claims<K> {
+    plan_by(|object| selects(selector, object.metadata()), owner_deleting, controlled, orphans)
+}
+
+pub fn selects(selector: &LabelSelector, meta: &ObjectMeta) -> bool {
     let empty = Default::default();
-    let matches =
-        |object: &Arc<K>| selector.matches(object.metadata().labels.as_ref().unwrap_or(&empty));
+    selector.matches(meta.labels.as_ref().unwrap_or(&empty))
+}
+
+/// The same, for owners that ask for more than labels.
+pub fn plan_by<K: Object>(
+    matches: impl Fn(&K) -> bool,
+    owner_deleting: bool,
+    controlled: Vec<Arc<K>>,
+    orphans: Vec<Arc<K>>,
+) -> Claims<K> {
     let (kept, release) = controlled.into_iter().partition(|o| owner_deleting || matches(o));
     let adoptable = |o: &Arc<K>| !owner_deleting && !is_deleting(o.metadata()) && matches(o);
     Claims { kept, adopt: orphans.into_iter().filter(adoptable).collect(), release }
@@ -51,6 +82,16 @@ pub async fn act<O: Object, K: Object>(
     owner: &O,
     claims: &Claims<K>,
 ) -> Result<Vec<Arc<K>>, Error> {
+    act_holding(client, owner, claims, None).await
+}
+
+/// The same; who is adopted gets a finalizer, who is released loses it.
+pub async fn act_holding<O: Object, K: Object>(
+    client: &Client,
+    owner: &O,
+    claims: &Claims<K>,
+    finalizer: Option<&str>,
+) -> Result<Vec<Arc<K>>, Error> {
     let meta = owner.metadata();
     let mut adopted = Vec::new();
     if !claims.adopt.is_empty() {
@@ -62,25 +103,32 @@ pub async fn act<O: Object, K: Object>(
         }
     }
     for object in &claims.adopt {
-        let references = json!([controller_reference(owner)]);
-        if let Some(object) = patch_references(client, object.as_ref(), references).await? {
+        let mut change = json!({ "ownerReferences": [controller_reference(owner)] });
+        if let Some(finalizer) = finalizer {
+            change["finalizers"] = json!([finalizer]);
+        }
+        if let Some(object) = patch_metadata(client, object.as_ref(), change).await? {
             adopted.push(Arc::new(object));
         }
     }
     for object in &claims.release {
-        let references = json!([{"$patch": "delete", "uid": uid(meta)}]);
-        patch_references(client, object.as_ref(), references).await?;
+        let mut change = json!({ "ownerReferences": [{"$patch": "delete", "uid": uid(meta)}] });
+        if let Some(finalizer) = finalizer {
+            change["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+        }
+        patch_metadata(client, object.as_ref(), change).await?;
     }
     Ok(adopted)
 }
 
-async fn patch_references<K: Object>(
+async fn patch_metadata<K: Object>(
     client: &Client,
     object: &K,
-    references: serde_json::Value,
+    mut change: serde_json::Value,
 ) -> Result<Option<K>, Error> {
     let meta = object.metadata();
-    let body = json!({"metadata": {"uid": uid(meta), "ownerReferences": references}});
+    change["uid"] = uid(meta).into();
+    let body = json!({ "metadata": change });
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     match client.patch(namespace, name(meta), "", &Patch::strategic(body)).await {
         Ok(object) => Ok(Some(object)),

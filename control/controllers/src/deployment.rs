@@ -22,8 +22,8 @@ use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Recorder};
 use rimward_control_lean::Pod;
 
 use crate::claim;
-use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
-use crate::indexes::{self, BY_CONTROLLER, BY_SELECTOR, ORPHANS};
+use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, enqueue_owners, synced};
+use crate::indexes::{self, BY_CONTROLLER};
 use crate::pods::{controller_of, is_deleting, is_terminal, name, uid};
 use crate::staleness::OwnWrites;
 use rollout::{Plan, World};
@@ -50,12 +50,7 @@ pub fn start(context: &Context) {
     indexes::owned(&sets);
     indexes::deployments_by_selector(&deployments);
     enqueue_changes(&deployments, &keys);
-    let (queue, known) = (keys.clone(), deployments.clone());
-    sets.on_change(move |change| {
-        for set in [change.old, change.new].into_iter().flatten() {
-            owners_to_wake(set, &known).into_iter().for_each(|key| queue.add(key));
-        }
-    });
+    enqueue_owners(&sets, &deployments, &keys);
     let (queue, known) = (keys.clone(), sets.clone());
     pods.on_change(move |change| {
         // Recreate waits for the last old pod to end; nothing else needs the pods themselves.
@@ -75,21 +70,6 @@ pub fn start(context: &Context) {
     };
     let caches = vec![synced(&deployments), synced(&sets), synced(&pods)];
     context.run(Arc::new(controller), keys, WORKERS, caches);
-}
-
-fn owners_to_wake(set: &ReplicaSet, deployments: &Cache<Deployment>) -> Vec<ObjectKey> {
-    let meta = &set.metadata;
-    match controller_of(meta) {
-        Some(owner) if owner.kind == Deployment::KIND => {
-            vec![ObjectKey::new(meta.namespace.clone().unwrap_or_default(), owner.name.clone())]
-        }
-        Some(_) => Vec::new(),
-        None => {
-            let values = indexes::selector_values(meta);
-            let possible = values.iter().flat_map(|value| deployments.indexed(BY_SELECTOR, value));
-            possible.map(|d| ObjectKey::of_meta(&d.metadata)).collect()
-        }
-    }
 }
 
 fn deployment_of(pod: &Pod, sets: &Cache<ReplicaSet>) -> Option<ObjectKey> {
@@ -116,10 +96,8 @@ impl Controller for Deployments {
             self.recorder.event(&*deployment, EventType::Warning, "SelectingAll", text);
             return Ok(Next::Change);
         }
-        let controlled = self.sets.indexed(BY_CONTROLLER, uid(&deployment.metadata));
-        let orphans = self
-            .sets
-            .indexed(ORPHANS, &indexes::selector_value(&deployment.metadata, &spec.selector));
+        let (controlled, orphans) =
+            claim::candidates(&self.sets, &deployment.metadata, &spec.selector);
         let claims = claim::plan(&selector, is_deleting(&deployment.metadata), controlled, orphans);
         let adopted = claim::act(&self.client, &*deployment, &claims).await?;
         let sets: Vec<Arc<ReplicaSet>> = claims.kept.into_iter().chain(adopted).collect();

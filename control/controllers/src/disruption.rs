@@ -23,6 +23,7 @@ use rimward_control_lean::Pod;
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
 use crate::indexes::{self, BY_LABEL, BY_SELECTOR, selector_value, selector_values};
 use crate::pods::{controller_of, is_deleting, is_ready, name, uid};
+use crate::shares;
 use crate::staleness::OwnWrites;
 
 pub const NAME: &str = "disruption-controller";
@@ -199,24 +200,16 @@ pub fn wanted(
     pods: usize,
     scale: impl FnOnce() -> Result<i32, String>,
 ) -> Result<Wanted, String> {
-    let part = |text: &str, of: i32| {
-        let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-        ((percent * i64::from(of) + 99) / 100) as i32
-    };
     let spec = budget.spec.clone().unwrap_or_default();
     let (expected, healthy) = match (spec.max_unavailable, spec.min_available) {
-        (Some(IntOrString::Int(n)), _) => {
+        (Some(unavailable), _) => {
             let expected = scale()?;
-            (expected, expected - n)
-        }
-        (Some(IntOrString::String(text)), _) => {
-            let expected = scale()?;
-            (expected, expected - part(&text, expected))
+            (expected, expected - shares::scaled(&unavailable, expected, true))
         }
         (None, Some(IntOrString::Int(n))) => (pods as i32, n),
-        (None, Some(IntOrString::String(text))) => {
+        (None, Some(share)) => {
             let expected = scale()?;
-            (expected, part(&text, expected))
+            (expected, shares::scaled(&share, expected, true))
         }
         (None, None) => (0, 0),
     };

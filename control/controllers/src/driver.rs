@@ -6,12 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, Error, Informers, Object, Queue, Recorder};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Config;
+use crate::indexes::{self, BY_SELECTOR};
+use crate::pods::controller_of;
 
 pub type Keys = Arc<Queue<ObjectKey>>;
 
@@ -80,6 +83,31 @@ pub fn synced<K: Object>(cache: &Cache<K>) -> BoxFuture<'static, ()> {
 pub fn enqueue_changes<K: Object>(cache: &Cache<K>, keys: &Keys) {
     let keys = keys.clone();
     cache.on_change(move |change| keys.add(change.key.clone()));
+}
+
+/// Puts the key of the owner that controls a changed child into a queue, or, where nobody does, the keys
+/// of those that might adopt it: `owners` must have the index [`BY_SELECTOR`].
+pub fn enqueue_owners<C: Object, O: Object>(children: &Cache<C>, owners: &Cache<O>, keys: &Keys) {
+    let (keys, owners) = (keys.clone(), owners.clone());
+    children.on_change(move |change| {
+        for child in [change.old, change.new].into_iter().flatten() {
+            owners_of(child.metadata(), &owners).into_iter().for_each(|key| keys.add(key));
+        }
+    });
+}
+
+fn owners_of<O: Object>(child: &ObjectMeta, owners: &Cache<O>) -> Vec<ObjectKey> {
+    match controller_of(child) {
+        Some(owner) if owner.kind == O::KIND => {
+            vec![ObjectKey::new(child.namespace.clone().unwrap_or_default(), owner.name.clone())]
+        }
+        Some(_) => Vec::new(),
+        None => {
+            let values = indexes::selector_values(child);
+            let possible = values.iter().flat_map(|value| owners.indexed(BY_SELECTOR, value));
+            possible.map(|owner| ObjectKey::of_meta(owner.metadata())).collect()
+        }
+    }
 }
 
 async fn work(name: &'static str, controller: Arc<impl Controller>, keys: Keys) {

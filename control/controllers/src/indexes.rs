@@ -1,6 +1,9 @@
 //! How controllers find objects without scanning: indexes that the shared caches keep.
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{
+    DaemonSet, DaemonSetSpec, Deployment, StatefulSet, StatefulSetSpec,
+};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use rimward_client::{Cache, Object};
@@ -73,6 +76,27 @@ pub fn pods_by_label(cache: &Cache<Pod>) {
 pub fn deployments_by_selector(cache: &Cache<Deployment>) {
     cache.add_index(BY_SELECTOR, |d| {
         d.spec.as_ref().map(|s| selector_value(&d.metadata, &s.selector)).into_iter().collect()
+    });
+}
+
+pub fn stateful_sets_by_selector(cache: &Cache<StatefulSet>) {
+    cache.add_index(BY_SELECTOR, |s| {
+        let value = |spec: &StatefulSetSpec| selector_value(&s.metadata, &spec.selector);
+        s.spec.as_ref().map(value).into_iter().collect()
+    });
+}
+
+pub fn daemon_sets_by_selector(cache: &Cache<DaemonSet>) {
+    cache.add_index(BY_SELECTOR, |s| {
+        let value = |spec: &DaemonSetSpec| selector_value(&s.metadata, &spec.selector);
+        s.spec.as_ref().map(value).into_iter().collect()
+    });
+}
+
+pub fn jobs_by_selector(cache: &Cache<Job>) {
+    cache.add_index(BY_SELECTOR, |job| {
+        let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref());
+        selector.map(|s| selector_value(&job.metadata, s)).into_iter().collect()
     });
 }
 

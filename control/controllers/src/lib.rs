@@ -21,20 +21,26 @@ pub mod ttl_after_finished;
 
 pub mod backends;
 pub mod claim;
+pub mod cronjob;
 pub mod csr_approving;
 pub mod csr_cleaner;
 pub mod csr_signing;
+pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
 pub mod driver;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
+pub mod hash;
+pub mod history;
 pub mod indexes;
 pub mod ingress;
+pub mod job;
 pub mod legacy_token_cleaner;
 pub mod namespace;
 pub mod node_lifecycle;
+pub mod pod_control;
 pub mod pod_gc;
 pub mod pods;
 pub mod publish;
@@ -43,7 +49,9 @@ pub mod role_aggregation;
 pub mod root_ca;
 pub mod service_account_token;
 pub mod serviceaccount;
+pub mod shares;
 pub mod staleness;
+pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_cleaner;
 
@@ -109,6 +117,10 @@ pub const ALL: &[Entry] = &[
     entry(replicationcontroller::NAME, replicationcontroller::start),
     entry(resourcequota::NAME, resourcequota::start),
     entry(deployment::NAME, deployment::start),
+    entry(statefulset::NAME, statefulset::start),
+    entry(job::NAME, job::start),
+    entry(cronjob::NAME, cronjob::start),
+    Entry { name: daemonset::NAME, identity: daemonset::IDENTITY, start: daemonset::start },
     entry(disruption::NAME, disruption::start),
     entry(endpointslice::NAME, endpointslice::start),
     entry(endpoints::NAME, endpoints::start),

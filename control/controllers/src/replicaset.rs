@@ -11,24 +11,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rimward_api::ObjectKey;
 use rimward_api::selector::LabelSelector;
-use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Object, Recorder};
+use rimward_client::{Cache, Client, Error, Object};
 use rimward_control_lean::Pod;
 
 use crate::claim::{self, controller_reference};
-use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
-use crate::indexes::{self, BY_CONTROLLER, BY_SELECTOR, ORPHANS};
+use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, enqueue_owners, synced};
+use crate::indexes::{self, BY_CONTROLLER, BY_SELECTOR};
+use crate::pod_control::{PodControl, pod_from_template};
 use crate::pods::{
-    available_in, controller_of, is_active, is_deleting, is_ready, is_terminal, name, node_name,
-    phase, ready_since, uid,
+    available_in, controller_of, is_active, is_deleting, is_ready, is_terminal, node_name, phase,
+    ready_since, uid,
 };
-use crate::staleness::{OwnWrites, Pace, Unseen};
+use crate::staleness::{OwnWrites, Pace};
 
 pub const NAME: &str = "replicaset-controller";
 const WORKERS: usize = 8;
@@ -59,10 +58,9 @@ impl Replicated for ReplicaSet {
 
 struct Replicas<K> {
     client: Client,
-    recorder: Recorder,
+    control: PodControl,
     sets: Cache<K>,
     pods: Cache<Pod>,
-    unseen: Unseen,
     own_writes: OwnWrites,
     pace: Pace,
 }
@@ -83,38 +81,16 @@ pub fn start_of<K: Replicated>(context: &Context) {
         selected(&set.as_set()).into_iter().collect()
     });
     enqueue_changes(&sets, &keys);
-    let (queue, known) = (keys.clone(), sets.clone());
-    pods.on_change(move |change| {
-        for pod in [change.old, change.new].into_iter().flatten() {
-            owners_to_wake(pod, &known).into_iter().for_each(|key| queue.add(key));
-        }
-    });
+    enqueue_owners(&pods, &sets, &keys);
     let controller = Replicas {
         client: context.client.clone(),
-        recorder: context.recorder(),
+        control: PodControl::new(context, context.recorder()),
         sets: sets.clone(),
         pods: pods.clone(),
-        unseen: Unseen::default(),
         own_writes: OwnWrites::default(),
         pace: Pace::default(),
     };
     context.run(Arc::new(controller), keys, WORKERS, vec![synced(&sets), synced(&pods)]);
-}
-
-/// The set that controls the pod, or those that might adopt it.
-fn owners_to_wake<K: Replicated>(pod: &Pod, sets: &Cache<K>) -> Vec<ObjectKey> {
-    let meta = &pod.metadata;
-    match controller_of(meta) {
-        Some(owner) if owner.kind == K::KIND => {
-            vec![ObjectKey::new(meta.namespace.clone().unwrap_or_default(), owner.name.clone())]
-        }
-        Some(_) => Vec::new(),
-        None => {
-            let values = indexes::selector_values(meta);
-            let possible = values.iter().flat_map(|value| sets.indexed(BY_SELECTOR, value));
-            possible.map(|set| ObjectKey::of_meta(set.metadata())).collect()
-        }
-    }
 }
 
 /// What a ReplicaSet and its pods look like now. `pods` are the ones that it controls.
@@ -259,25 +235,6 @@ pub fn status(
     }
 }
 
-/// A pod as the set's template says, named by the server. `owner` is the set's own reference.
-pub fn pod_from_template(set: &ReplicaSet, owner: OwnerReference) -> v1::Pod {
-    let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    v1::Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", name(&set.metadata))),
-            namespace: set.metadata.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    }
-}
-
 #[async_trait]
 impl<K: Replicated> Controller for Replicas<K> {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, Error> {
@@ -297,21 +254,14 @@ impl<K: Replicated> Controller for Replicas<K> {
             return Ok(Next::After(wait));
         }
         self.pace.mark(key);
-        // One look, in this order: the revision first, so that what the look lacks is known to be
-        // newer; the orphans before the controlled, so that a pod that is adopted in between is seen
-        // twice rather than not at all.
+        // The revision first, so that what the look lacks is known to be newer.
         let seen = self.pods.revision();
-        let orphans =
-            self.pods.indexed(ORPHANS, &indexes::selector_value(&set.metadata, &spec.selector));
-        let controlled = self.pods.indexed(BY_CONTROLLER, owner);
-        let (created_unseen, deleted_unseen) = self.unseen.settle(owner, &controlled, seen);
-        let known: HashSet<&str> = controlled.iter().map(|p| uid(&p.metadata)).collect();
-        let orphans = orphans
-            .into_iter()
-            .filter(|p| is_active(p) && !known.contains(uid(&p.metadata)))
-            .collect();
+        let (controlled, mut orphans) =
+            claim::candidates(&self.pods, &set.metadata, &spec.selector);
+        let (created_unseen, deleted_unseen) = self.control.settle(owner, &controlled, seen);
+        orphans.retain(|p| is_active(p));
         let deleting = is_deleting(&set.metadata);
-        let claims = claim::plan(&selector, deleting, controlled.clone(), orphans);
+        let claims = claim::plan(&selector, deleting, controlled, orphans);
         let adopted = claim::act(&self.client, &*object, &claims).await?;
         let pods: Vec<Arc<Pod>> = claims.kept.into_iter().chain(adopted).collect();
         let now = Timestamp::now();
@@ -325,7 +275,7 @@ impl<K: Replicated> Controller for Replicas<K> {
         let outcome = if plan.create > 0 {
             self.create(&object, &set, plan.create).await.map_err(|e| ("FailedCreate", e))
         } else if plan.delete > 0 {
-            self.delete(&object, &set, pods, &deleted_unseen, plan.delete)
+            self.delete(&object, pods, &deleted_unseen, plan.delete)
                 .await
                 .map_err(|e| ("FailedDelete", e))
         } else {
@@ -354,46 +304,16 @@ impl<K: Replicated> Controller for Replicas<K> {
 }
 
 impl<K: Replicated> Replicas<K> {
-    /// Creates in batches of 1, 2, 4 …, so that pods which the server refuses cost a few requests,
-    /// not hundreds.
     async fn create(&self, object: &K, set: &ReplicaSet, count: usize) -> Result<(), Error> {
-        let pod = pod_from_template(set, controller_reference(object));
-        let (mut left, mut batch) = (count, 1);
-        while left > 0 {
-            let size = batch.min(left);
-            let answers = join_all((0..size).map(|_| self.client.create(&pod))).await;
-            let mut failed = None;
-            for answer in answers {
-                match answer {
-                    Ok(created) => {
-                        self.unseen.created(uid(&set.metadata), &created);
-                        let text = format!("Created pod: {}", name(&created.metadata));
-                        self.recorder.event(object, EventType::Normal, "SuccessfulCreate", text);
-                    }
-                    Err(e) => failed = Some(e),
-                }
-            }
-            if let Some(e) = failed {
-                if !e.is_namespace_terminating() {
-                    self.recorder.event(
-                        object,
-                        EventType::Warning,
-                        "FailedCreate",
-                        format!("Error creating: {e}"),
-                    );
-                }
-                return Err(e);
-            }
-            left -= size;
-            batch *= 2;
-        }
-        Ok(())
+        let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+        let owner = controller_reference(object);
+        let pod = pod_from_template(template, &set.metadata, owner);
+        self.control.create(object, count, |_| pod.clone()).await
     }
 
     async fn delete(
         &self,
         object: &K,
-        set: &ReplicaSet,
         pods: Vec<Arc<Pod>>,
         deleted: &HashSet<String>,
         count: usize,
@@ -402,39 +322,7 @@ impl<K: Replicated> Replicas<K> {
         let mut active: Vec<Arc<Pod>> = pods.into_iter().filter(wanted).collect();
         rank_for_deletion(&mut active, &self.siblings_on_node(object), Timestamp::now());
         active.truncate(count);
-        let answers = join_all(active.iter().map(|pod| async move {
-            let (namespace, options) =
-                (pod.metadata.namespace.as_deref(), DeleteOptions::uid(uid(&pod.metadata)));
-            let answer = self
-                .client
-                .delete::<Pod>(namespace.unwrap_or_default(), name(&pod.metadata), &options)
-                .await;
-            (pod, answer)
-        }));
-        let mut failed = None;
-        for (pod, answer) in answers.await {
-            match answer {
-                Ok(()) => {
-                    self.unseen.deleted(uid(&set.metadata), &**pod);
-                    let text = format!("Deleted pod: {}", name(&pod.metadata));
-                    self.recorder.event(object, EventType::Normal, "SuccessfulDelete", text);
-                }
-                Err(e) if e.is_not_found() || e.is_conflict() => {}
-                Err(e) => failed = Some(e),
-            }
-        }
-        match failed {
-            Some(e) => {
-                self.recorder.event(
-                    object,
-                    EventType::Warning,
-                    "FailedDelete",
-                    format!("Error deleting: {e}"),
-                );
-                Err(e)
-            }
-            None => Ok(()),
-        }
+        self.control.delete(object, &active).await
     }
 
     /// How many active pods each node has of this set and of the other sets of its Deployment.

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rimward_api::ObjectKey;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Patch, Recorder};
 use rimward_control_lean::Pod;
+use rimward_control_lean::nodes::tolerates;
 use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};
@@ -70,19 +71,6 @@ pub fn start(context: &Context) {
 fn no_execute(node: &Node) -> Vec<&Taint> {
     let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     taints.filter(|t| t.effect == "NoExecute").collect()
-}
-
-/// Whether a toleration is for a taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
-    let effect = given(&toleration.effect).is_none_or(|e| e == taint.effect);
-    let key = given(&toleration.key);
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    let value = exists
-        || toleration.value.as_deref().unwrap_or_default()
-            == taint.value.as_deref().unwrap_or_default();
-    // Without a key it tolerates every key, which only Exists can say.
-    effect && key.map_or(exists, |k| k == taint.key) && value
 }
 
 /// When a pod must leave, given each taint and since when it is there; None: it may stay. Pure.

@@ -17,6 +17,7 @@
 pub mod token;
 
 mod joining;
+mod mirrors;
 mod reach;
 mod registration;
 mod relay;

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::mirrors::{self, Mirrors};
 use crate::reports::Reports;
 use crate::world::{Entry, Outbox, digest};
 use crate::{Connected, Hub, Inner, registration, requests};
@@ -44,6 +45,7 @@ pub(crate) struct Session {
     pub connection: Connection,
     pub outbox: Arc<Outbox>,
     pub reports: Reports,
+    pub mirrors: Mirrors,
     /// Cancelled when the connection is gone or the hub stops.
     pub over: CancellationToken,
 }
@@ -94,6 +96,7 @@ pub(crate) async fn run(hub: &Hub, tunnel: NodeTunnel) {
         connection: connection.clone(),
         outbox: inner.world.connect(&name),
         reports: Reports::default(),
+        mirrors: Mirrors::default(),
         over: inner.shutdown.child_token(),
     });
     tracing::info!(node = name, version = hello.version, pod_cidr = %block, "a node is connected");
@@ -159,6 +162,9 @@ async fn serve(
     let tasks = TaskTracker::new();
     tasks.spawn(until_over(session, tell(session.clone(), hello, writer, acked)));
     tasks.spawn(until_over(session, requests::serve(session.clone())));
+    let keeper = session.clone();
+    let own = node.clone();
+    tasks.spawn(until_over(session, async move { mirrors::keep(&keeper, &own).await }));
     tasks.spawn(until_over(session, keep_lease(session.clone(), node)));
     tasks.spawn(until_over(session, crate::reports::write(session.clone(), acks)));
     let heard = hear(session, reader);
@@ -316,6 +322,7 @@ async fn hear(session: &Arc<Session>, mut reader: Reader<Up>) -> Result<(), Stri
             }
             Up::PodReport(report) => session.reports.take(session, report)?,
             Up::EventReport(event) => record(session, &event)?,
+            Up::StaticPods(said) => session.mirrors.take(session.node(), said)?,
             Up::NodeReport(report) => {
                 if let Err(cause) =
                     registration::update(session.inner(), session.node(), &report.node).await

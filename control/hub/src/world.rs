@@ -20,7 +20,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
-use rimward_api::ObjectKey;
+use rimward_api::{ObjectKey, static_pods};
 use rimward_client::{Cache, Client, Error, Informers, Object, Resource};
 use rimward_control_lean::Pod;
 use rimward_tunnel::wire::{Digest, ObjectKind};
@@ -285,6 +285,13 @@ impl World {
             ObjectKind::Ingress => self.ingresses.get_key(key).is_some(),
             ObjectKind::Namespace => self.namespaces.get_key(key).is_some(),
         }
+    }
+
+    /// The mirrors of the node's static pods.
+    pub fn mirrors_of(&self, node: &str) -> Vec<Arc<Pod>> {
+        let mut pods = self.pods.indexed(BY_NODE, node);
+        pods.retain(|pod| static_pods::annotation(&pod.metadata, static_pods::MIRROR).is_some());
+        pods
     }
 
     fn pod_of(&self, node: &str, key: &ObjectKey) -> Option<Arc<Pod>> {

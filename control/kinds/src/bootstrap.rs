@@ -59,7 +59,8 @@ fn hub() -> [Value; 2] {
     let rules = [
         rule(&[""], &["nodes"], &["get", "list", "watch", "create", "update", "patch"]),
         rule(&[""], &["nodes/status"], &["get", "update", "patch"]),
-        rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
+        // Mirrors of nodes' static pods are made by it.
+        rule(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
         rule(&[""], &["pods/status"], &["get", "update", "patch"]),
         rule(
             &[""],

@@ -174,9 +174,6 @@ fn schema_package(group: &str, version: &str) -> String {
 /// The warning that a write to a kind answers with whose behaviour does not exist yet.
 fn not_yet(group: &str, kind: &str) -> Option<String> {
     let missing = match (group, kind) {
-        ("apps", "StatefulSet" | "DaemonSet") | ("batch", "Job" | "CronJob") => {
-            "no controller makes its pods yet"
-        }
         ("autoscaling", _) => "nothing scales its target yet",
         ("storage.k8s.io", "StorageClass") => return None,
         ("storage.k8s.io", _) => "nodes run no CSI drivers yet",

@@ -35,6 +35,7 @@ pub mod check;
 pub mod path;
 pub mod print;
 pub mod read;
+pub mod schedule;
 
 pub use catalog::{Catalog, builtin};
 pub use kind::{Column, Conversion, Hooks, Kind, Scope, Subresource, Write};

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Toleration,
-    TopologySpreadConstraint,
-};
+use k8s_openapi::api::core::v1::{Node, PodAffinityTerm, Toleration, TopologySpreadConstraint};
 use rimward_api::ObjectKey;
 use rimward_api::selector::{LabelSelector, Operator, Requirement};
+use rimward_control_lean::nodes::{NodeTerm, WantedNodes};
 use rimward_control_lean::{Pod, PodSpec};
 
 use crate::resources::{Resources, pod_requests};
@@ -32,9 +30,7 @@ pub struct PodInfo {
     pub weight: (i64, i64),
     pub host_ports: Vec<HostPort>,
     pub tolerations: Vec<Toleration>,
-    pub node_selector: Labels,
-    /// Required node affinity: any term will do; None when there is none.
-    pub required_nodes: Option<Vec<NodeTerm>>,
+    wanted_nodes: WantedNodes,
     pub preferred_nodes: Vec<(i64, NodeTerm)>,
     /// The uid of the controlling owner.
     pub owner: Option<Arc<str>>,
@@ -61,67 +57,6 @@ impl HostPort {
             && self.protocol == other.protocol
             && (any(&self.ip) || any(&other.ip) || self.ip == other.ip)
     }
-}
-
-/// A term of node affinity: all of it must hold. None where it can never match.
-#[derive(Debug, Default)]
-pub struct NodeTerm {
-    labels: Option<LabelSelector>,
-    /// Only `metadata.name` is a field of nodes that selects.
-    fields: Option<LabelSelector>,
-}
-
-impl NodeTerm {
-    pub fn new(term: &NodeSelectorTerm) -> Self {
-        let (labels, fields) =
-            (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
-        let mut labels = requirements(labels);
-        // A term without any expression matches nothing.
-        if term.match_expressions.iter().flatten().count()
-            + term.match_fields.iter().flatten().count()
-            == 0
-        {
-            labels = None;
-        }
-        Self { labels, fields: requirements(fields) }
-    }
-
-    pub fn matches(&self, node: &Node) -> bool {
-        let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
-        let field = |key: &str| node.metadata.name.as_deref().filter(|_| key == "metadata.name");
-        self.labels.as_ref().is_some_and(|s| s.matches_by(label))
-            && self.fields.as_ref().is_some_and(|s| s.matches_by(field))
-    }
-
-    /// The names of the only nodes that this can match, if it names them.
-    fn names(&self) -> Option<Vec<String>> {
-        let named = |r: &Requirement| match &r.op {
-            Operator::In(names) if r.key == "metadata.name" => Some(names.clone()),
-            _ => None,
-        };
-        self.fields.as_ref()?.requirements.iter().find_map(named)
-    }
-}
-
-fn requirements<'a>(
-    expressions: impl Iterator<Item = &'a NodeSelectorRequirement>,
-) -> Option<LabelSelector> {
-    let mut selector = LabelSelector::default();
-    for e in expressions {
-        let values = e.values.clone().unwrap_or_default();
-        let number = || values.first().and_then(|v| v.parse().ok());
-        let op = match e.operator.as_str() {
-            "In" => Operator::In(values),
-            "NotIn" => Operator::NotIn(values),
-            "Exists" => Operator::Exists,
-            "DoesNotExist" => Operator::DoesNotExist,
-            "Gt" => Operator::GreaterThan(number()?),
-            "Lt" => Operator::LessThan(number()?),
-            _ => return None,
-        };
-        selector.requirements.push(Requirement { key: e.key.clone(), op });
-    }
-    Some(selector)
 }
 
 /// A term of pod affinity or anti-affinity.
@@ -230,9 +165,9 @@ impl PodInfo {
             if requests.cpu == 0 { unsaid * DEFAULT_CPU } else { requests.cpu },
             if requests.memory == 0 { unsaid * DEFAULT_MEMORY } else { requests.memory },
         );
+        let wanted_nodes = WantedNodes::new(spec.node_selector.as_ref(), spec.affinity.as_deref());
         let affinity = spec.affinity.as_deref().cloned().unwrap_or_default();
         let nodes = affinity.node_affinity.unwrap_or_default();
-        let required = nodes.required_during_scheduling_ignored_during_execution;
         let preferred =
             nodes.preferred_during_scheduling_ignored_during_execution.unwrap_or_default();
         let near = affinity.pod_affinity.unwrap_or_default();
@@ -252,9 +187,7 @@ impl PodInfo {
             weight,
             host_ports: host_ports.collect(),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
-            node_selector: spec.node_selector.clone().unwrap_or_default(),
-            required_nodes: required
-                .map(|r| r.node_selector_terms.iter().map(NodeTerm::new).collect()),
+            wanted_nodes,
             preferred_nodes: preferred
                 .iter()
                 .map(|p| (p.weight.into(), NodeTerm::new(&p.preference)))
@@ -289,22 +222,11 @@ impl PodInfo {
 
     /// The names of the only nodes that will do, if the pod names them: then no others are looked at.
     pub fn only_nodes(&self) -> Option<Vec<String>> {
-        let terms = self.required_nodes.as_ref()?;
-        let named: Option<Vec<Vec<String>>> = terms.iter().map(NodeTerm::names).collect();
-        named.map(|n| n.concat())
+        self.wanted_nodes.only()
     }
 
     /// Whether node selector and required node affinity allow a node.
     pub fn wants_node(&self, node: &Node) -> bool {
-        // Most pods want none in particular, and to look at a node is to wait for memory.
-        if self.node_selector.is_empty() && self.required_nodes.is_none() {
-            return true;
-        }
-        let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key));
-        self.node_selector.iter().all(|(k, v)| label(k) == Some(v))
-            && self
-                .required_nodes
-                .as_ref()
-                .is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+        self.wanted_nodes.allow(node)
     }
 }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rimward_control_store::{CommitError, Entry, Error, Event, Op, Revision, Txn};
@@ -29,6 +30,8 @@ pub const QUEUE_KIB: usize = 16 << 10;
 /// When a group is full.
 const GROUP_TRANSACTIONS_MAX: usize = 512;
 const GROUP_BYTES_MAX: usize = 4 << 20;
+/// How long it is believed that the disk has room.
+const ROOM_ASKED_EVERY: Duration = Duration::from_millis(10);
 
 pub enum Request {
     Commit {
@@ -53,6 +56,8 @@ pub struct Committer {
     /// The newest revision, written or in the present group.
     revision: Revision,
     queue: mpsc::Receiver<Request>,
+    /// That long there is room on the disk.
+    roomy_until: Option<Instant>,
     /// The last note of how far we acknowledged could not be written; said once.
     notes_fail: bool,
 }
@@ -94,7 +99,7 @@ impl Committer {
         revision: Revision,
         queue: mpsc::Receiver<Request>,
     ) -> Self {
-        Self { shared, directory, revision, queue, notes_fail: false }
+        Self { shared, directory, revision, queue, roomy_until: None, notes_fail: false }
     }
 
     /// Runs until the store is closed and the queue is empty.
@@ -162,11 +167,19 @@ impl Committer {
         }
     }
 
-    /// Whether there is room for transactions that add something, or why not.
-    fn room(&self) -> Result<(), String> {
+    /// Whether there is room for transactions that add something, or why not. While there is, it is not
+    /// asked before every group: what a disk loses in so short a time, the reserve has.
+    fn room(&mut self) -> Result<(), String> {
+        if self.roomy_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
         let (path, reserve) = (&self.shared.path, self.shared.options.disk_reserve_bytes);
         // If it cannot be asked, the write itself will tell.
-        let Some(free) = self.free_bytes().filter(|free| *free < reserve) else { return Ok(()) };
+        let Some(free) = self.free_bytes().filter(|free| *free < reserve) else {
+            self.roomy_until = Some(Instant::now() + ROOM_ASKED_EVERY);
+            return Ok(());
+        };
+        self.roomy_until = None;
         Err(format!(
             "the file system of {} is full ({} MiB left, {} MiB are kept in reserve): free some \
              space or delete objects",

@@ -8,7 +8,8 @@
 //! anything secret in the clear on disk.
 //!
 //! In reading order: [`desired`] is the state, `link` the connection, `objects` and `reports` what a
-//! pod needs from both, `serving` what the control plane asks for (`sessions` the streams of it, `api`
+//! pod needs from both, `static_pods` those of the
+//! node's own files, `serving` what the control plane asks for (`sessions` the streams of it, `api`
 //! the node's own, `stats` what it tells of usage), [`machine`] what this node is, [`pressure`] what it
 //! runs short of, `eviction` what it does then, `images` what it keeps, [`node`] the assembly.
 
@@ -28,6 +29,7 @@ mod reach;
 mod reports;
 mod serving;
 mod sessions;
+mod static_pods;
 mod stats;
 mod volumes;
 
@@ -85,6 +87,8 @@ pub struct Config {
     pub eviction_soft: EvictionSoft,
     /// What a pod gets of its grace period when a soft threshold ends it.
     pub eviction_max_pod_grace_seconds: i64,
+    /// Files of pods that this node runs without being told.
+    pub static_pods: Option<PathBuf>,
     /// Of this program: `0.1.0`.
     pub version: String,
 }
@@ -117,6 +121,8 @@ pub trait PodHandler: Send + Sync + 'static {
     fn remove(&self, uid: &str);
     /// Every desired pod was given once.
     fn synced(&self);
+    /// Waits until a pod that was removed has ended and left nothing.
+    async fn gone(&self, _uid: &str) {}
     async fn logs(
         &self,
         namespace: &str,
@@ -172,6 +178,10 @@ impl PodHandler for rimward_node_pod::Pods {
 
     fn synced(&self) {
         Self::synced(self);
+    }
+
+    async fn gone(&self, uid: &str) {
+        Self::gone(self, uid).await;
     }
 
     async fn logs(
@@ -234,6 +244,7 @@ pub(crate) struct Core {
     config: Config,
     desired: Desired,
     reports: Arc<reports::Outgoing>,
+    statics: Arc<static_pods::StaticPods>,
     identity: rimward_tunnel::identity::IdentityDir,
     dialer: rimward_tunnel::dial::Dialer,
     /// The connection while there is one.
@@ -272,6 +283,8 @@ impl Agent {
         let ledger = Arc::new(ledger::Ledger::open(&config.data_dir)?);
         let desired = Desired::load(ledger.clone(), &config.data_dir)?;
         let reports = Arc::new(reports::Outgoing::load(ledger.clone(), &config.name)?);
+        let dir = config.static_pods.clone();
+        let statics = static_pods::StaticPods::new(&config.name, dir, reports.clone());
         let identity = rimward_tunnel::identity::IdentityDir::open(config.data_dir.join("pki"))
             .map_err(TunnelError::from)?;
         let dialer = rimward_tunnel::dial::Dialer::new(&config.server).map_err(Error::Socket)?;
@@ -283,6 +296,7 @@ impl Agent {
             config,
             desired,
             reports,
+            statics: Arc::new(statics),
             identity,
             dialer,
             connection: watch::Sender::new(None),
@@ -346,7 +360,7 @@ impl Agent {
 
     /// The way up for pods.
     pub fn reports(&self) -> Arc<dyn rimward_node_pod::outside::Reports> {
-        self.core.reports.clone()
+        self.core.statics.clone()
     }
 
     /// An Event about this node.
@@ -357,6 +371,11 @@ impl Agent {
     /// Brings the parts that run pods: they are given every desired pod, and from now on every change.
     /// The node becomes Ready.
     pub fn attach(&self, pods: Arc<dyn PodHandler>, network: Arc<dyn Network>) {
+        let statics = self.core.statics.clone();
+        // Before what belongs to no pod is cleaned up.
+        statics.begin(&pods);
+        tokio::spawn(statics.clone().run(pods.clone(), self.core.shutdown.clone()));
+        let pods: Arc<dyn PodHandler> = Arc::new(static_pods::Mirrored { pods, statics });
         self.core.desired.attach(pods.clone());
         self.core.parts.send_replace(Some(Parts { pods, network }));
     }

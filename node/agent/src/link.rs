@@ -12,7 +12,7 @@ use rimward_tunnel::dial::{self, Tunnel};
 use rimward_tunnel::identity::Identity;
 use rimward_tunnel::quinn::Connection;
 use rimward_tunnel::wire::codec::ReadError;
-use rimward_tunnel::wire::{Applied, Down, EventReport, Hello, NodeReport, Want};
+use rimward_tunnel::wire::{Applied, Down, EventReport, Hello, NodeReport, StaticPods, Want};
 use tokio::sync::mpsc;
 
 use crate::desired::{Batch, Progress};
@@ -293,6 +293,9 @@ async fn tell(
         return;
     }
     let mut pressure = core.pressure.changes();
+    let mut statics = core.statics.changes();
+    // What is not ready to say which pods it has says so later, and nothing that would take them away.
+    statics.mark_changed();
     loop {
         tokio::select! {
             answer = answers.recv() => match answer {
@@ -303,6 +306,9 @@ async fn tell(
                 let reports = core.reports.take().await;
                 reports.statuses.iter().for_each(|report| writer.push(report));
                 reports.events.into_iter().for_each(|event| writer.push(&EventReport { event }));
+            }
+            Ok(()) = statics.changed(), if parts.borrow().is_some() => {
+                writer.push(&StaticPods { pods: core.statics.mirrors() });
             }
             Ok(()) = pressure.changed() => tell_node(core, &mut writer, &mut described),
             Ok(()) = images.changed() => tell_node(core, &mut writer, &mut described),

@@ -26,6 +26,8 @@ pub struct Capacity {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
     pub storage_bytes: u64,
+    /// Of the memory, what is set aside as huge pages.
+    pub huge_bytes: u64,
 }
 
 impl Capacity {
@@ -36,15 +38,20 @@ impl Capacity {
         let total = read("/proc/meminfo").and_then(|text| meminfo_total(&text)).unwrap_or(0);
         let memory_bytes = memory_cgroup().map_or(total, |(_, limit)| limit.min(total));
         let storage_bytes = rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_frsize * s.f_blocks);
-        Self { cpu_millis: cpus * 1000, memory_bytes, storage_bytes }
+        let huge_bytes = huge_pages(Path::new(HUGE_PAGES)).iter().map(|(size, n)| size * n).sum();
+        Self { cpu_millis: cpus * 1000, memory_bytes, storage_bytes, huge_bytes }
     }
 
     /// What of it pods may have.
     pub fn allocatable(self) -> Self {
         Self {
             cpu_millis: self.cpu_millis,
-            memory_bytes: self.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES),
+            memory_bytes: self
+                .memory_bytes
+                .saturating_sub(MEMORY_RESERVED_BYTES)
+                .saturating_sub(self.huge_bytes),
             storage_bytes: self.storage_bytes / 10 * 9,
+            huge_bytes: self.huge_bytes,
         }
     }
 
@@ -53,13 +60,39 @@ impl Capacity {
             0 => (self.cpu_millis / 1000).to_string(),
             _ => format!("{}m", self.cpu_millis),
         };
-        BTreeMap::from([
+        let huge = huge_pages(Path::new(HUGE_PAGES)).into_iter().map(|(size, number)| {
+            (format!("hugepages-{}", binary(size)), Quantity(binary(size * number)))
+        });
+        let others = [
             ("cpu".into(), Quantity(cpu)),
             ("memory".into(), Quantity(format!("{}Ki", self.memory_bytes / 1024))),
             ("ephemeral-storage".into(), Quantity(format!("{}Ki", self.storage_bytes / 1024))),
             ("pods".into(), Quantity(pods.to_string())),
-        ])
+        ];
+        others.into_iter().chain(huge).collect()
     }
+}
+
+/// Where the kernel tells of them.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
+
+/// Page sizes of the machine in bytes, with the number of pages that are set aside.
+/// <https://docs.kernel.org/admin-guide/mm/hugetlbpage.html>
+fn huge_pages(dir: &Path) -> Vec<(u64, u64)> {
+    let one = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let number = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+        Some((kib << 10, number.trim().parse().ok()?))
+    };
+    std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(one).collect()
+}
+
+/// In the largest binary unit that leaves no rest, as Kubernetes names page sizes: `2Mi`.
+fn binary(bytes: u64) -> String {
+    let units = [(30, "Gi"), (20, "Mi"), (10, "Ki")];
+    let fits = units.iter().find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift));
+    fits.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 fn read(path: &str) -> Option<String> {
@@ -272,8 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_no_memory_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, number) in [("hugepages-2048kB", "3\n"), ("hugepages-1048576kB", "0\n")] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("nr_hugepages"), number).unwrap();
+        }
+        let mut pages = huge_pages(dir.path());
+        pages.sort_unstable();
+        assert_eq!(pages, [(2 << 20, 3), (1 << 30, 0)]);
+        let shown = pages.iter().map(|(size, n)| (binary(*size), binary(size * n)));
+        let shown: Vec<_> = shown.collect();
+        assert_eq!(shown, [("2Mi".into(), "6Mi".to_owned()), ("1Gi".into(), "0".into())]);
+        let whole = Capacity {
+            cpu_millis: 1,
+            memory_bytes: 1 << 30,
+            storage_bytes: 1,
+            huge_bytes: 6 << 20,
+        };
+        assert_eq!(whole.allocatable().memory_bytes, (1 << 30) - MEMORY_RESERVED_BYTES - (6 << 20));
+    }
+
+    #[test]
     fn quantities_read_well() {
-        let capacity = Capacity { cpu_millis: 2000, memory_bytes: 1 << 30, storage_bytes: 1 << 30 };
+        let capacity = Capacity {
+            cpu_millis: 2000,
+            memory_bytes: 1 << 30,
+            storage_bytes: 1 << 30,
+            huge_bytes: 0,
+        };
         let quantities = capacity.quantities(250);
         assert_eq!(quantities["cpu"], Quantity("2".into()));
         assert_eq!(quantities["memory"], Quantity("1048576Ki".into()));

@@ -18,6 +18,7 @@ use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
 use rimward_node_network::{Backends, Dial, Slices};
 use rimward_node_oci::OciRuntime;
+pub use rimward_node_oci::Swap;
 use rimward_node_pod::outside::Network;
 use rimward_node_pod::runtime::Runtime;
 use rimward_node_pod::{Allocatable, Clock, Pods};
@@ -47,6 +48,8 @@ pub struct Config {
     pub image_gc: GcPolicy,
     /// PEM certificates that guests trust besides the system's.
     pub guest_ca: Option<PathBuf>,
+    /// What of the machine's swap Linux containers may have.
+    pub swap: Swap,
     /// This program, which the Wasm runtime starts again for its hosts.
     pub exe: PathBuf,
 }
@@ -323,7 +326,12 @@ async fn start_pods(
 
 /// A machine on which containers cannot run still runs WebAssembly, and says why it runs no more.
 fn containers(config: &Config) -> Option<OciRuntime> {
-    let settings = rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
+    let mut settings =
+        rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
+    settings.swap = config.swap;
+    if let Err(why) = &settings.user_ids {
+        tracing::warn!(why, "pods with hostUsers: false cannot run on this node");
+    }
     match OciRuntime::new(settings) {
         Ok(oci) => Some(oci),
         Err(error) => {

@@ -57,6 +57,7 @@ impl ControlPlane {
             handlers: vec![Handler::named("wasm")],
             eviction_soft: crate::EvictionSoft::default(),
             eviction_max_pod_grace_seconds: 0,
+            static_pods: None,
             version: "test".into(),
         }
     }

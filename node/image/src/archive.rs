@@ -315,9 +315,9 @@ impl Source for Archived<'_> {
         self.archive.document(digest).map_err(FetchError::Failed)
     }
 
-    async fn blob(&self, digest: &str, _size: u64) -> Result<Blob, FetchError> {
+    async fn blob(&self, digest: &str, _size: u64, _from: u64) -> Result<(u64, Blob), FetchError> {
         let (_, bytes) = self.archive.blob(digest).await.map_err(FetchError::Failed)?;
-        Ok(bytes)
+        Ok((0, bytes))
     }
 }
 

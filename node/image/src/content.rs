@@ -1,14 +1,23 @@
 //! Files by digest. A file is in `blobs/` only once its digest was checked.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How long what came of a blob is kept for the pull that goes on with it.
+const PARTIAL_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 pub(crate) struct Content {
     dir: PathBuf,
+    /// One transfer of a blob at a time; two images that share it may be pulled at once.
+    coming: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +45,50 @@ impl Content {
         }
         std::fs::create_dir_all(&staging)?;
         std::fs::create_dir_all(dir.join("blobs"))?;
-        Ok(Self { dir: dir.to_owned() })
+        std::fs::create_dir_all(dir.join("partial"))?;
+        for entry in std::fs::read_dir(dir.join("partial"))?.flatten() {
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age > PARTIAL_KEPT {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), coming: Mutex::default() })
+    }
+
+    /// Where transfers that broke left what they had.
+    pub fn partials(dir: &Path) -> PathBuf {
+        dir.join("partial")
+    }
+
+    /// The turn of one transfer of a blob.
+    pub fn turn(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut coming = self.coming.lock();
+        // Those that nobody waits for any more.
+        coming.retain(|_, turn| Arc::strong_count(turn) > 1);
+        coming.entry(digest.to_owned()).or_default().clone()
+    }
+
+    /// What came of a blob in earlier transfers, to be gone on with. The caller has the blob's turn.
+    pub async fn partial(&self, digest: &str, bytes_max: u64) -> Result<Partial, ContentError> {
+        let path = self.path(digest)?;
+        let name = path.file_name().expect("a blob's path has a name");
+        let staged = Self::partials(&self.dir).join(name);
+        let io = |source| ContentError::Io { path: staged.clone(), source };
+        let mut options = tokio::fs::OpenOptions::new();
+        let options = options.read(true).append(true).create(true);
+        let mut file = options.open(&staged).await.map_err(io)?;
+        let (mut hash, mut len) = (Sha256::new(), 0);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match file.read(&mut buffer).await.map_err(io)? {
+                0 => break,
+                read => {
+                    hash.update(&buffer[..read]);
+                    len += read as u64;
+                }
+            }
+        }
+        Ok(Partial { digest: digest.to_owned(), staged, path, file, hash, len, bytes_max })
     }
 
     /// Where the blob is or would be.
@@ -110,6 +162,74 @@ async fn write_verified<E: std::fmt::Display>(
     file.sync_all().await.map_err(io)
 }
 
+/// A blob of which not all has come.
+pub(crate) struct Partial {
+    digest: String,
+    staged: PathBuf,
+    path: PathBuf,
+    file: tokio::fs::File,
+    hash: Sha256,
+    len: u64,
+    bytes_max: u64,
+}
+
+impl Partial {
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn io(&self, source: std::io::Error) -> ContentError {
+        ContentError::Io { path: self.staged.clone(), source }
+    }
+
+    pub async fn begin_anew(&mut self) -> Result<(), ContentError> {
+        (self.hash, self.len) = (Sha256::new(), 0);
+        self.file.set_len(0).await.map_err(|e| self.io(e))
+    }
+
+    /// Takes what follows. After a transfer that breaks it can be called again, for the rest.
+    pub async fn take<E: std::fmt::Display>(
+        &mut self,
+        stream: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<(), ContentError> {
+        let mut stream = std::pin::pin!(stream);
+        let outcome = loop {
+            match stream.next().await {
+                None => break Ok(()),
+                Some(Err(error)) => break Err(ContentError::Transfer(error.to_string())),
+                Some(Ok(chunk)) if self.len + chunk.len() as u64 > self.bytes_max => {
+                    return Err(ContentError::TooLarge(self.bytes_max));
+                }
+                Some(Ok(chunk)) => {
+                    self.file.write_all(&chunk).await.map_err(|e| self.io(e))?;
+                    self.hash.update(&chunk);
+                    self.len += chunk.len() as u64;
+                }
+            }
+        };
+        self.file.flush().await.map_err(|e| self.io(e))?;
+        outcome
+    }
+
+    /// All of it is there: it is what it should be, or it goes.
+    pub async fn finish(self) -> Result<PathBuf, ContentError> {
+        let actual = hex_digest(&self.hash.clone().finalize());
+        if actual != self.digest {
+            let wanted = self.digest.clone();
+            self.discard().await;
+            return Err(ContentError::Mismatch { wanted, actual });
+        }
+        self.file.sync_all().await.map_err(|e| self.io(e))?;
+        let done = tokio::fs::rename(&self.staged, &self.path).await;
+        done.map_err(|source| ContentError::Io { path: self.path.clone(), source })?;
+        Ok(self.path)
+    }
+
+    pub async fn discard(self) {
+        let _gone_already = tokio::fs::remove_file(&self.staged).await;
+    }
+}
+
 /// `sha256:<hex>` of bytes.
 pub(crate) fn digest_of(content: &[u8]) -> String {
     hex_digest(&Sha256::digest(content))
@@ -121,4 +241,55 @@ pub(crate) fn hex_digest(hash: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a String takes every write");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(
+        parts: &[Result<&'static str, &'static str>],
+    ) -> impl Stream<Item = Result<Bytes, String>> {
+        let own = |part: &Result<&'static str, &'static str>| match part {
+            Ok(text) => Ok(Bytes::from_static(text.as_bytes())),
+            Err(why) => Err((*why).to_owned()),
+        };
+        futures::stream::iter(parts.iter().map(own).collect::<Vec<_>>())
+    }
+
+    #[tokio::test]
+    async fn a_broken_transfer_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = digest_of(b"hello world");
+        {
+            let content = Content::open(dir.path()).unwrap();
+            let mut partial = content.partial(&digest, 100).await.unwrap();
+            let broke = partial.take(chunks(&[Ok("hel"), Ok("lo"), Err("reset")])).await;
+            assert_eq!(broke.unwrap_err().to_string(), "the transfer broke: reset");
+            assert_eq!(partial.len(), 5);
+        }
+        // By the next agent.
+        let content = Content::open(dir.path()).unwrap();
+        let mut partial = content.partial(&digest, 100).await.unwrap();
+        assert_eq!(partial.len(), 5);
+        partial.take(chunks(&[Ok(" world")])).await.unwrap();
+        let path = partial.finish().await.unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), b"hello world");
+        assert_eq!(std::fs::read_dir(Content::partials(dir.path())).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = Content::open(dir.path()).unwrap();
+        let digest = digest_of(b"hello world");
+        let mut partial = content.partial(&digest, 8).await.unwrap();
+        let outcome = partial.take(chunks(&[Ok("hello"), Ok(" world")])).await;
+        assert!(matches!(outcome, Err(ContentError::TooLarge(8))), "{outcome:?}");
+        partial.begin_anew().await.unwrap();
+        partial.take(chunks(&[Ok("other")])).await.unwrap();
+        let outcome = partial.finish().await;
+        assert!(matches!(outcome, Err(ContentError::Mismatch { .. })), "{outcome:?}");
+        assert_eq!(content.partial(&digest, 8).await.unwrap().len(), 0);
+    }
 }

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use crate::form::ACCEPT;
 
 /// The largest manifest that is read, in bytes.
-const MANIFEST_BYTES_MAX: usize = 4 << 20;
+pub(crate) const MANIFEST_BYTES_MAX: usize = 4 << 20;
 
 /// How long a registry may take to say what an image is. Resolvers that are out of reach take far longer to
 /// admit it, and a user watching the pod wants to know.
@@ -53,7 +53,8 @@ pub(crate) type Blob = BoxStream<'static, Result<Bytes, String>>;
 pub(crate) trait Source: Send + Sync {
     /// The manifest's bytes, digest not yet checked.
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError>;
-    async fn blob(&self, digest: &str, size: u64) -> Result<Blob, FetchError>;
+    /// A blob's bytes from one on, or all of them where the place cannot do that: the answer says from which.
+    async fn blob(&self, digest: &str, size: u64, from: u64) -> Result<(u64, Blob), FetchError>;
 }
 
 /// A repository of the cluster's registry.
@@ -90,7 +91,8 @@ impl Source for InCluster<'_> {
         Ok(content.freeze())
     }
 
-    async fn blob(&self, digest: &str, _size: u64) -> Result<Blob, FetchError> {
-        self.get(format!("/v2/{}/blobs/{digest}", self.repository), "*/*").await
+    async fn blob(&self, digest: &str, _size: u64, _from: u64) -> Result<(u64, Blob), FetchError> {
+        let blob = self.get(format!("/v2/{}/blobs/{digest}", self.repository), "*/*").await?;
+        Ok((0, blob))
     }
 }

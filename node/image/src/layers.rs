@@ -99,6 +99,7 @@ fn io(path: &Path, error: &std::io::Error) -> LayerError {
 fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<(), LayerError> {
     let at = |e: std::io::Error| io(dir, &e);
     std::fs::create_dir(dir).map_err(at)?;
+    let limits = Limits { bytes_max: limits.bytes_max.min(room(dir).map_err(at)?), ..limits };
     std::os::unix::fs::chown(dir, Some(0), Some(0)).map_err(at)?;
     std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .map_err(at)?;
@@ -115,6 +116,16 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
     // A layer that is there is whole, also after a power cut.
     let whole = File::open(dir).map_err(at)?;
     rustix::fs::syncfs(&whole).map_err(|e| at(e.into()))
+}
+
+/// Of the disk, what no layer takes: so one that is larger than it says fails alone.
+const KEPT_FREE: u64 = 1 << 30;
+
+/// What one layer may take of the disk, in bytes. Of a small disk a twentieth is kept free.
+fn room(dir: &Path) -> std::io::Result<u64> {
+    let disk = rustix::fs::statvfs(dir)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    Ok(bytes(disk.f_bavail).saturating_sub(KEPT_FREE.min(bytes(disk.f_blocks) / 20)))
 }
 
 /// Told by its first bytes: media types lie now and then.

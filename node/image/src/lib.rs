@@ -15,6 +15,7 @@ mod form;
 mod gc;
 mod layers;
 mod name;
+mod progress;
 mod remote;
 mod store;
 mod unpack;

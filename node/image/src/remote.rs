@@ -6,6 +6,8 @@
 //! A client keeps tokens, so there is one for each host and each credential: what one pod's secret opens
 //! stays closed to a pod without it.
 
+mod manifest;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -14,7 +16,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use oci_client::Client;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::client::{
+    BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol,
+};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth as OciAuth;
@@ -23,7 +27,6 @@ use rimward_node_pod::outside::RegistryAuth;
 use sha2::{Digest, Sha256};
 
 use crate::fetch::{Blob, FetchError, MANIFEST_PATIENCE, Source};
-use crate::form::ACCEPT;
 use crate::name::Name;
 
 /// Clients that are kept; when there are more, all are made anew.
@@ -43,7 +46,17 @@ pub struct RemoteConfig {
 /// Clients for registries outside.
 pub(crate) struct Remotes {
     config: RemoteConfig,
-    clients: Mutex<HashMap<ClientId, Client>>,
+    clients: Mutex<HashMap<ClientId, Clients>>,
+}
+
+/// For one host and credential.
+#[derive(Clone)]
+struct Clients {
+    /// Keeps tokens, and gets blobs.
+    oci: Client,
+    /// Gets manifests.
+    http: reqwest::Client,
+    plain: bool,
 }
 
 /// What a client depends on: the host, a hash of the credential, and the certificates as they are now.
@@ -61,7 +74,7 @@ impl Remotes {
         // Wrong options are told now, not at the first pull. Without any there is nothing to be wrong, and a
         // client costs a node that never pulls from outside a megabyte: it reads all of the system's authorities.
         if !config.ca_files.is_empty() {
-            make(&config, &config.ca_files)?;
+            make(&config, &config.ca_files, "")?;
         }
         Ok(Self { config, clients: Mutex::default() })
     }
@@ -85,12 +98,12 @@ impl Remotes {
             credentials.push(OciAuth::Anonymous);
         }
         let remote = |auth: OciAuth| -> Result<Remote<'a>, String> {
-            Ok(Remote { client: self.client(host, &auth)?, name, auth })
+            Ok(Remote { clients: self.clients(host, &auth)?, name, auth })
         };
         credentials.into_iter().map(remote).collect()
     }
 
-    fn client(&self, host: &str, auth: &OciAuth) -> Result<Client, String> {
+    fn clients(&self, host: &str, auth: &OciAuth) -> Result<Clients, String> {
         let files = self.certificates(host)?;
         let modified = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();
         let id = ClientId {
@@ -103,16 +116,16 @@ impl Remotes {
             },
             certificates: files.iter().map(|f| (f.clone(), modified(f))).collect(),
         };
-        if let Some(client) = self.clients.lock().get(&id) {
-            return Ok(client.clone());
+        if let Some(known) = self.clients.lock().get(&id) {
+            return Ok(known.clone());
         }
-        let client = make(&self.config, &files)?;
+        let made = make(&self.config, &files, host)?;
         let mut clients = self.clients.lock();
         if clients.len() >= CLIENTS_MAX {
             clients.clear();
         }
-        clients.insert(id, client.clone());
-        Ok(client)
+        clients.insert(id, made.clone());
+        Ok(made)
     }
 
     /// Those for all registries, and this one's own.
@@ -136,17 +149,34 @@ impl Remotes {
     }
 }
 
-fn make(config: &RemoteConfig, certificates: &[PathBuf]) -> Result<Client, String> {
-    let read = |file: &PathBuf| certificate(file);
+fn make(config: &RemoteConfig, certificates: &[PathBuf], host: &str) -> Result<Clients, String> {
+    const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+    const READ_TIMEOUT: Duration = Duration::from_secs(60);
+    const USER_AGENT: &str = concat!("rimward/", env!("CARGO_PKG_VERSION"));
+    let failed = |e: &dyn std::error::Error| format!("registry client: {}", causes(e));
+    let certificates: Vec<Certificate> =
+        certificates.iter().map(|file| certificate(file)).collect::<Result<_, _>>()?;
+    let pem = |one: &Certificate| reqwest::Certificate::from_pem(&one.data);
+    let trusted: Vec<_> =
+        certificates.iter().map(pem).collect::<Result<_, _>>().map_err(|e| failed(&e))?;
+    let http = reqwest::Client::builder()
+        .tls_certs_merge(trusted)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .user_agent(USER_AGENT)
+        .build()
+        .map_err(|e| failed(&e))?;
+    let plain = config.plain_http.iter().any(|plain| plain == host);
     let config = ClientConfig {
         protocol: ClientProtocol::HttpsExcept(config.plain_http.clone()),
-        extra_root_certificates: certificates.iter().map(read).collect::<Result<_, _>>()?,
-        connect_timeout: Some(Duration::from_secs(15)),
-        read_timeout: Some(Duration::from_secs(60)),
-        user_agent: concat!("rimward/", env!("CARGO_PKG_VERSION")),
+        extra_root_certificates: certificates,
+        connect_timeout: Some(CONNECT_TIMEOUT),
+        read_timeout: Some(READ_TIMEOUT),
+        user_agent: USER_AGENT,
         ..ClientConfig::default()
     };
-    Client::try_from(config).map_err(|e| format!("registry client: {e}"))
+    let oci = Client::try_from(config).map_err(|e| failed(&e))?;
+    Ok(Clients { oci, http, plain })
 }
 
 fn certificate(file: &Path) -> Result<Certificate, String> {
@@ -198,7 +228,7 @@ fn glob(pattern: &str, text: &str) -> bool {
 
 /// A repository of a registry outside.
 pub(crate) struct Remote<'a> {
-    client: Client,
+    clients: Clients,
     name: &'a Name,
     auth: OciAuth,
 }
@@ -241,27 +271,33 @@ fn causes(error: &dyn std::error::Error) -> String {
 #[async_trait]
 impl Source for Remote<'_> {
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
-        let reference = match version.starts_with("sha256:") {
-            true => self.name.reference.clone_with_digest(version.to_owned()),
-            false => self.name.reference.clone(),
-        };
-        let pull = self.client.pull_manifest_raw(&reference, &self.auth, &ACCEPT);
-        match tokio::time::timeout(MANIFEST_PATIENCE, pull).await {
-            Ok(pulled) => pulled.map(|(content, _)| content).map_err(|e| self.explain(e)),
-            Err(_) => Err(FetchError::Failed(format!(
+        let got = tokio::time::timeout(MANIFEST_PATIENCE, manifest::get(self, version)).await;
+        got.unwrap_or_else(|_| {
+            Err(FetchError::Failed(format!(
                 "{}: the registry did not answer within {} s",
                 self.name.reference.whole(),
                 MANIFEST_PATIENCE.as_secs()
-            ))),
-        }
+            )))
+        })
     }
 
-    async fn blob(&self, digest: &str, size: u64) -> Result<Blob, FetchError> {
+    async fn blob(&self, digest: &str, size: u64, from: u64) -> Result<(u64, Blob), FetchError> {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         let descriptor = OciDescriptor { digest: digest.to_owned(), size, ..Default::default() };
-        let stream = self.client.pull_blob_stream(&self.name.reference, &descriptor).await;
+        let (client, reference) = (&self.clients.oci, &self.name.reference);
+        let (from, stream) = match from {
+            0 => (0, client.pull_blob_stream(reference, &descriptor).await),
+            _ => {
+                let rest = client.pull_blob_stream_partial(reference, &descriptor, from, None);
+                match rest.await {
+                    Ok(BlobResponse::Partial(stream)) => (from, Ok(stream)),
+                    Ok(BlobResponse::Full(stream)) => (0, Ok(stream)),
+                    Err(error) => (from, Err(error)),
+                }
+            }
+        };
         let stream = stream.map_err(|e| self.explain(e))?;
-        Ok(stream.stream.map_err(|e| e.to_string()).boxed())
+        Ok((from, stream.stream.map_err(|e| causes(&e)).boxed()))
     }
 }
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rimward_node_pod::outside::{Image, ImageError, ImageForm, Images, PullPolicy, RegistryAuth};
+use rimward_node_pod::outside::{
+    Image, ImageError, ImageForm, Images, PullPolicy, PullProgress, RegistryAuth,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, Semaphore, watch};
 
@@ -18,6 +20,7 @@ use crate::fetch::{ClusterRegistry, FetchError, InCluster, Source};
 use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
 use crate::layers::{Layers, Limits};
 use crate::name::{self, Name};
+use crate::progress::{Counted, Counts};
 use crate::remote::{RemoteConfig, Remotes};
 
 pub struct Config {
@@ -25,7 +28,7 @@ pub struct Config {
     pub remote: RemoteConfig,
     /// The largest layer that is taken, in bytes.
     pub layer_bytes_max: u64,
-    /// Pulls at once; more wait.
+    /// Pulls at once from one registry; more wait. One that stalls holds up nobody else's.
     pub pulls_max: usize,
     /// Whether this node can unpack and run Linux images: it takes root.
     pub linux: bool,
@@ -68,13 +71,17 @@ struct Inner {
     layer_bytes_max: u64,
     /// None where Linux images are not for this node.
     layers: Option<Layers>,
-    slots: Semaphore,
+    pulls_max: usize,
+    /// By the registry's host; the cluster's own has none.
+    slots: Mutex<HashMap<String, Arc<Semaphore>>>,
     images: Mutex<HashMap<String, StoredImage>>,
     /// Read by every pull; what is swept away is nobody's only while none is under way.
     pulls: Arc<RwLock<()>>,
     changes: watch::Sender<u64>,
     /// One pull a name at a time; the later ones find the first one's result.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// How far they are.
+    progress: Mutex<HashMap<String, Arc<Counts>>>,
 }
 
 impl ImageStore {
@@ -98,11 +105,13 @@ impl ImageStore {
                 remotes: Remotes::new(config.remote)?,
                 layer_bytes_max: config.layer_bytes_max,
                 layers,
-                slots: Semaphore::new(config.pulls_max),
+                pulls_max: config.pulls_max,
+                slots: Mutex::default(),
                 images: Mutex::new(images),
                 pulls: Arc::default(),
                 changes: watch::Sender::new(0),
                 pulling: Mutex::default(),
+                progress: Mutex::default(),
                 dir: config.dir,
             }),
         })
@@ -154,6 +163,10 @@ fn files_exist(image: &Image) -> bool {
 
 #[async_trait]
 impl Images for ImageStore {
+    fn check_name(&self, reference: &str) -> Result<(), ImageError> {
+        Name::parse(reference, &self.inner.cluster.hosts()).map(drop)
+    }
+
     async fn present(&self, reference: &str) -> Option<Image> {
         let found = self.inner.find(reference)?.image;
         Some(Image { reference: reference.to_owned(), ..found })
@@ -196,6 +209,10 @@ impl Images for ImageStore {
         }
         result
     }
+
+    fn progress(&self, reference: &str) -> Option<PullProgress> {
+        self.inner.progress.lock().get(reference)?.now()
+    }
 }
 
 impl Inner {
@@ -205,6 +222,19 @@ impl Inner {
         let images = self.images.lock();
         let exact = images.get(reference);
         exact.or_else(|| images.get(&name::canonical(reference)?)).cloned()
+    }
+
+    /// Those of the registry that a name leads to.
+    fn slots(&self, name: &Name) -> Arc<Semaphore> {
+        let host = match &name.in_cluster {
+            Some(_) => "",
+            None => name.reference.resolve_registry(),
+        };
+        let mut slots = self.slots.lock();
+        // Of registries from which nothing is pulled now.
+        slots.retain(|_, slots| Arc::strong_count(slots) > 1);
+        let new = || Arc::new(Semaphore::new(self.pulls_max));
+        slots.entry(host.to_owned()).or_insert_with(new).clone()
     }
 
     fn changed(&self) {
@@ -217,7 +247,8 @@ impl Inner {
         name: &Name,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError> {
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let slots = self.slots(name);
+        let _slot = slots.acquire().await.expect("the semaphore is never closed");
         let _nothing_is_swept = self.pulls.read().await;
         let pulled = self.pull_from_anywhere(reference, name, auth).await;
         let (image, size_bytes) = pulled.map_err(|message| ImageError {
@@ -279,6 +310,19 @@ impl Inner {
         reference: &str,
         name: &Name,
     ) -> Result<(Image, u64), FetchError> {
+        let counts = Arc::new(Counts::default());
+        self.progress.lock().insert(reference.to_owned(), counts.clone());
+        let pulled = self.pull_counted(&Counted { source, counts }, reference, name).await;
+        self.progress.lock().remove(reference);
+        pulled
+    }
+
+    async fn pull_counted(
+        &self,
+        source: &dyn Source,
+        reference: &str,
+        name: &Name,
+    ) -> Result<(Image, u64), FetchError> {
         let (mut manifest, digest) = self.manifest(source, name.version()).await?;
         let failed = FetchError::Failed;
         let architecture = match std::env::consts::ARCH {
@@ -301,6 +345,11 @@ impl Inner {
             }
             Plan::ByConfig { config } => {
                 let image = self.run_config(source, &manifest, Some(&config)).await?;
+                if image.architecture.is_empty() || image.os.is_empty() {
+                    return Err(failed(format!(
+                        "the image's config {config} is not valid: it names no os and architecture"
+                    )));
+                }
                 if image.architecture == "wasm" || image.os.starts_with("wasi") {
                     self.compat(source, &manifest, image.config).await?
                 } else {
@@ -339,11 +388,51 @@ impl Inner {
     ) -> Result<PathBuf, FetchError> {
         let failed = |e: ContentError| FetchError::Failed(format!("blob {digest}: {e}"));
         let path = self.content.path(digest).map_err(failed)?;
+        let turn = self.content.turn(digest);
+        let _one_transfer_at_a_time = turn.lock().await;
         if tokio::fs::try_exists(&path).await.unwrap_or(false) {
             return Ok(path);
         }
-        let stream = source.blob(digest, size).await?;
-        self.content.store(digest, max, stream).await.map_err(failed)
+        let mut partial = self.content.partial(digest, max).await.map_err(failed)?;
+        let mut tries = Tries::default();
+        loop {
+            let before = partial.len();
+            let broke = match source.blob(digest, size, before).await {
+                Ok((from, stream)) => {
+                    if from != before {
+                        partial.begin_anew().await.map_err(failed)?;
+                    }
+                    match partial.take(stream).await {
+                        Ok(()) => return partial.finish().await.map_err(failed),
+                        // All has come: what is wrong is not the transfer.
+                        Err(ContentError::Transfer(_)) if size > 0 && partial.len() >= size => {
+                            return partial.finish().await.map_err(failed);
+                        }
+                        Err(ContentError::Transfer(why)) => ContentError::Transfer(why),
+                        Err(error) => {
+                            partial.discard().await;
+                            return Err(failed(error));
+                        }
+                    }
+                }
+                // It may be that it has no such rest.
+                Err(FetchError::Failed(why)) if before > 0 => {
+                    partial.begin_anew().await.map_err(failed)?;
+                    ContentError::Transfer(why)
+                }
+                Err(error) => {
+                    if before == 0 {
+                        partial.discard().await;
+                    }
+                    return Err(error);
+                }
+            };
+            if !tries.another(partial.len() > before) {
+                return Err(failed(broke));
+            }
+            tracing::info!(digest, got = partial.len(), error = %broke, "a transfer goes on");
+            tokio::time::sleep(Tries::PAUSE).await;
+        }
     }
 
     /// The config blob; empty when there is none or it is not an image config (Wasm artifacts have
@@ -460,6 +549,25 @@ impl Inner {
         self.images.lock().insert(stored.image.reference.clone(), stored);
         self.changed();
         Ok(())
+    }
+}
+
+/// How often a transfer that breaks is gone on with within one pull. What it has is kept for the next.
+#[derive(Default)]
+struct Tries {
+    all: u32,
+    in_vain: u32,
+}
+
+impl Tries {
+    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+    fn another(&mut self, brought_something: bool) -> bool {
+        const MAX: u32 = 5;
+        const IN_VAIN_MAX: u32 = 2;
+        self.all += 1;
+        self.in_vain = if brought_something { 0 } else { self.in_vain + 1 };
+        self.all < MAX && self.in_vain < IN_VAIN_MAX
     }
 }
 

@@ -23,6 +23,7 @@
 mod command;
 mod host_ports;
 mod namespace;
+mod netlink;
 mod overlay;
 mod pods;
 mod routing;
@@ -110,6 +111,7 @@ pub struct RootNetwork {
     /// since its containers start at the same time.
     own_namespaces: Mutex<BTreeMap<Ipv4Addr, OwnNamespace>>,
     host_ports: HostPorts,
+    pods: pods::Pods,
     names: Names,
     /// Until [`RootNetwork::run_services`] takes them.
     tables: Mutex<Option<Tables>>,
@@ -128,10 +130,13 @@ impl RootNetwork {
         let tables = Tables::open(names.clone(), &config, Arc::new(Programs)).await;
         let tables = Mutex::new(Some(tables.map_err(|e| e.to_string())?));
         namespace::route_services(&names, &config).await.map_err(|e| e.to_string())?;
-        pods::sweep(&names, &config, Some(&addresses)).await;
+        let pods = pods::Pods::open(&names, &config);
+        let pods = pods.map_err(|e| format!("cannot speak with the kernel of its network: {e}"))?;
+        pods.sweep(Some(&addresses)).await;
         let host_ports = HostPorts::open(&names, &config, &addresses, Arc::new(Programs)).await;
         let host_ports = host_ports.map_err(|e| e.to_string())?;
-        Ok(Self { addresses, own_namespaces: Mutex::default(), host_ports, names, tables, config })
+        let own_namespaces = Mutex::default();
+        Ok(Self { addresses, own_namespaces, host_ports, pods, names, tables, config })
     }
 
     /// The namespace for Wasm hosts.
@@ -146,7 +151,7 @@ impl RootNetwork {
 
     /// Removes everything that was made. Pods must have ended.
     pub async fn remove(&self) {
-        pods::sweep(&self.names, &self.config, None).await;
+        self.pods.sweep(None).await;
         overlay::remove(&self.names).await;
         tables::remove(&self.names, &Programs).await;
         host_ports::remove(&self.names, &self.config, &Programs).await;
@@ -200,15 +205,14 @@ impl Network for RootNetwork {
         Ok(Attachment { pod_ips: vec![address], bind_ip: address, netns: None })
     }
 
-    async fn own_namespace(&self, pod_uid: &str) -> Result<PathBuf, String> {
+    async fn own_namespace(&self, pod_uid: &str, made: Option<&Path>) -> Result<PathBuf, String> {
         let address = self.addresses.give(pod_uid)?;
         let slot = self.own_namespaces.lock().entry(address).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(path) = &*slot {
             return Ok(path.clone());
         }
-        let made = pods::ensure(&self.names, &self.config, address).await;
-        let path = Path::new("/run/netns").join(made.map_err(|e| e.to_string())?);
+        let path = self.pods.ensure(address, made).await?;
         *slot = Some(path.clone());
         Ok(path)
     }
@@ -224,7 +228,7 @@ impl Network for RootNetwork {
         }
         if let Some(address) = self.addresses.of(pod_uid) {
             self.own_namespaces.lock().remove(&address);
-            pods::remove(&self.names, &self.config, address).await;
+            self.pods.remove(address).await;
         }
         self.addresses.take_back(pod_uid);
     }

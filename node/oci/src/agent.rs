@@ -4,6 +4,7 @@ mod cgroup;
 mod exec;
 mod link;
 mod log_files;
+mod mapped;
 mod rootfs;
 mod sandbox;
 mod self_exe;
@@ -93,7 +94,13 @@ impl OciRuntime {
 
     /// What pods may ask for by their RuntimeClass.
     pub fn handlers() -> Vec<Handler> {
-        vec![Handler { recursive_read_only: recursive_mount_flags(), ..Handler::named("oci") }]
+        let handler = Handler {
+            recursive_read_only: is_linux(5, 12),
+            // Every file system that the kubelet puts volumes on can be mapped since then.
+            user_namespaces: is_linux(6, 3) && has_user_namespaces(),
+            ..Handler::named("oci")
+        };
+        vec![handler]
     }
 
     /// Ends every container: for a node that is taken down, not one that restarts.
@@ -115,11 +122,16 @@ impl OciRuntime {
     }
 }
 
-/// Linux 5.12 has them.
-fn recursive_mount_flags() -> bool {
+fn has_user_namespaces() -> bool {
+    let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    text.trim().parse::<u64>().is_ok_and(|most| most > 0)
+}
+
+/// Whether the kernel has what came with this version.
+fn is_linux(wanted_major: u32, wanted_minor: u32) -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 12))
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (wanted_major, wanted_minor))
 }
 
 fn boot_id() -> String {
@@ -278,6 +290,16 @@ impl Runtime for OciRuntime {
             }
         });
         Ok(known)
+    }
+
+    async fn own_users(&self, pod_uid: &str, hostname: &str) -> Result<PathBuf, String> {
+        let (this, uid, hostname) = (self.0.clone(), pod_uid.to_owned(), hostname.to_owned());
+        let work = move || {
+            let _one_at_a_time = this.sandboxes.lock();
+            sandbox::ensure_users(&this, &uid, &hostname).map(|users| users.net)
+        };
+        let made = tokio::task::spawn_blocking(work).await.map_err(|panic| panic.to_string())?;
+        made.map_err(|e| e.to_string())
     }
 
     async fn prepare(&self, _image: &Image) -> Result<(), StartError> {

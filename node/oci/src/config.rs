@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::user_ids::UserIds;
+
 /// Settings of the container runtime. [`Config::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +21,10 @@ pub struct Config {
     pub pod_pids_max: u64,
     /// Directory of seccomp profiles of type Localhost.
     pub seccomp_dir: PathBuf,
+    /// What of the machine's swap containers may have.
+    pub swap: Swap,
+    /// For pods with users of their own. Err says why there are none to give.
+    pub user_ids: Result<UserIds, String>,
 }
 
 impl Config {
@@ -32,8 +38,21 @@ impl Config {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             pod_pids_max: pids_of_machine() / 4,
+            swap: Swap::None,
+            user_ids: UserIds::of_machine(),
         }
     }
+}
+
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#swap-behaviors>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Swap {
+    /// `NoSwap`: nothing of it.
+    #[default]
+    None,
+    /// `LimitedSwap`: containers of Burstable pods as large a part of it as they ask for of the memory. Only with
+    /// cgroup v2.
+    Limited,
 }
 
 fn pids_of_machine() -> u64 {

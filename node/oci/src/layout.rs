@@ -16,6 +16,9 @@ pub(crate) struct RunDir(pub PathBuf);
 /// What libcontainer calls each container: its state has a directory of its own anyway.
 pub(crate) const CONTAINER_ID: &str = "c";
 
+/// Those of a pod with users of its own which belong to them, and theirs.
+pub(crate) const NAMESPACES_OF_USERS: [&str; 4] = ["user", "ipc", "uts", "net"];
+
 /// `spec.json`
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Kept {
@@ -44,6 +47,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub private_mounts: Vec<String>,
     pub confinement: Confinement,
+    /// The namespace of the pod's own users, if it has such.
+    #[serde(default)]
+    pub users: Option<PathBuf>,
 }
 
 /// What the container's program, and each that is run in it, may not do.

@@ -1,10 +1,9 @@
 //! Runs Linux containers for pods: [`rimward_node_pod::runtime::Runtime`] on libcontainer.
 //!
 //! Containers never run in the agent, nor are they its children. The agent starts this same binary again
-//! as `oci-shim`, single-threaded: it makes one container with libcontainer and becomes its parent. Then
-//! it executes itself once more, so that of all that making a container takes, nothing stays in memory,
-//! and tends what it made: it writes the log, waits, and keeps the exit. A shim outlives its agent; the
-//! next one finds it by the container's directory:
+//! as `oci-shim`, single-threaded: it makes one container with libcontainer, by a child, so that of all that
+//! making a container takes nothing stays in memory, becomes its parent, and tends it: it writes the log,
+//! waits, and keeps the exit. A shim outlives its agent; the next one finds it by the container's directory:
 //!
 //! ```text
 //! DIR/run/oci/<pod uid>.<container>.<attempt>/
@@ -16,8 +15,10 @@
 //!   shim.sock      where the shim listens
 //!   rootfs/        the overlay: the image's layers, and upper/ on top
 //!   etc/           hosts, hostname, resolv.conf, the termination message
+//!   volumes/       of a pod with users of its own: its volumes as they see them
 //!   lc/            libcontainer's own state
-//! DIR/run/oci-pods/<pod uid>/    what a pod's containers share: ipc and uts namespaces, shm
+//! DIR/run/oci-pods/<pod uid>/    what a pod's containers share: ipc and uts namespaces, shm; of a pod with
+//!                                users of its own also theirs, and `users`, the first of their ids
 //! ```
 //!
 //! An exit is known by the end of the shim's connection and by `exit.json`: neither needs a look at the
@@ -39,9 +40,11 @@ mod seccomp_profile;
 mod shim;
 mod spec;
 mod syscalls;
+mod user_ids;
 
 pub use agent::OciRuntime;
-pub use config::Config;
+pub use config::{Config, Swap};
+pub use user_ids::{IDS_OF_POD, UserIds};
 
 /// Does the work of `oci-shim` when this process was started as one: to be called before any thread is
 /// started. None in an ordinary process.

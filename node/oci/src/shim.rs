@@ -6,12 +6,13 @@
 mod create;
 pub(crate) mod exec;
 mod guest_log;
-mod pages;
+pub(crate) mod pages;
 mod pause;
 mod private;
 mod program;
 mod seccomp;
 mod tend;
+pub(crate) mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,16 +23,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::RunDir;
 
-/// `oci-shim create DIR`, `oci-shim tend DIR FDS`, `oci-shim exec DIR REQUEST`, `oci-shim pause`
+/// `oci-shim create DIR`, `oci-shim exec DIR REQUEST`, `oci-shim users DIR WANTED`,
+/// `oci-shim pause [USERS]`
 pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
     let work = args.next().unwrap_or_default();
     let dir = RunDir(PathBuf::from(args.next().unwrap_or_default()));
     let rest = args.next().unwrap_or_default();
     match work.as_str() {
-        "create" => create::run(&dir),
-        "tend" => tend::run(dir, &rest),
+        "create" => create::run(dir),
         "exec" => exec::run(&dir, &rest),
-        "pause" => pause::run(),
+        "users" => users::run(&dir, &rest),
+        "pause" => pause::run(&dir.0),
         other => {
             eprintln!("oci-shim: no such work: {other:?}");
             ExitCode::FAILURE
@@ -44,6 +46,11 @@ pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
 pub(crate) enum Created {
     Started { pid: i32, at: jiff::Timestamp },
     Failed { message: String },
+}
+
+/// What this process is started with may be a shell's: a container has the groups that it was given alone.
+fn leave_groups() -> std::io::Result<()> {
+    nix::unistd::setgroups(&[]).map_err(Into::into)
 }
 
 /// Makes descriptors survive the next execve, or not.

@@ -24,6 +24,9 @@ pub(crate) struct Given<'a> {
     pub cgroup: &'a Path,
     pub ipc: Option<&'a Path>,
     pub uts: Option<&'a Path>,
+    /// The namespace of the pod's own users, if it has such, and the network namespace that belongs to them.
+    pub users: Option<&'a Path>,
+    pub net: Option<&'a Path>,
     /// The processes that the pod's containers share, or of the one container that this one looks into; None is
     /// a namespace of the container's own.
     pub pid: Option<&'a Path>,
@@ -32,8 +35,32 @@ pub(crate) struct Given<'a> {
     /// are shared.
     pub cgroup_dirs: Vec<(PathBuf, String)>,
     pub shm: &'a Path,
+    /// How swap is counted, and how much of it the container may have.
+    pub swap: SwapLimit,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SwapLimit {
+    /// The kernel counts none.
+    Uncounted,
+    /// In cgroup v1, together with memory: where there is a limit of that, it is that of both.
+    WithMemory,
+    /// In cgroup v2: so many bytes.
+    Bytes(u64),
+}
+
+/// What of the machine's swap a container may have, where a node lets it have any.
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
+pub(crate) fn limited_swap(spec: &ContainerSpec, memory_bytes: u64, swap_bytes: u64) -> u64 {
+    let request = spec.linux.memory_request_bytes;
+    let bounded = spec.resources.memory_limit_bytes == Some(request);
+    if spec.linux.qos != QosClass::Burstable || request == 0 || bounded {
+        return 0;
+    }
+    let share = u128::from(request) * u128::from(swap_bytes) / u128::from(memory_bytes.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -69,7 +96,7 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         "linux": {
             "namespaces": namespaces(spec, given),
             "cgroupsPath": Path::new("/").join(given.cgroup),
-            "resources": resources(spec),
+            "resources": resources(spec, given.swap),
             "maskedPaths": paths(&MASKED),
             "readonlyPaths": paths(&READ_ONLY),
             "rootfsPropagation": root_propagation(spec),
@@ -140,7 +167,9 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
         None if spec.linux.host_pid => {}
         None => list.push(json!({"type": "pid"})),
     }
-    let shared = [("ipc", given.ipc), ("uts", given.uts), ("network", spec.netns.as_deref())];
+    let network = spec.netns.as_deref().or(given.net);
+    let shared =
+        [("user", given.users), ("ipc", given.ipc), ("uts", given.uts), ("network", network)];
     for (kind, path) in shared {
         if let Some(path) = path {
             list.push(json!({"type": kind, "path": path}));
@@ -149,7 +178,7 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     Value::Array(list)
 }
 
-fn resources(spec: &ContainerSpec) -> Value {
+fn resources(spec: &ContainerSpec, swap: SwapLimit) -> Value {
     let resources = &spec.resources;
     let mut cpu = json!({"shares": cpu_shares(resources.cpu_request_millis)});
     if let Some(millis) = resources.cpu_limit_millis {
@@ -162,6 +191,12 @@ fn resources(spec: &ContainerSpec) -> Value {
     let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
+        if swap == SwapLimit::WithMemory {
+            result["memory"]["swap"] = json!(bytes);
+        }
+    }
+    if let SwapLimit::Bytes(bytes) = swap {
+        result["unified"] = json!({"memory.swap.max": bytes.to_string()});
     }
     let pages = spec.linux.huge_pages.iter();
     let pages: Vec<Value> =
@@ -283,9 +318,12 @@ pub(crate) mod tests {
                 cgroup: Path::new("rimward-1/kubepods/podu/c.0"),
                 ipc: Some(Path::new("/ipc")),
                 uts: Some(Path::new("/uts")),
+                users: None,
+                net: None,
                 pid: None,
                 cgroup_dirs: Vec::new(),
                 shm: Path::new("/shm"),
+                swap: SwapLimit::Uncounted,
                 devices: Vec::new(),
             },
         )
@@ -336,6 +374,25 @@ pub(crate) mod tests {
         assert_eq!(process["args"], json!(["ls"]));
         assert_eq!(process["env"].as_array().unwrap().last().unwrap(), "TERM=xterm");
         assert_eq!(process["user"]["uid"], 5);
+    }
+
+    #[test]
+    fn swap_goes_to_burstable_pods_by_what_they_ask_for() {
+        let mut spec = container();
+        let swap = |spec: &ContainerSpec| limited_swap(spec, 1000 << 20, 500 << 20);
+        spec.linux.memory_request_bytes = 100 << 20;
+        assert_eq!(swap(&spec), 0);
+        spec.linux.qos = QosClass::Burstable;
+        assert_eq!(swap(&spec), 50 << 20);
+        spec.resources.memory_limit_bytes = Some(200 << 20);
+        assert_eq!(swap(&spec), 50 << 20);
+        spec.resources.memory_limit_bytes = Some(100 << 20);
+        assert_eq!(swap(&spec), 0);
+        let of = |limit| resources(&spec, limit);
+        assert_eq!(of(SwapLimit::Bytes(0))["unified"], json!({"memory.swap.max": "0"}));
+        let both = json!({"limit": 100 << 20, "swap": 100 << 20});
+        assert_eq!(of(SwapLimit::WithMemory)["memory"], both);
+        assert_eq!(of(SwapLimit::Uncounted).get("unified"), None);
     }
 
     #[test]

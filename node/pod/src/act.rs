@@ -1,5 +1,6 @@
 //! Carries out what was planned, in short tasks that hand their results back to the pod's state.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -226,13 +227,14 @@ async fn start(
         seen: sources.versions(),
     };
     let mut attachment = attachment.ok_or_else(|| refuse("the pod has no address".into()))?;
+    has_users(&**handle.node.runtime(runtime), &pod, &image).map_err(&refuse)?;
     let on_host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     if !on_host
         && attachment.netns.is_none()
         && (handle.node.runtime(runtime).needs_namespace()
             || shares_a_namespace(handle, &pod, &container.name).await)
     {
-        let own = config.network.own_namespace(&handle.uid).await.map_err(|e| StartFailure {
+        let own = own_namespace(handle, &pod).await.map_err(|e| StartFailure {
             error: StartError {
                 reason: "CreateContainerError".into(),
                 message: format!("failed to set up the pod's network namespace: {e}"),
@@ -291,6 +293,31 @@ async fn resize(
     // It may need less than before.
     handle.node.tell_waiting();
     result
+}
+
+/// Nothing starts less confined than it was asked to be. A component has no user of the machine at all.
+fn has_users(runtime: &dyn Runtime, pod: &Pod, image: &Image) -> Result<(), String> {
+    let wanted = pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false);
+    let can = || runtime.handlers().iter().any(|handler| handler.user_namespaces);
+    if !wanted || matches!(image.form, ImageForm::Wasm { .. }) || can() {
+        return Ok(());
+    }
+    let handler = wanted_handler(pod);
+    Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"))
+}
+
+/// The pod's network namespace, which belongs to the pod's own users where it has such.
+async fn own_namespace(handle: &Handle, pod: &Pod) -> Result<PathBuf, String> {
+    let config = &handle.node.config;
+    let mut made = None;
+    if pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false) {
+        let mut runtimes = config.runtimes.iter();
+        let runtime = runtimes.find(|runtime| runtime.needs_namespace());
+        let runtime = runtime.ok_or("this node runs no containers that have users")?;
+        let hostname = dns::hostname(pod, &config.cluster_domain).0;
+        made = Some(runtime.own_users(&handle.uid, &hostname).await?);
+    }
+    config.network.own_namespace(&handle.uid, made.as_deref()).await
 }
 
 /// Whether another container of the pod needs a namespace of the pod's own: then this one is in it too,

@@ -2,12 +2,15 @@
 //! <https://kubernetes.io/docs/concepts/containers/images/>
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base64::Engine;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use serde::Deserialize;
 
-use crate::outside::{Image, ImageError, ImageForm, Images, Objects, PullPolicy, RegistryAuth};
+use crate::outside::{
+    Image, ImageError, ImageForm, Images, Objects, PullPolicy, PullProgress, RegistryAuth,
+};
 
 /// (warning, reason, message) of an Event about the container.
 pub(crate) type Said = (bool, &'static str, String);
@@ -26,6 +29,12 @@ pub(crate) async fn ensure(
         let message = "the container names no image".into();
         return Err(ImageError { reason: "InvalidImageName".into(), message });
     }
+    if let Err(error) = images.check_name(reference) {
+        // Nothing is pulled by such a name.
+        say((true, "InspectFailed", error.message.clone()));
+        say((true, "Failed", format!("Error: {}", error.reason)));
+        return Err(error);
+    }
     let present = match policy {
         PullPolicy::Always => None,
         _ => images.present(reference).await,
@@ -42,7 +51,12 @@ pub(crate) async fn ensure(
     }
     let auth = credentials(pod, objects).await;
     let began = tokio::time::Instant::now();
-    match images.ensure(reference, policy, &auth).await {
+    let pulled = watched(images.ensure(reference, policy, &auth), || {
+        if let Some(progress) = images.progress(reference) {
+            say((false, "Pulling", so_far(reference, progress, began.elapsed())));
+        }
+    });
+    match pulled.await {
         Ok(image) => {
             let took = crate::restart::go_millis(began.elapsed());
             let size = size(&image).map(|n| format!(" Image size: {n} bytes.")).unwrap_or_default();
@@ -68,6 +82,31 @@ pub(crate) async fn ensure(
             Err(error)
         }
     }
+}
+
+/// Calls `look` now and then while a pull goes on, ever less often.
+async fn watched<T>(pull: impl Future<Output = T>, look: impl Fn()) -> T {
+    const FIRST: Duration = Duration::from_secs(15);
+    const LONGEST: Duration = Duration::from_secs(240);
+    let mut pull = std::pin::pin!(pull);
+    let mut pause = FIRST;
+    loop {
+        match tokio::time::timeout(pause, &mut pull).await {
+            Ok(outcome) => return outcome,
+            Err(_) => look(),
+        }
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+fn so_far(reference: &str, progress: PullProgress, took: Duration) -> String {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    format!(
+        "Pulling image {reference:?}: {:.1} of {:.1} MB after {} s",
+        megabytes(progress.bytes),
+        megabytes(progress.bytes_all),
+        took.as_secs()
+    )
 }
 
 /// The policy as set; else Always for `:latest` or no tag.

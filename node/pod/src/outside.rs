@@ -2,7 +2,7 @@
 //! up for status and Events. `rimward-node-agent` wires the real ones in.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -76,6 +76,14 @@ pub struct RegistryAuth {
 /// The node's image store.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
+    /// Whether a reference can be the name of an image at all.
+    ///
+    /// # Errors
+    /// `InvalidImageName`
+    fn check_name(&self, _reference: &str) -> Result<(), ImageError> {
+        Ok(())
+    }
+
     /// Whether the reference is here already (no pull needed under IfNotPresent).
     async fn present(&self, reference: &str) -> Option<Image>;
 
@@ -86,6 +94,18 @@ pub trait Images: Send + Sync + 'static {
         policy: PullPolicy,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError>;
+
+    /// How far the pull of a reference is that is under way now.
+    fn progress(&self, _reference: &str) -> Option<PullProgress> {
+        None
+    }
+}
+
+/// Of all that an image consists of, as it is transferred. What is here already is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullProgress {
+    pub bytes: u64,
+    pub bytes_all: u64,
 }
 
 /// A pod's place in the network.
@@ -123,8 +143,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// A network namespace of the pod's own, with its address and ways to everywhere in it: for
     /// containers that make their own system calls. The pod was attached and is not on the host's
-    /// network. May be repeated; `detach` undoes it.
-    async fn own_namespace(&self, _pod_uid: &str) -> Result<PathBuf, String> {
+    /// network. It is `made` already where it belongs to somebody else than the machine's root. May be repeated;
+    /// `detach` undoes it.
+    async fn own_namespace(&self, _pod_uid: &str, _made: Option<&Path>) -> Result<PathBuf, String> {
         Err("this node gives pods no network namespaces of their own: it does not run as root"
             .into())
     }

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::allocation::{Allocations, Amounts};
@@ -95,6 +95,8 @@ struct Inner {
     pods: Mutex<HashMap<Arc<str>, Arc<Handle>>>,
     /// What an earlier agent left, by pod, until the pod is given or found to be nobody's.
     left: Mutex<HashMap<String, Vec<KnownRun>>>,
+    /// Counts pods that are gone.
+    gone: watch::Sender<u64>,
 }
 
 /// What all pods share.
@@ -161,6 +163,8 @@ impl Node {
         let mut pods = inner.pods.lock();
         if pods.get(&handle.uid).is_some_and(|h| Arc::ptr_eq(h, handle)) {
             pods.remove(&handle.uid);
+            drop(pods);
+            inner.gone.send_modify(|count| *count += 1);
         }
     }
 }
@@ -189,8 +193,12 @@ impl Pods {
             shutdown,
             pods: Mutex::default(),
         });
-        let inner =
-            Arc::new(Inner { node: node.clone(), pods: Mutex::default(), left: Mutex::default() });
+        let inner = Arc::new(Inner {
+            node: node.clone(),
+            pods: Mutex::default(),
+            left: Mutex::default(),
+            gone: watch::Sender::new(0),
+        });
         *node.pods.lock() = Arc::downgrade(&inner);
         let pods = Self { inner };
         for (index, runtime) in node.config.runtimes.iter().enumerate() {
@@ -233,6 +241,16 @@ impl Pods {
         let handle = self.inner.pods.lock().get(uid).cloned();
         if let Some(handle) = handle {
             handle.apply(PodState::remove);
+        }
+    }
+
+    /// Waits until a pod that was removed has ended and left nothing.
+    pub async fn gone(&self, uid: &str) {
+        let mut gone = self.inner.gone.subscribe();
+        while self.inner.pods.lock().contains_key(uid) {
+            if gone.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -281,6 +281,16 @@ pub trait Runtime: Send + Sync + 'static {
         false
     }
 
+    /// Makes the namespaces of a pod whose users are none of the machine's (`hostUsers: false`), where they are
+    /// not yet there. The answer is the network namespace that belongs to those users: the pod's network is made
+    /// in it. May be repeated; [`Runtime::release`] undoes it.
+    ///
+    /// # Errors
+    /// Says why this node cannot.
+    async fn own_users(&self, _pod_uid: &str, _hostname: &str) -> Result<PathBuf, String> {
+        Err(format!("the {} runtime does not support user namespaces", self.name()))
+    }
+
     /// Makes sure that what can be done before a start is done: compiles the image, say. `start`
     /// does it too when this was not called.
     async fn prepare(&self, image: &Image) -> Result<(), StartError>;

@@ -81,6 +81,8 @@ pub(crate) struct Container {
     pub restarts: u32,
     pub identity: Option<Identity>,
     pub mounts: Vec<api::VolumeMountStatus>,
+    /// Where the pod names one.
+    pub stop_signal: Option<String>,
     pub started: bool,
     pub ready: bool,
     /// Granted by the node, and what it really has.
@@ -189,6 +191,7 @@ fn container_status(c: &Container) -> api::ContainerStatus {
             }),
         }),
         volume_mounts: (!c.mounts.is_empty()).then(|| c.mounts.clone()),
+        stop_signal: c.stop_signal.clone(),
         allocated_resources: c.granted.requests.clone().filter(|_| begun),
         resources: begun.then(|| c.resources.clone()),
         ..Default::default()

@@ -1,6 +1,7 @@
 //! Clients of the API under the admin's client certificate: [`Api`] over HTTP/2 for whatever is asked,
-//! and [`Wire`] for rates.
+//! [`Wire`] for rates, and what kubectl does with WebSockets.
 
+mod streams;
 mod wire;
 
 use std::path::Path;

@@ -77,6 +77,11 @@ impl Server {
         self.process.pid().as_raw()
     }
 
+    /// Its data directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Waits until a node is connected in this run, and Ready in the API.
     pub async fn node_ready(&self) -> anyhow::Result<()> {
         let api = self.door.connect().await?;

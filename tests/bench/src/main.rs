@@ -25,6 +25,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "start", run: |setup| Box::pin(measure::start::rows(setup)) },
     Measurement { name: "memory", run: |setup| Box::pin(measure::memory::rows(setup)) },
     Measurement { name: "pod-start", run: |setup| Box::pin(measure::pod_start::rows(setup)) },
+    Measurement { name: "containers", run: |setup| Box::pin(measure::containers::rows(setup)) },
     Measurement { name: "http", run: |setup| Box::pin(measure::http::rows(setup)) },
     Measurement { name: "idle-pods", run: |setup| Box::pin(measure::idle_pods::rows(setup)) },
     Measurement { name: "api", run: |setup| Box::pin(measure::api::rows(setup)) },
@@ -40,7 +41,7 @@ struct Measurement {
 /// Measures Rimward and prints one table: row, measured, target, verdict, how.
 #[derive(Parser)]
 struct Setup {
-    /// What to measure: start, memory, pod-start, http, idle-pods, api, schedule, fleet. [default: all]
+    /// What to measure: start, memory, pod-start, containers, http, idle-pods, api, schedule, fleet. [default: all]
     only: Vec<String>,
     /// The release binary with everything in it.
     #[arg(long)]
@@ -60,6 +61,12 @@ struct Setup {
     /// Pods that are started one after another, for the percentiles.
     #[arg(long, default_value_t = 200)]
     pods: usize,
+    /// Containers, and commands in one, that are started one after another, for the percentiles.
+    #[arg(long, default_value_t = 100)]
+    container_starts: usize,
+    /// Containers that run at once.
+    #[arg(long, default_value_t = 200)]
+    containers: usize,
     /// Pods that idle on one node.
     #[arg(long, default_value_t = 10_000)]
     idle_pods: usize,

@@ -1,6 +1,7 @@
 //! One measurement, one file. Each starts what it needs and leaves nothing behind.
 
 pub mod api;
+pub mod containers;
 pub mod fleet;
 pub mod http;
 pub mod idle_pods;

@@ -52,13 +52,32 @@ pub fn cpu_seconds(pid: i32) -> anyhow::Result<f64> {
 
 /// The `wasm-host` processes that belong to a node's data directory: they outlive their agent.
 pub fn hosts_of(data_dir: &Path) -> Vec<i32> {
-    let needle = data_dir.display().to_string();
+    processes_of("wasm-host", data_dir)
+}
+
+/// The parents of a node's running containers.
+pub fn shims_of(data_dir: &Path) -> Vec<i32> {
+    processes_of("oci-shim\0create", data_dir)
+}
+
+/// Processes of this binary at that work, with the directory among their arguments.
+fn processes_of(work: &str, data_dir: &Path) -> Vec<i32> {
+    let (work, needle) = (format!("\0{work}\0"), data_dir.display().to_string());
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let ours = pids.filter(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
-        line.contains("\0wasm-host\0") && line.contains(&needle)
+        line.contains(&work) && line.contains(&needle)
     });
     ours.collect()
+}
+
+/// Memory that a process has for itself (Private_* of its smaps_rollup), in MiB.
+pub fn private_mib(pid: i32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{path}: did it end?"))?;
+    let private = text.lines().filter(|line| line.starts_with("Private_"));
+    let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+    Ok(kib.sum::<f64>() / 1024.0)
 }

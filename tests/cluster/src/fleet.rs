@@ -25,10 +25,7 @@ impl Fleet {
     pub fn new() -> Self {
         let hosts = Hosts::new(3);
         let dir = tempfile::tempdir().expect("a directory");
-        let mut control = hosts.command(0, &binary("rimward-control"));
-        control.arg("control").arg("--data-dir").arg(dir.path());
-        control.args(["--advertise-address", &hosts.address(0), "--node-grace-seconds", "20"]);
-        let process = Process::start("control", dir.path(), control);
+        let process = control(&hosts, dir.path());
         let mut cluster = Cluster::of(process, dir.path(), hosts.on(0));
         cluster.wait_api();
         let token = hosts
@@ -54,11 +51,22 @@ impl Fleet {
 
     /// A node on host `i` that the caller keeps.
     pub fn spawn_node(&self, i: usize, token: &str, name: &str) -> Process {
+        self.spawn_node_with(i, token, name, &[])
+    }
+
+    /// The same with more options.
+    pub fn spawn_node_with(&self, i: usize, token: &str, name: &str, extra: &[&str]) -> Process {
         let mut command = self.hosts.command(i, &binary("rimward-node"));
         command.arg("node").arg("--data-dir").arg(self.dir.path().join(name));
         command.args(["--server", &format!("{}:6444", self.hosts.address(0)), "--token", token]);
-        command.args(["--node-name", name, "--stop-pods"]).args(crate::ANY_DISK);
+        command.args(["--node-name", name, "--stop-pods"]).args(crate::ANY_DISK).args(extra);
         Process::start(name, self.dir.path(), command)
+    }
+
+    /// The control plane again, after its end.
+    pub fn restart_control(&mut self) {
+        self.cluster.process = control(&self.hosts, self.dir.path());
+        self.cluster.wait_api();
     }
 
     /// Pushes a Wasm file.
@@ -99,6 +107,13 @@ impl Fleet {
         let service = self.cluster.get(&["service", "greeter"]);
         service["spec"]["clusterIP"].as_str().expect("a cluster IP").to_owned()
     }
+}
+
+fn control(hosts: &Hosts, dir: &Path) -> Process {
+    let mut control = hosts.command(0, &binary("rimward-control"));
+    control.arg("control").arg("--data-dir").arg(dir);
+    control.args(["--advertise-address", &hosts.address(0), "--node-grace-seconds", "20"]);
+    Process::start("control", dir, control)
 }
 
 impl Drop for Fleet {

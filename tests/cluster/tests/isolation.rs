@@ -175,3 +175,80 @@ fn containers_share_their_processes() {
         assert!(shown.contains(process), "{process}: {shown}");
     }
 }
+
+#[test]
+fn users_of_a_pod_are_none_of_the_machine() {
+    if skip_without_root("users_of_a_pod_are_none_of_the_machine") {
+        return;
+    }
+    let (cluster, image) = cluster();
+    cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
+    cluster.ok(&["create", "configmap", "texts", "--from-literal=greeting=Hello"]);
+    let node = cluster.get(&["nodes"])["items"][0].clone();
+    let handlers = node["status"]["runtimeHandlers"].as_array().expect("handlers").clone();
+    let oci = handlers.iter().find(|handler| handler["name"] == "oci").expect("it has oci");
+    assert_eq!(oci["features"]["userNamespaces"], true);
+
+    let serve = "cat /etc/greeter/greeting > /tmp/index.html; cat /token/token | wc -c; id -u; \
+                 stat -c '%u:%g' /etc/greeter/greeting /scratch; echo new > /scratch/file; exec httpd -f -p 80 -h /tmp";
+    let spec = |own: bool| {
+        json!({"hostUsers": !own, "shareProcessNamespace": true, "securityContext": {"fsGroup": 70},
+        "volumes": [{"name": "texts", "configMap": {"name": "texts"}}, {"name": "scratch", "emptyDir": {}},
+            {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}],
+        "containers": [
+            {"name": "main", "image": image, "args": [serve],
+             "readinessProbe": {"exec": {"command": ["/bin/sh", "-c", "grep -q 0 /proc/self/uid_map"]}, "periodSeconds": 1},
+             "lifecycle": {"postStart": {"exec": {"command": ["/bin/sh", "-c", "tr -s ' ' < /proc/self/uid_map > /scratch/hook"]}}},
+             "volumeMounts": [{"name": "texts", "mountPath": "/etc/greeter"}, {"name": "token", "mountPath": "/token"},
+                {"name": "scratch", "mountPath": "/scratch"}]},
+            {"name": "wasm", "image": "greeter:v1", "ports": [{"containerPort": 8080}],
+             "volumeMounts": [{"name": "texts", "mountPath": "/etc/greeter"}]}]})
+    };
+    cluster.apply(&pod("own", spec(true)));
+    cluster.apply(&pod("others", spec(true)));
+    cluster.apply(&pod("machine", spec(false)));
+    cluster.ok(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/own",
+        "pod/others",
+        "pod/machine",
+        "--timeout=90s",
+    ]);
+    let run = |pod: &str, script: &str| {
+        cluster.ok(&["exec", pod, "-c", "main", "--", "sh", "-c", script]).trim().to_owned()
+    };
+    let map = "tr -s ' ' < /proc/self/uid_map";
+    let (own, others) = (run("own", map), run("others", map));
+    let first = |map: &str| map.split(' ').nth(1).expect("a map").parse::<u64>().expect("a number");
+    assert!(first(&own).abs_diff(first(&others)) >= 65_536, "{own} {others}");
+    assert!(first(&own) >= 65_536 && own.ends_with(" 65536"), "{own}");
+    assert_eq!(run("machine", map), "0 0 4294967295");
+    assert_eq!(run("own", "cat /scratch/hook").trim(), own, "hooks are of the same users");
+    for name in ["own", "machine"] {
+        let logs = cluster.ok(&["logs", name, "-c", "main"]);
+        let lines: Vec<&str> = logs.lines().collect();
+        assert_eq!(lines[1..], ["0", "0:70", "0:70"], "{name}: {logs}");
+        let ip = cluster.get(&["pod", name])["status"]["podIP"].as_str().expect("an IP").to_owned();
+        assert_eq!(curl(cluster.wrap(), &[&format!("http://{ip}/")]), "Hello");
+        assert!(curl(cluster.wrap(), &[&format!("http://{ip}:8080/")]).contains("Hello"));
+    }
+    // The next agent finds them as they are.
+    let id = |cluster: &Cluster| {
+        cluster.get(&["pod", "own"])["status"]["containerStatuses"][0]["containerID"].clone()
+    };
+    let before = id(&cluster);
+    let cluster = cluster.kill_and_restart();
+    assert_eq!(id(&cluster), before);
+    assert_eq!(cluster.ok(&["exec", "own", "-c", "main", "--", "sh", "-c", map]).trim(), own);
+    cluster.ok(&["delete", "pod", "--all", "--timeout=60s"]);
+    let refused = cluster.refused(
+        &["apply", "-f", "-"],
+        &pod("odd", {
+            let mut spec = spec(true);
+            spec["hostNetwork"] = json!(true);
+            spec
+        }),
+    );
+    assert!(refused.contains("when `pod.Spec.HostUsers` is false"), "{refused}");
+}

@@ -181,3 +181,8 @@ fn access() {
 fn debugging() {
     run("debugging", include_str!("../kubectl/debugging.txt"));
 }
+
+#[test]
+fn rollouts() {
+    run("rollouts", include_str!("../kubectl/rollouts.txt"));
+}

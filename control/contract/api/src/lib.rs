@@ -13,6 +13,7 @@ pub mod names;
 pub mod quantity;
 pub mod resource;
 pub mod selector;
+pub mod static_pods;
 pub mod status;
 pub mod usage;
 pub mod user;

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::claim::controller_reference;
+use crate::hash;
 use crate::pods::name;
 
 pub const HASH_LABEL: &str = "pod-template-hash";
@@ -161,14 +162,9 @@ pub fn new_set(deployment: &Deployment) -> ReplicaSet {
     }
 }
 
-/// FNV-1a over the template's JSON and the collision count, written without letters that make words.
+/// Over the template's JSON and the collision count.
 fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let json = serde_json::to_vec(&pruned(template)).unwrap_or_default();
     let collisions = collisions.map(i32::to_le_bytes).unwrap_or_default();
-    let hash = json
-        .iter()
-        .chain(&collisions)
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    hash.to_string().bytes().map(|b| char::from(LETTERS[usize::from(b) % LETTERS.len()])).collect()
+    hash::readable(hash::fnv1a(json.iter().chain(&collisions)))
 }

@@ -12,6 +12,7 @@ use rimward_client::EventType;
 use super::progress;
 use super::revision::{self, DESIRED, MAX, REVISION, annotate, annotation};
 use crate::pods::{is_deleting, name, uid};
+use crate::shares;
 
 /// What a Deployment and its ReplicaSets look like now.
 pub struct World<'a> {
@@ -54,13 +55,8 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let rolling =
         deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()?.rolling_update.as_ref());
     let quarter = IntOrString::String("25%".into());
-    let resolve = |value: Option<&IntOrString>, up: bool| match value.unwrap_or(&quarter) {
-        IntOrString::Int(n) => *n,
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent * i64::from(replicas(deployment));
-            ((product + if up { 99 } else { 0 }) / 100) as i32
-        }
+    let resolve = |value: Option<&IntOrString>, up: bool| {
+        shares::scaled(value.unwrap_or(&quarter), replicas(deployment), up)
     };
     let surge = resolve(rolling.and_then(|r| r.max_surge.as_ref()), true);
     let unavailable = resolve(rolling.and_then(|r| r.max_unavailable.as_ref()), false);

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Event;
 use rimward_client::ListOptions;
-use rimward_control_controllers::Config;
 use rimward_control_lean::Pod;
 use serde_json::json;
 
@@ -131,10 +130,7 @@ async fn recreate_pause_and_history_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_replicas_are_a_thousand_pods() {
-    // The nodes that are played send no heartbeats, and on a busy machine this takes a while.
-    let grace = std::time::Duration::from_secs(600);
-    let cluster =
-        Cluster::start_with(Config { node_monitor_grace: grace, ..Config::default() }).await;
+    let cluster = Cluster::start().await;
     for i in 0..4 {
         cluster.add_node(&format!("n{i}"), "640").await;
     }

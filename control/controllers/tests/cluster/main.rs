@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod cronjobs;
 mod custom;
+mod daemonsets;
 mod deployments;
 mod disruptions;
 mod garbage;
+mod jobs;
 mod load;
 mod namespaces;
 mod nodes;
@@ -15,4 +18,5 @@ mod protection;
 mod quotas;
 mod replicationcontrollers;
 mod services;
+mod statefulsets;
 mod volumes;

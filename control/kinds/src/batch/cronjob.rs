@@ -7,6 +7,7 @@ use crate::path::{Errors, Path};
 use crate::print;
 use crate::read::{Read, fill, fill_text, member};
 use crate::rules::{Rules, Updates};
+use crate::schedule::Schedule;
 
 pub const CRON_JOB: Rules = Rules {
     default: |object| {
@@ -41,7 +42,7 @@ fn cron_job(object: &Value, e: &mut Errors) {
             false => "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
         };
         e.invalid(&path.field("schedule"), schedule, why);
-    } else if !is_schedule(schedule) {
+    } else if Schedule::parse(schedule).is_none() {
         let fields: Vec<&str> = schedule.split_whitespace().collect();
         let why = match fields.len() {
             5 => "each field must be a comma list of '*', numbers, names, ranges and steps"
@@ -99,56 +100,5 @@ fn cron_job(object: &Value, e: &mut Errors) {
             name,
             "must be no more than 52 characters",
         );
-    }
-}
-
-/// Five fields, each a comma list of `*`, numbers, names, ranges and steps; or a descriptor.
-fn is_schedule(text: &str) -> bool {
-    if let Some(name) = text.strip_prefix('@') {
-        return matches!(
-            name,
-            "yearly" | "annually" | "monthly" | "weekly" | "daily" | "midnight" | "hourly"
-        ) || name.strip_prefix("every ").is_some_and(|d| !d.trim().is_empty());
-    }
-    const MONTHS: &str = "jan feb mar apr may jun jul aug sep oct nov dec";
-    const DAYS: &str = "sun mon tue wed thu fri sat";
-    let bounds = [(0, 59, ""), (0, 23, ""), (1, 31, ""), (1, 12, MONTHS), (0, 6, DAYS)];
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    fields.len() == 5
-        && fields.iter().zip(bounds).all(|(field, (low, high, names))| {
-            let value = |t: &str| {
-                let named =
-                    names.split(' ').position(|n| n.eq_ignore_ascii_case(t) && !n.is_empty());
-                let number = named.map(|i| i as u32 + low).or_else(|| t.parse().ok())?;
-                (low..=high).contains(&number).then_some(number)
-            };
-            field.split(',').all(|part| {
-                let (range, step) =
-                    part.split_once('/').map_or((part, None), |(r, s)| (r, Some(s)));
-                let step_good = step.is_none_or(|s| s.parse::<u32>().is_ok_and(|n| n > 0));
-                let range_good = match range.split_once('-') {
-                    _ if range == "*" || range == "?" => true,
-                    Some((from, to)) => {
-                        matches!((value(from), value(to)), (Some(a), Some(b)) if a <= b)
-                    }
-                    None => value(range).is_some(),
-                };
-                step_good && range_good
-            })
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn schedules() {
-        for good in ["*/5 * * * *", "0 0 1 jan mon-fri", "1,2-4 * ? * 0", "@daily", "@every 1h"] {
-            assert!(super::is_schedule(good), "{good}");
-        }
-        for bad in
-            ["", "* * * *", "60 * * * *", "5-1 * * * *", "*/0 * * * *", "@often", "a * * * *"]
-        {
-            assert!(!super::is_schedule(bad), "{bad}");
-        }
     }
 }

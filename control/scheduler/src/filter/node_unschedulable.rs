@@ -1,10 +1,10 @@
 //! Nodes that are cordoned off take nothing new, unless a pod tolerates just that.
 
 use k8s_openapi::api::core::v1::Taint;
+use rimward_control_lean::nodes::tolerates;
 
 use super::{NODE_ADDED, NODE_TAINTS, Reasons, Rule};
 use crate::cycle::Cycle;
-use crate::filter::taints::tolerates;
 use crate::snapshot::NodeInfo;
 
 pub const RULE: Rule = Rule { check, healed_by: NODE_ADDED | NODE_TAINTS };

@@ -1,7 +1,8 @@
 //! A pod goes only where it tolerates the NoSchedule and NoExecute taints.
 //! <https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
+use rimward_control_lean::nodes::tolerates;
 
 use super::{NODE_ADDED, NODE_TAINTS, Reasons, Rule};
 use crate::cycle::Cycle;
@@ -24,23 +25,4 @@ pub fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
         .iter()
         .filter(forbids)
         .find(|taint| !pod.tolerations.iter().any(|t| tolerates(t, taint)))
-}
-
-/// Whether a toleration is for a taint. Without a key it is for every key, without an effect for
-/// every effect.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let (key, effect, value) =
-        (text(&toleration.key), text(&toleration.effect), text(&toleration.value));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => !key.is_empty() && value == taint.value.as_deref().unwrap_or_default(),
-        _ => false,
-    }
-}
-
-fn text(said: &Option<String>) -> &str {
-    said.as_deref().unwrap_or_default()
 }

@@ -2,8 +2,8 @@
 
 use super::{Rule, Scale};
 use crate::cycle::Cycle;
-use crate::filter::taints::tolerates;
 use crate::snapshot::NodeInfo;
+use rimward_control_lean::nodes::tolerates;
 
 pub const RULE: Rule = Rule { applies: |_| true, score, scale: Scale::LessIsBetter, weight: 3 };
 

@@ -81,7 +81,8 @@ fn sweep(inner: &Inner, mut keep: HashSet<PathBuf>) -> u64 {
         }
     }
     let mut freed = 0;
-    for folder in ["layers", "blobs"] {
+    // What broken transfers left may be left again, from its beginning.
+    for folder in ["layers", "blobs", "partial"] {
         for entry in std::fs::read_dir(inner.dir.join(folder)).into_iter().flatten().flatten() {
             let path = entry.path();
             if keep.contains(&path) || is_mounted(&mounts, &path) {

@@ -28,7 +28,7 @@ pub(crate) async fn ensure(names: &Names, config: &Config) -> Result<(), Command
          route replace default via {HOST_END} dev eth0\nroute replace local {block} dev lo\n"
     );
     run(&format!("ip -n {namespace} -batch -"), &pods).await?;
-    forward(veth).await
+    forward(veth)
 }
 
 /// Two nodes in one network namespace would answer for each other's pods.
@@ -50,13 +50,13 @@ async fn refuse_second_node(veth: &str) -> Result<(), CommandError> {
 
 /// The host routes for its pods. Replies to clients on loopback come in by the veth, hence
 /// route_localnet on that device alone.
-pub(super) async fn forward(veth: &str) -> Result<(), CommandError> {
+pub(super) fn forward(veth: &str) -> Result<(), CommandError> {
     for (path, what) in [
         ("net/ipv4/ip_forward".to_owned(), "forwarding"),
         (format!("net/ipv4/conf/{veth}/route_localnet"), "loopback clients of NodePorts"),
     ] {
         let path = Path::new("/proc/sys").join(path);
-        if let Err(source) = tokio::fs::write(&path, "1").await {
+        if let Err(source) = std::fs::write(&path, "1") {
             let command = format!("write 1 to {} ({what})", path.display());
             return Err(CommandError::Failed { command, said: source.to_string() });
         }

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId, Usage};
 
-use crate::spec::cpu_quota;
-use crate::spec::cpu_shares;
+use crate::spec::{SwapLimit, cpu_quota, cpu_shares};
+
+/// Where v1 limits memory and swap together.
+const MEMORY_AND_SWAP: &str = "memory.memsw.limit_in_bytes";
 
 pub(super) struct Cgroups {
     /// This node's own part, relative to each hierarchy's root.
@@ -91,19 +93,19 @@ impl Cgroups {
         Ok(found)
     }
 
-    /// A cgroup of the pod's that is no container's, with this process in it. The pod's own was made.
-    pub fn put(&self, spec: &ContainerSpec, name: &str, pid: i32) -> io::Result<()> {
+    /// A cgroup of the pod's that is no container's: `cgroup.procs` of each hierarchy. The pod's own was made.
+    pub fn beside(&self, spec: &ContainerSpec, name: &str) -> io::Result<Vec<PathBuf>> {
         let run = self.of_run(spec);
         let place = run.parent().expect("a run's cgroup lies in its pod's").join(name);
-        for root in self.roots() {
+        let one = |root: &Path| {
             let dir = root.join(&place);
             std::fs::create_dir_all(&dir)?;
             if dir.join("cpuset.cpus").exists() && matches!(self.kind, Kind::V1(_)) {
                 fill_cpuset(root, &place)?;
             }
-            std::fs::write(dir.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(())
+            Ok(dir.join("cgroup.procs"))
+        };
+        self.roots().into_iter().map(one).collect()
     }
 
     /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
@@ -180,6 +182,30 @@ impl Cgroups {
         self.set("memory", dir, "memory.limit_in_bytes", "memory.max", value)
     }
 
+    /// How the kernel counts swap, and none of it for a run whose pod's cgroup was made.
+    pub fn counts_swap(&self, run: &Path) -> SwapLimit {
+        let pod = run.parent().expect("a run's cgroup lies in its pod's");
+        let has = |file: &str| {
+            self.controller("memory").is_some_and(|root| root.join(pod).join(file).exists())
+        };
+        match self.kind {
+            Kind::V2(_) if has("memory.swap.max") => SwapLimit::Bytes(0),
+            Kind::V1(_) if has(MEMORY_AND_SWAP) => SwapLimit::WithMemory,
+            _ => SwapLimit::Uncounted,
+        }
+    }
+
+    /// A run's own limit. In v1 that of memory and swap is never below it, and the same in the end.
+    fn set_limit_of_run(&self, run: &Path, bytes: Option<u64>) -> io::Result<()> {
+        if self.counts_swap(run) != SwapLimit::WithMemory {
+            return self.set_memory_limit(run, bytes);
+        }
+        let both = |value: String| self.set("memory", run, MEMORY_AND_SWAP, "", value);
+        both("-1".into())?;
+        let done = self.set_memory_limit(run, bytes);
+        both(bytes.map_or("-1".into(), |bytes| bytes.to_string())).and(done)
+    }
+
     /// Gives a run that goes on other limits, and its pod. What grows grows from above, what shrinks from
     /// below: a run never has more than its pod.
     ///
@@ -200,7 +226,7 @@ impl Cgroups {
         self.set_shares(of_pod, pod.cpu_request_millis)?;
         self.set_shares(run, resources.cpu_request_millis)?;
         self.set_cpu_limit(run, resources.cpu_limit_millis)?;
-        let done = self.set_memory_limit(run, resources.memory_limit_bytes);
+        let done = self.set_limit_of_run(run, resources.memory_limit_bytes);
         self.set_cpu_limit(of_pod, pod.cpu_limit_millis)?;
         self.set_memory_limit(of_pod, pod.memory_limit_bytes)?;
         done

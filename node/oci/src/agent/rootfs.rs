@@ -11,10 +11,13 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
 
+use super::mapped;
+use super::sandbox::Users;
 use crate::layout::RunDir;
 
-/// Mounts it, unless that is done. Layers are lowest first.
-pub(super) fn mount(dir: &RunDir, layers: &[PathBuf]) -> io::Result<()> {
+/// Mounts it, unless that is done. Layers are lowest first. For a pod with users of its own what the image
+/// gives to user 0 is theirs, and so is what they write.
+pub(super) fn mount(dir: &RunDir, layers: &[PathBuf], users: Option<&Users>) -> io::Result<()> {
     let (root, upper, work) = (dir.rootfs(), dir.file("upper"), dir.file("work"));
     for dir in [&root, &upper, &work] {
         std::fs::create_dir_all(dir)?;
@@ -22,12 +25,25 @@ pub(super) fn mount(dir: &RunDir, layers: &[PathBuf]) -> io::Result<()> {
     if super::sandbox::is_mount(&root) {
         return Ok(());
     }
-    if layers.is_empty() {
-        // An image from nothing: overlayfs wants a layer, and an empty one does.
-        std::fs::create_dir_all(dir.file("empty"))?;
-        return mount_overlay(&root, &[dir.file("empty")], &upper, &work);
+    let empty = [dir.file("empty")];
+    let layers = match layers.is_empty() {
+        false => layers,
+        true => {
+            // An image from nothing: overlayfs wants a layer, and an empty one does.
+            std::fs::create_dir_all(&empty[0])?;
+            &empty
+        }
+    };
+    let Some(users) = users else { return mount_overlay(&root, layers, &upper, &work) };
+    // The topmost layer's root is the container's, rights included.
+    if let Some(top) = layers.last() {
+        std::fs::set_permissions(&upper, std::fs::metadata(top)?.permissions())?;
     }
-    mount_overlay(&root, layers, &upper, &work)
+    users.give(&upper)?;
+    let layers = mapped::layers(dir, layers, &users.namespace)?;
+    mount_overlay(&root, &layers, &upper, &work)?;
+    // The overlay has them for itself.
+    mapped::forget_layers(dir)
 }
 
 fn mount_overlay(root: &Path, layers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<()> {

@@ -13,12 +13,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::rootfs::{self, Root};
-use super::{Inner, Run, refused, sandbox};
+use super::sandbox::{self, Users};
+use super::{Inner, Run, mapped, refused};
 use crate::capabilities;
+use crate::config::Swap;
 use crate::layout::{Confinement, Kept, RunDir, Settings, Started};
 use crate::seccomp_profile::{self, Compiled, Machine};
 use crate::shim::Created;
 use crate::spec;
+use crate::user_ids::IDS_OF_POD;
 
 /// Making a container takes milliseconds; a machine that is out of everything may take a while.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -106,18 +109,31 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
     dir.write("spec.json", &kept).map_err(failed("keep the container's spec"))?;
     let shared = {
         let _one_at_a_time = this.sandboxes.lock();
-        sandbox::ensure(&this.config.data_dir, spec).map_err(failed("make the pod's sandbox"))?
+        sandbox::ensure(this, spec).map_err(failed("make the pod's sandbox"))?
     };
-    rootfs::mount(dir, layers).map_err(failed("mount the root file system"))?;
+    let users = shared.users.as_ref();
+    if let Some(users) = users {
+        users.give_alone(&dir.0).map_err(failed("make the container's directory"))?;
+    }
+    rootfs::mount(dir, layers, users).map_err(failed("mount the root file system"))?;
     let root = Root::open(&dir.rootfs()).map_err(failed("open the root file system"))?;
     let user =
         spec::user::resolve(user, &spec.user, &root.read("etc/passwd"), &root.read("etc/group"))
             .map_err(|why| refused("CreateContainerError", why))?;
+    let first = users.map_or(0, |users| users.first);
+    if users.is_some() {
+        user.within(IDS_OF_POD).map_err(|why| refused("CreateContainerError", why))?;
+    }
     if spec.working_dir.starts_with('/') {
-        root.ensure_dir(Path::new(&spec.working_dir), user.uid, user.gid)
+        root.ensure_dir(Path::new(&spec.working_dir), first + user.uid, first + user.gid)
             .map_err(failed("make the working directory"))?;
     }
-    write_etc(dir, spec).map_err(failed("write the container's files"))?;
+    write_etc(dir, spec, users).map_err(failed("write the container's files"))?;
+    let mut seen = spec.clone();
+    if let Some(users) = users {
+        let mapped = mapped::volumes(dir, &spec.mounts, &users.namespace);
+        seen.mounts = mapped.map_err(|why| refused("CreateContainerError", why))?;
+    }
     this.cgroups
         .ensure_pod(spec, this.config.pod_pids_max)
         .map_err(failed("make the pod's cgroup"))?;
@@ -141,12 +157,15 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup: &cgroup,
         ipc: shared.ipc.as_deref(),
         uts: shared.uts.as_deref(),
+        users: users.map(|users| users.file.as_path()),
+        net: users.map(|users| users.net.as_path()),
         pid: processes.as_deref(),
         cgroup_dirs,
         shm: &shared.shm,
+        swap: swap_of(this, spec, &cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
-    let config = spec::build(spec, &given).map_err(wrong)?;
+    let config = spec::build(&seen, &given).map_err(wrong)?;
     dir.write("config.json", &config).map_err(failed("write config.json"))?;
     let settings = Settings {
         log_path: spec.log_path.clone(),
@@ -163,6 +182,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
             seccomp: spec.linux.seccomp == Seccomp::RuntimeDefault,
             profile,
         },
+        users: users.map(|users| users.file.clone()),
     };
     dir.write("shim.json", &settings).map_err(failed("write shim.json"))
 }
@@ -193,15 +213,31 @@ fn processes_of(this: &Inner, target: &RunId) -> Result<PathBuf, String> {
     Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
 }
 
+fn swap_of(this: &Inner, spec: &ContainerSpec, cgroup: &Path) -> spec::SwapLimit {
+    let counted = this.cgroups.counts_swap(cgroup);
+    match (counted, this.config.swap) {
+        (spec::SwapLimit::Bytes(_), Swap::Limited) => {
+            let (memory, swap) = (memory_of_machine(), of_machine("SwapTotal:"));
+            spec::SwapLimit::Bytes(spec::limited_swap(spec, memory, swap))
+        }
+        _ => counted,
+    }
+}
+
 fn memory_of_machine() -> u64 {
+    of_machine("MemTotal:")
+}
+
+fn of_machine(row: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(row));
     let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) << 10
 }
 
-fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
+fn write_etc(dir: &RunDir, spec: &ContainerSpec, users: Option<&Users>) -> std::io::Result<()> {
     std::fs::create_dir_all(dir.file("etc"))?;
+    let give = |file: &Path| users.map_or(Ok(()), |users| users.give(file));
     // On the machine's network a pod has the machine's name.
     let hostname = match spec.linux.host_network {
         true => std::fs::read_to_string("/proc/sys/kernel/hostname")?,
@@ -216,9 +252,11 @@ fn write_etc(dir: &RunDir, spec: &ContainerSpec) -> std::io::Result<()> {
     ] {
         std::fs::write(dir.file(name), text)?;
         std::fs::set_permissions(dir.file(name), PermissionsExt::from_mode(0o644))?;
+        give(&dir.file(name))?;
     }
     // Any user may leave last words.
     std::fs::write(dir.termination(), "")?;
+    give(&dir.termination())?;
     std::fs::set_permissions(dir.termination(), PermissionsExt::from_mode(0o666))
 }
 
@@ -255,20 +293,25 @@ fn spawn(this: &Inner, dir: &RunDir) -> std::io::Result<Child> {
     command.arg("oci-shim").arg("create").arg(&dir.0);
     // No environment: nothing of the agent's is the container's business.
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: setsid is async-signal-safe. In a session of its own no terminal's or group's signal that
-    // ends the agent reaches the shim.
-    unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(std::io::Error::from));
-    }
-    command.spawn()
+    // Nothing is to be done between fork and exec: so it need not be a copy of the agent that executes the shim.
+    crate::shim::pages::fix_addresses();
+    let shim = command.spawn();
+    crate::shim::pages::any_addresses();
+    shim
 }
 
 /// Nothing of a run is left after it.
 pub(super) fn clean_up(this: &Inner, dir: &RunDir, cgroup: &Path) {
     this.cgroups.kill(cgroup);
     this.cgroups.remove(cgroup);
+    remove_dir(dir);
+}
+
+pub(super) fn remove_dir(dir: &RunDir) {
     rootfs::unmount(dir);
-    if let Err(error) = std::fs::remove_dir_all(&dir.0)
+    // What is mounted below is not the run's: it must be known to be gone.
+    let done = mapped::unmount(dir).and_then(|()| std::fs::remove_dir_all(&dir.0));
+    if let Err(error) = done
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove {}", dir.0.display());

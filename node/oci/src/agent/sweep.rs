@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rimward_node_pod::runtime::{Exit, RunId};
 
-use super::{Inner, exit_of, rootfs, sandbox};
+use super::{Inner, exit_of, sandbox};
 use crate::layout::{Kept, RunDir};
 
 /// Every run that has a directory. One whose spec was not written whole never got a shim, and goes.
@@ -18,8 +18,7 @@ pub(super) fn find(data_dir: &Path) -> Vec<(RunDir, Kept)> {
             Ok(kept) => found.push((dir, kept)),
             Err(error) => {
                 tracing::info!(%error, "{} is of no run and is removed", dir.0.display());
-                rootfs::unmount(&dir);
-                let _ = std::fs::remove_dir_all(&dir.0);
+                super::start::remove_dir(&dir);
             }
         }
     }

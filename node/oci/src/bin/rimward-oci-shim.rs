@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     rimward_node_oci::reexecuted().unwrap_or_else(|| {
-        eprintln!("usage: rimward-oci-shim oci-shim create|tend|exec …");
+        eprintln!("usage: rimward-oci-shim oci-shim create|exec …");
         ExitCode::FAILURE
     })
 }

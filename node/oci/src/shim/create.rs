@@ -1,48 +1,49 @@
-//! Makes the container, starts its program, and turns into the process that tends it.
+//! Makes the container, by a child that ends with it, and starts its program.
+//!
+//! libcontainer takes memory that nobody needs once the container is made. The child has it; the container's
+//! first process, which it leaves behind, comes to this process, which then tends it.
 
-use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use serde::{Deserialize, Serialize};
+use nix::sys::wait::waitpid;
+use nix::unistd::ForkResult;
 
 use super::program::Program;
-use super::{Created, chain, keep_over_exec, pipe};
+use super::{Created, chain, pages, pipe, tend};
 use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
 
-/// The descriptors that the tending process has from this one.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Handed {
+/// A container that runs, and what belongs to this process of it.
+pub(super) struct Running {
     pub started: Started,
-    pub listener: RawFd,
-    pub stdin: Option<RawFd>,
-    pub stdout: Option<RawFd>,
-    pub stderr: Option<RawFd>,
-    /// The master end, instead of the three.
-    pub terminal: Option<RawFd>,
+    pub settings: Settings,
+    pub listener: UnixListener,
+    pub ends: Ends,
 }
 
-pub(super) fn run(dir: &RunDir) -> ExitCode {
-    let answer = match create(dir) {
-        Ok(handed) => match tend(dir, &handed) {
-            Ok(never) => match never {},
-            Err(error) => {
-                // The container cannot be left without a parent that waits for it.
-                if let Some(pid) = rustix::process::Pid::from_raw(handed.started.pid) {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
-                Created::Failed { message: format!("cannot tend the container: {error}") }
-            }
-        },
-        Err(message) => Created::Failed { message },
-    };
-    say(&answer);
-    ExitCode::FAILURE
+/// The ends of the program's streams that this process keeps.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// The master end, instead of the three.
+    pub terminal: Option<OwnedFd>,
+}
+
+pub(super) fn run(dir: RunDir) -> ExitCode {
+    match create(&dir) {
+        Ok(running) => tend::run(dir, running),
+        Err(message) => {
+            say(&Created::Failed { message });
+            ExitCode::FAILURE
+        }
+    }
 }
 
 pub(super) fn say(answer: &Created) {
@@ -52,38 +53,78 @@ pub(super) fn say(answer: &Created) {
     let _ = std::io::stdout().write_all(&line);
 }
 
-fn create(dir: &RunDir) -> Result<Handed, String> {
-    let io = |what: &str| {
-        let what = what.to_owned();
-        move |e: std::io::Error| format!("{what}: {e}")
-    };
+fn io(what: &str) -> impl Fn(std::io::Error) -> String {
+    move |e| format!("{what}: {e}")
+}
+
+fn create(dir: &RunDir) -> Result<Running, String> {
+    // In a session of its own no terminal's or group's signal that ends the agent reaches it.
+    let _it_leads_a_session_already = rustix::process::setsid();
     let settings: Settings = dir.read("shim.json").map_err(io("shim.json"))?;
+    super::leave_groups().map_err(io("setgroups"))?;
     for procs in &settings.own_cgroups {
         // Accounted for apart from the agent, and not ended with it. Nothing else depends on it.
         let _ = std::fs::write(procs, std::process::id().to_string());
     }
+    // The container's first process comes here when the child ends that made it.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| io("subreaper")(e.into()))?;
     let listener = listen(dir, "shim.sock").map_err(io("shim.sock"))?;
+    let console = match settings.tty {
+        true => Some(listen(dir, "console.sock").map_err(io("console.sock"))?),
+        false => None,
+    };
+    let (theirs, mut ends) = match settings.tty {
+        true => (None, Ends::default()),
+        false => stdio(&settings).map(|(theirs, ends)| (Some(theirs), ends)).map_err(io("pipe"))?,
+    };
+    let (answer, answer_end) = pipe().map_err(io("pipe"))?;
+    // SAFETY: this process has one thread.
+    match unsafe { nix::unistd::fork() }.map_err(|e| io("fork")(e.into()))? {
+        ForkResult::Child => {
+            drop((listener, ends, answer));
+            // What the container's program gets its addresses by.
+            pages::any_addresses();
+            let built = build(dir, &settings, theirs);
+            let text = serde_json::to_string(&built).expect("it is plain data") + "\n";
+            let written = File::from(answer_end).write_all(text.as_bytes());
+            // SAFETY: ends the process, without what belongs to the parent being run or flushed.
+            unsafe { libc::_exit(i32::from(written.is_err())) }
+        }
+        ForkResult::Parent { child } => {
+            drop((theirs, answer_end));
+            // To its end only: a container that was not started may still have the other end open.
+            let mut text = String::new();
+            BufReader::new(File::from(answer)).read_line(&mut text).map_err(io("the answer"))?;
+            let ended = waitpid(child, None);
+            let built: Result<Started, String> = serde_json::from_str(&text)
+                .map_err(|_| format!("the process that makes it said nothing: {ended:?}"))?;
+            let started = built?;
+            if let Some(console) = console {
+                ends.terminal = Some(receive_terminal(&console).map_err(io("the terminal"))?);
+                let _ = std::fs::remove_file(dir.file("console.sock"));
+            }
+            Ok(Running { started, settings, listener, ends })
+        }
+    }
+}
+
+/// The child's part. Its memory, and all that libcontainer opened, goes with it.
+fn build(
+    dir: &RunDir,
+    settings: &Settings,
+    theirs: Option<[OwnedFd; 3]>,
+) -> Result<Started, String> {
     let (status, status_end) = pipe().map_err(io("pipe"))?;
     let program = Program::new(&settings.confinement, status_end.as_raw_fd(), false)?;
     let builder = ContainerBuilder::new(CONTAINER_ID.into(), SyscallType::default())
         .with_root_path(dir.file("lc"))
         .map_err(|e| chain(&e))?
         .with_executor(program);
-
-    let (builder, mut ours, console) = match settings.tty {
-        true => {
-            let console = listen(dir, "console.sock").map_err(io("console.sock"))?;
-            (
-                builder.with_console_socket(Some(dir.file("console.sock"))),
-                Ours::default(),
-                Some(console),
-            )
-        }
-        false => {
-            let (theirs, ours) = stdio(&settings).map_err(io("pipe"))?;
-            let [stdin, stdout, stderr] = theirs;
-            let builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
-            (builder, ours, None)
+    let builder = match theirs {
+        None => builder.with_console_socket(Some(dir.file("console.sock"))),
+        Some([stdin, stdout, stderr]) => {
+            builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)
         }
     };
     let built = builder.as_init(&dir.0).with_systemd(false).with_detach(true).build();
@@ -99,10 +140,6 @@ fn create(dir: &RunDir) -> Result<Handed, String> {
         Err(error) => return Err(said(chain(&error))),
     };
     let pid = container.pid().ok_or("libcontainer does not know the container's process")?.as_raw();
-    if let Some(console) = console {
-        ours.terminal = Some(receive_terminal(&console).map_err(io("the terminal"))?);
-        let _ = std::fs::remove_file(dir.file("console.sock"));
-    }
     super::private::make(pid, &settings.private_mounts).map_err(io("mount propagation"))?;
     // Only now: libcontainer would give it to this process too.
     set_oom_score(pid, settings.oom_score_adj);
@@ -114,15 +151,7 @@ fn create(dir: &RunDir) -> Result<Handed, String> {
     }
     let started = Started { pid, at: jiff::Timestamp::now() };
     dir.write("started.json", &started).map_err(io("started.json"))?;
-    let fd = |fd: Option<OwnedFd>| fd.map(IntoRawFd::into_raw_fd);
-    Ok(Handed {
-        started,
-        listener: listener.into_raw_fd(),
-        stdin: fd(ours.stdin),
-        stdout: fd(ours.stdout),
-        stderr: fd(ours.stderr),
-        terminal: fd(ours.terminal),
-    })
+    Ok(started)
 }
 
 /// A socket in the container's directory. The directory's path may be too long for an address, so the
@@ -136,16 +165,7 @@ pub(super) fn listen(dir: &RunDir, name: &str) -> std::io::Result<UnixListener> 
     listener
 }
 
-/// The ends that this process keeps.
-#[derive(Default)]
-struct Ours {
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-    terminal: Option<OwnedFd>,
-}
-
-fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ours)> {
+fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ends)> {
     let (stdin, our_stdin) = match settings.stdin {
         true => {
             let (theirs, ours) = pipe()?;
@@ -160,7 +180,7 @@ fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ours)> {
         // turn. Memory is taken only as it fills.
         let _smaller_will_do = rustix::pipe::fcntl_setpipe_size(end, 1 << 20);
     }
-    let ours = Ours {
+    let ours = Ends {
         stdin: our_stdin,
         stdout: Some(our_stdout),
         stderr: Some(our_stderr),
@@ -195,24 +215,4 @@ fn set_oom_score(pid: i32, score: i32) {
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
         eprintln!("oom_score_adj {score} of the container cannot be set: {error}");
     }
-}
-
-/// Executes this program anew, with the open ends: all memory that making the container took is gone.
-fn tend(dir: &RunDir, handed: &Handed) -> std::io::Result<std::convert::Infallible> {
-    let kept = [Some(handed.listener), handed.stdin, handed.stdout, handed.stderr, handed.terminal];
-    for fd in kept.into_iter().flatten() {
-        // SAFETY: the descriptors were just taken out of their owners, so they are open and ours.
-        keep_over_exec(unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }, true)?;
-    }
-    let text = |text: &str| CString::new(text).map_err(std::io::Error::other);
-    let args = [
-        text("rimward")?,
-        text("oci-shim")?,
-        text("tend")?,
-        text(&dir.0.to_string_lossy())?,
-        text(&serde_json::to_string(handed).expect("it is plain data"))?,
-    ];
-    super::pages::fix_addresses();
-    let none: [CString; 0] = [];
-    nix::unistd::execve(c"/proc/self/exe", &args, &none).map_err(Into::into)
 }

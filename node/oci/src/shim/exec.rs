@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use super::create::{listen, receive_terminal};
-use super::program::Program;
+use super::program::{OneOf, Program};
 use super::{chain, close_standard_streams, keep_over_exec, pipe};
 use crate::layout::{CONTAINER_ID, RunDir, Settings};
 
@@ -62,8 +62,16 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
     let text = |e: std::io::Error| e.to_string();
     keep_over_exec(report, false).map_err(text)?;
     let settings: Settings = dir.read("shim.json").map_err(text)?;
+    super::leave_groups().map_err(text)?;
     let (status, status_end) = pipe().map_err(text)?;
+    let process = format!("{}.json", request.name);
+    let users = settings.users.as_ref().map(std::fs::File::open).transpose().map_err(text)?;
+    let one_of = match &users {
+        Some(users) => Some(one_of(dir, &process, users.as_raw_fd())?),
+        None => None,
+    };
     let program = Program::new(&settings.confinement, status_end.as_raw_fd(), true)?;
+    let program = program.become_one_of(one_of);
     let mut builder = ContainerBuilder::new(CONTAINER_ID.into(), SyscallType::default())
         .with_root_path(dir.file("lc"))
         .map_err(|e| chain(&e))?
@@ -84,7 +92,7 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
             None
         }
     };
-    let process = dir.file(&format!("{}.json", request.name));
+    let process = dir.file(&process);
     let built = builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
     drop(status_end);
     let _ = std::fs::remove_file(&process);
@@ -108,6 +116,23 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
     let mut said = String::new();
     let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
     if said.is_empty() { Ok(pid) } else { Err(said) }
+}
+
+/// Whom the command is to run as in the namespace of the pod's own users.
+fn one_of(dir: &RunDir, process: &str, users: RawFd) -> Result<OneOf, String> {
+    #[derive(Deserialize)]
+    struct Process {
+        user: User,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct User {
+        uid: u32,
+        gid: u32,
+        additional_gids: Vec<u32>,
+    }
+    let Process { user } = dir.read(process).map_err(|e| format!("{process}: {e}"))?;
+    Ok(OneOf { users, uid: user.uid, gid: user.gid, groups: user.additional_gids })
 }
 
 fn send(report: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {

@@ -14,11 +14,30 @@ use std::path::Path;
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// For the next program that this process executes: tables say the same only at the same place.
-pub(super) fn fix_addresses() {
-    // SAFETY: a number in, a number out. Where it is refused, nothing is shared.
-    unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) };
+/// For the program that this thread executes next: tables say the same only at the same place. Where it is refused, nothing is shared.
+pub(crate) fn fix_addresses() {
+    // SAFETY: numbers in, a number out.
+    unsafe {
+        let now = libc::personality(ASK);
+        if now >= 0 {
+            libc::personality((now | libc::ADDR_NO_RANDOMIZE) as libc::c_ulong);
+        }
+    }
 }
+
+/// The kernel's own choice again.
+pub(crate) fn any_addresses() {
+    // SAFETY: numbers in, a number out.
+    unsafe {
+        let now = libc::personality(ASK);
+        if now >= 0 {
+            libc::personality((now & !libc::ADDR_NO_RANDOMIZE) as libc::c_ulong);
+        }
+    }
+}
+
+/// Changes nothing and answers what is (personality(2)).
+const ASK: libc::c_ulong = 0xffff_ffff;
 
 /// Maps what is in `dir` over this process's own, if it is the same. Without it all works, in more memory.
 pub(super) fn share(dir: &Path) -> io::Result<()> {

@@ -5,14 +5,15 @@
 //! empty one, no user that owns anything, no descriptor.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::pipe;
 
@@ -20,9 +21,10 @@ use super::pipe;
 const NOBODY: u32 = 65535;
 const READY: &[u8] = b"ready";
 
-/// Makes it, says its number, and ends: it belongs to nobody then.
-pub(super) fn run() -> ExitCode {
-    match begin() {
+/// Makes it, says its number, and ends: it belongs to nobody then. `users` is the namespace of the pod's own
+/// users; empty if they are the machine's.
+pub(super) fn run(users: &Path) -> ExitCode {
+    match begin(users) {
         Ok(pid) => {
             println!("{pid}");
             ExitCode::SUCCESS
@@ -34,7 +36,12 @@ pub(super) fn run() -> ExitCode {
     }
 }
 
-fn begin() -> io::Result<Pid> {
+fn begin(users: &Path) -> io::Result<Pid> {
+    if !users.as_os_str().is_empty() {
+        let users = std::fs::File::open(users)?;
+        move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))?;
+        super::users::become_root()?;
+    }
     // SAFETY: the namespace is that of children to come; nothing of this process changes.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
     let (said, end) = pipe()?;

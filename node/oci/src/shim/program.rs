@@ -6,13 +6,15 @@
 //! its spec names no capabilities, and both are done here, in the order in which they can be.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use nix::unistd::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space};
 
 use super::seccomp::{self, Filters};
 use crate::capabilities::NAMES;
@@ -26,6 +28,34 @@ pub(super) struct Program {
     status: RawFd,
     /// For a command run by `exec`: it ends with the process that began it.
     dies_with_parent: bool,
+    /// Whom it is yet to become.
+    one_of: Option<OneOf>,
+}
+
+/// A user of a pod's own namespace. libcontainer brings a container's first process there, but no command that
+/// is run in it.
+#[derive(Clone)]
+pub(super) struct OneOf {
+    /// The namespace.
+    pub users: RawFd,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+impl OneOf {
+    /// With all rights in the namespace, and none of those that this process has now.
+    fn become_it(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is this process's, and open until the execve.
+        let users = unsafe { BorrowedFd::borrow_raw(self.users) };
+        move_into_link_name_space(users, Some(LinkNameSpaceType::User))?;
+        let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        nix::unistd::setgroups(&groups)?;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        nix::unistd::setresgid(gid, gid, gid)?;
+        rustix::thread::set_keep_capabilities(true)?;
+        nix::unistd::setresuid(uid, uid, uid).map_err(Into::into)
+    }
 }
 
 impl Program {
@@ -41,16 +71,27 @@ impl Program {
             (None, true) => Some(seccomp::runtime_default(confinement.capabilities)?),
             (None, false) => None,
         };
-        Ok(Self { capabilities: confinement.capabilities, filters, status, dies_with_parent })
+        let capabilities = confinement.capabilities;
+        Ok(Self { capabilities, filters, status, dies_with_parent, one_of: None })
+    }
+
+    pub fn become_one_of(self, one_of: Option<OneOf>) -> Self {
+        Self { one_of, ..self }
     }
 
     fn say(&self, text: &str) {
         // SAFETY: the descriptor is this process's, and open until the execve.
-        let status = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.status) };
+        let status = unsafe { BorrowedFd::borrow_raw(self.status) };
         let _ = rustix::io::write(status, text.as_bytes());
     }
 
     fn confine(&self) -> Result<(), String> {
+        if self.one_of.is_some() {
+            // They are there, but not in effect: the user has changed.
+            let mut sets = rustix::thread::capabilities(None).map_err(|e| e.to_string())?;
+            sets.effective = sets.permitted;
+            rustix::thread::set_capabilities(None, sets).map_err(|e| e.to_string())?;
+        }
         if let Some(filters) = &self.filters {
             filters.install()?;
         }
@@ -97,6 +138,10 @@ impl Executor for Program {
         // Rust ignores SIGPIPE; programs count on the default.
         // SAFETY: a default action has no handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        if let Some(one_of) = &self.one_of {
+            let done = one_of.become_it();
+            done.map_err(|e| failed(format!("cannot become one of the pod's users: {e}")))?;
+        }
         if self.dies_with_parent {
             // SAFETY: prctl of a number. Not before here: changing the user undoes it.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };

@@ -5,7 +5,7 @@
 //! is gone does not. When the program is over, its last words are written before its exit is.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::create::{Handed, say};
+use super::Created;
+use super::create::{Running, say};
 use super::guest_log::{GuestLog, Stream};
-use super::{Created, keep_over_exec};
 use crate::layout::{Ended, RunDir, Settings};
 use crate::protocol::{self, PAYLOAD_BYTES_MAX, ask, tell};
 
@@ -26,17 +26,21 @@ const CLIENT_BYTES_MAX: usize = 256 << 10;
 /// How long attached clients may take to read the last of it.
 const LINGER: Duration = Duration::from_secs(10);
 
-pub(super) fn run(dir: RunDir, handed: &str) -> ExitCode {
-    let begun = serde_json::from_str(handed)
-        .map_err(std::io::Error::from)
-        .and_then(|handed| Tender::new(&dir, handed));
-    let mut tender = match begun {
+pub(super) fn run(dir: RunDir, running: Running) -> ExitCode {
+    let (pid, at) = (running.started.pid, running.started.at);
+    let mut tender = match Tender::new(running) {
         Ok(tender) => tender,
         Err(error) => {
+            // The container cannot be left without a parent that waits for it.
+            // SAFETY: kill has no memory effects; it was not waited for, so the number is its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
             say(&Created::Failed { message: format!("cannot tend the container: {error}") });
             return ExitCode::FAILURE;
         }
     };
+    say(&Created::Started { pid, at });
+    let _nobody_listens_there_any_more = leave_standard_streams();
+    // What reading the agent's words took is given back, and what is alike in all shims is shared.
     if let Err(error) = super::pages::share(&dir.0.join("../../oci-shim")) {
         eprintln!("memory is not shared with other shims: {error}");
     }
@@ -80,41 +84,41 @@ struct Stdin {
     ending: bool,
 }
 
-fn owned(fd: RawFd) -> std::io::Result<OwnedFd> {
-    // SAFETY: the process that executed this one left the descriptor open for it, and nobody else has it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    keep_over_exec(&fd, false)?;
+fn watched(fd: OwnedFd) -> std::io::Result<OwnedFd> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     Ok(fd)
 }
 
+/// The last that it says is that the container runs. Its errors go on into their file.
+fn leave_standard_streams() -> std::io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null).map_err(Into::into)
+}
+
 impl Tender {
-    fn new(dir: &RunDir, handed: Handed) -> std::io::Result<Self> {
-        // A session of its own, and nothing of the agent's left open.
-        let settings: Settings = dir.read("shim.json")?;
+    fn new(running: Running) -> std::io::Result<Self> {
+        let Running { started, settings, listener, ends } = running;
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        // With hostPID the program's orphans come here instead of to an init of their own.
-        // SAFETY: prctl of a number.
-        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-        let fd = |fd: Option<RawFd>| fd.map(owned).transpose();
-        let listener = UnixListener::from(owned(handed.listener)?);
-        let (outputs, pipe) = match handed.terminal {
+        let fd = |fd: Option<OwnedFd>| fd.map(watched).transpose();
+        let listener = UnixListener::from(watched(listener.into())?);
+        let (outputs, pipe) = match ends.terminal {
             Some(terminal) => {
-                let terminal = owned(terminal)?;
+                let terminal = watched(terminal)?;
                 let copy = terminal.try_clone()?;
                 (vec![(Stream::Stdout, Some(terminal))], Some(copy))
             }
             None => (
-                vec![(Stream::Stdout, fd(handed.stdout)?), (Stream::Stderr, fd(handed.stderr)?)],
-                fd(handed.stdin)?,
+                vec![(Stream::Stdout, fd(ends.stdout)?), (Stream::Stderr, fd(ends.stderr)?)],
+                fd(ends.stdin)?,
             ),
         };
         let log = GuestLog::open(settings.log_path.clone(), settings.log_bytes_max);
         let mut tender = Self {
-            pid: handed.started.pid,
+            pid: started.pid,
             log,
             signals,
             listener,
@@ -129,10 +133,6 @@ impl Tender {
             // A terminal that nobody types at is only printed to.
             tender.stdin.pipe = None;
         }
-        say(&Created::Started { pid: handed.started.pid, at: handed.started.at });
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
         Ok(tender)
     }
 

@@ -10,6 +10,22 @@ pub(crate) struct Resolved {
     pub home: String,
 }
 
+impl Resolved {
+    /// # Errors
+    /// Names an id that is not below `count`, so that the pod's own namespace of users has none such.
+    pub fn within(&self, count: u32) -> Result<(), String> {
+        let groups = self.groups.iter().map(|gid| ("group", *gid));
+        let ids = [("user", self.uid), ("group", self.gid)].into_iter().chain(groups);
+        let mut out = ids.filter(|(_, id)| *id >= count);
+        out.next().map_or(Ok(()), |(what, id)| {
+            Err(format!(
+                "{what} id {id} is not in the pod's user namespace (hostUsers: false), which has those from 0 to {}",
+                count - 1
+            ))
+        })
+    }
+}
+
 struct Passwd<'a> {
     name: &'a str,
     uid: u32,

@@ -54,6 +54,11 @@ async fn limits_are_the_kernels() {
     };
     let limit = (64u64 << 20).to_string();
     assert_eq!(memory, [limit.clone(), limit]);
+    let swap = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+    let none = if v2 { "0".to_owned() } else { (64u64 << 20).to_string() };
+    if let Some(of_run) = find(swap).first() {
+        assert_eq!(*of_run, none, "containers have no swap");
+    }
     let quota = if v2 { "30000 100000" } else { "30000" };
     assert_eq!(cpu, [quota, quota]);
     let usage = node.runtime.usage(&spec.id).await.unwrap();

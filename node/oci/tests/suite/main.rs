@@ -11,3 +11,5 @@ mod limits;
 mod mounts;
 mod node;
 mod sharing;
+mod soak;
+mod users;

@@ -1,5 +1,6 @@
 //! A node of one: a data directory, the runtime, and what it said.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ impl Node {
     pub async fn with(config: Config) -> Self {
         let dir = config.data_dir.clone();
         layer(&dir);
+        // As a node's own directory, and not as one for passing files.
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
         let runtime = OciRuntime::new(config).unwrap();
         let (sender, events) = mpsc::channel(64);
         let known = runtime.adopt(sender).await.unwrap();
@@ -241,7 +244,6 @@ fn layer(dir: &Path) -> PathBuf {
     .unwrap();
     std::fs::write(made.join("etc/group"), "root:x:0:\nweb:x:1002:\nextra:x:1003:web\n").unwrap();
     std::fs::write(made.join("bin/not-executable"), "#!/bin/sh\n").unwrap();
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(made.join("tmp"), PermissionsExt::from_mode(0o1777)).unwrap();
     std::fs::rename(&made, &layer).unwrap();
     layer

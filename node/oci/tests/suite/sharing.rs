@@ -7,7 +7,7 @@ use rimward_node_pod::runtime::{ContainerSpec, Runtime};
 use crate::node::Node;
 
 /// Another container of the same pod.
-fn beside(spec: &ContainerSpec, name: &str, script: &str) -> ContainerSpec {
+pub fn beside(spec: &ContainerSpec, name: &str, script: &str) -> ContainerSpec {
     let mut other = spec.clone();
     other.id.container = name.into();
     let pod_dir = spec.log_path.parent().unwrap().parent().unwrap();

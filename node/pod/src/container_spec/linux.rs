@@ -41,11 +41,6 @@ pub(super) fn of(
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let of_pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
-    // Nothing starts less confined than it was asked to be. A component has no user of the machine at all.
-    if spec.host_users == Some(false) && matches!(image.form, ImageForm::Linux { .. }) {
-        let handler = spec.runtime_class_name.as_deref().unwrap_or_default();
-        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
-    }
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
     let seccomp = own
@@ -57,6 +52,7 @@ pub(super) fn of(
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
         share_processes: spec.share_process_namespace == Some(true),
+        own_users: spec.host_users == Some(false),
         privileged,
         read_only_root: own.and_then(|c| c.read_only_root_filesystem) == Some(true),
         no_new_privileges: own.and_then(|c| c.allow_privilege_escalation) == Some(false),

@@ -1,5 +1,6 @@
 //! Reads the files of one run, from where the request begins, on into what is appended.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -69,8 +70,22 @@ async fn pump(
             files = back;
             let Some(block) = block else { break };
             let out = formatter.take(&block);
-            if !out.is_empty() && sender.send(Ok(out)).await.is_err() {
-                return Ok(());
+            if !out.is_empty() {
+                let send = sender.send(Ok(out));
+                tokio::pin!(send);
+                // Files that come and go while the reader takes its time are held for it.
+                let sent = loop {
+                    tokio::select! {
+                        biased;
+                        sent = &mut send => break sent,
+                        true = changed(changes.as_mut()) => {
+                            files = blocking(move || files.look().map(|()| files)).await?;
+                        }
+                    }
+                };
+                if sent.is_err() {
+                    return Ok(());
+                }
             }
             if formatter.is_full() {
                 return Ok(());
@@ -84,18 +99,33 @@ async fn pump(
     }
 }
 
+/// Never, where nothing is followed or there will be no more changes.
+async fn changed(changes: Option<&mut Subscription>) -> bool {
+    if let Some(changes) = changes
+        && changes.changed().await
+    {
+        return true;
+    }
+    std::future::pending().await
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+/// Files that are held for a reader which is behind. Those that the node removed meanwhile take room on its disk
+/// as long.
+const HELD_MAX: usize = 32;
+
 /// The files of a run from a starting point on.
 struct Files {
     path: PathBuf,
-    /// Older than the current one, in order.
-    rotated: std::vec::IntoIter<File>,
-    current: Option<File>,
+    /// In order; the last is the newest that is known.
+    held: VecDeque<File>,
+    /// What is to be read next of what is in no file.
+    note: Option<Vec<u8>>,
 }
 
 impl Files {
@@ -105,50 +135,67 @@ impl Files {
         if let Some(lines) = tail_lines {
             files = keep_last(files, lines)?;
         }
-        let current = files.pop();
-        Ok(Self { path: path.to_owned(), rotated: files.into_iter(), current })
+        Ok(Self { path: path.to_owned(), held: files.into(), note: None })
     }
 
     /// The next bytes; None at the end of what there is now.
     fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
-        while let Some(file) = self.rotated.as_slice().first() {
-            if let Some(block) = read_block(file)? {
-                return Ok(Some(block));
-            }
-            self.rotated.next();
-        }
         loop {
-            if self.current.is_none() {
-                self.current = existing(&self.path)?;
+            // What has a successor is written to no more: looked at before it is read to its end.
+            self.look()?;
+            if let Some(note) = self.note.take() {
+                return Ok(Some(note));
             }
-            let Some(file) = &mut self.current else { return Ok(None) };
+            let has_successor = self.held.len() > 1;
+            let Some(file) = self.held.front_mut() else { return Ok(None) };
             if let Some(block) = read_block(file)? {
                 return Ok(Some(block));
             }
-            let now = std::fs::metadata(&self.path).ok();
-            let same = |m: &std::fs::Metadata| {
-                file.metadata().is_ok_and(|own| own.ino() == m.ino() && own.dev() == m.dev())
-            };
-            match now {
-                // Cut off in place: begin again.
-                Some(m) if same(&m) => {
-                    if m.len() < file.stream_position()? {
-                        file.seek(SeekFrom::Start(0))?;
-                        continue;
-                    }
-                    return Ok(None);
-                }
-                Some(_) => {
-                    // Rotated. What was written between our last read and the renaming comes first.
-                    if let Some(block) = read_block(file)? {
-                        return Ok(Some(block));
-                    }
-                    self.current = None;
-                }
-                None => return Ok(None),
+            if has_successor {
+                self.held.pop_front();
+                continue;
             }
+            if file.metadata()?.len() >= file.stream_position()? {
+                return Ok(None);
+            }
+            // Cut off in place: begin again.
+            file.seek(SeekFrom::Start(0))?;
         }
     }
+
+    /// Takes hold of the files that were begun since the newest that is held. The node removes old ones, however
+    /// far this reader is.
+    fn look(&mut self) -> io::Result<()> {
+        let newest = self.held.back().map(identity).transpose()?;
+        let Some(current) = existing(&self.path)? else { return Ok(()) };
+        if Some(identity(&current)?) == newest {
+            return Ok(());
+        }
+        let mut files = rotated(&self.path)?;
+        let identities: Vec<_> = files.iter().map(identity).collect::<io::Result<_>>()?;
+        // If it is not among them it was removed, as was only what is older still.
+        let known = identities.iter().position(|id| Some(*id) == newest);
+        self.held.extend(files.drain(known.map_or(0, |at| at + 1)..));
+        self.held.push_back(current);
+        let mut lost = 0;
+        while self.held.len() > HELD_MAX {
+            let Some(mut file) = self.held.pop_front() else { break };
+            lost += file.metadata()?.len().saturating_sub(file.stream_position()?);
+        }
+        if lost > 0 {
+            // After a line's end: what was read of the last line may lack it.
+            let text = format!(
+                "\n{:.9} stderr F rimward: {lost} bytes of log are missing here: they were read too slowly\n",
+                Timestamp::now()
+            );
+            self.note = Some(text.into_bytes());
+        }
+        Ok(())
+    }
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|m| (m.dev(), m.ino()))
 }
 
 fn read_block(mut file: &File) -> io::Result<Option<Vec<u8>>> {
@@ -175,7 +222,8 @@ fn rotated(path: &Path) -> io::Result<Vec<File>> {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(&prefix) && !name.ends_with(".gz") && !name.ends_with(".tmp") {
             let modified = entry.metadata()?.modified()?;
-            list.push((modified, std::cmp::Reverse(name), entry.path()));
+            // Within a tick of the clock by what is in the name, a time too.
+            list.push((modified, name, entry.path()));
         }
     }
     list.sort();

@@ -127,3 +127,47 @@ async fn follows_through_rotation_until_the_end() {
     assert!(follower.next().await.is_none(), "the run is over");
     shutdown.cancel();
 }
+
+/// A reader that takes its time gets what was rotated meanwhile, and removed since.
+#[tokio::test]
+async fn holds_what_is_removed_before_it_is_read() {
+    let shutdown = CancellationToken::new();
+    let watch = LogWatch::start(shutdown.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    let changes = watch.subscribe(dir.path()).unwrap();
+    // More than waits for a reader that does not read.
+    let rest = "x".repeat(1000);
+    let lines = |from: usize, to: usize| -> String {
+        (from..to).map(|n| line(1, &format!("{n} {rest}"))).collect()
+    };
+    append(&path, &lines(0, 2000));
+    let mut follower = stream(path.clone(), Wanted::default(), Some(changes), Box::new(|| false));
+    let is_held = |name: &str| {
+        let path = dir.path().join(name);
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|file| file == path)
+    };
+    for (aside, from) in [("0.log.1", 2000), ("0.log.2", 2010), ("0.log.3", 2020)] {
+        fs::rename(&path, dir.path().join(aside)).unwrap();
+        append(&path, &lines(from, from + 10));
+        let start = std::time::Instant::now();
+        while !is_held("0.log") {
+            assert!(start.elapsed().as_secs() < 10, "the file after {aside} is not held");
+            tokio::task::yield_now().await;
+        }
+    }
+    for aside in ["0.log.1", "0.log.2", "0.log.3"] {
+        fs::remove_file(dir.path().join(aside)).unwrap();
+    }
+    let mut seen = String::new();
+    while seen.lines().count() < 2030 {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(10), follower.next()).await;
+        let block = next.unwrap_or_else(|_| panic!("only {} lines", seen.lines().count()));
+        seen += std::str::from_utf8(&block.unwrap().unwrap()).unwrap();
+    }
+    for (number, line) in seen.lines().enumerate() {
+        assert_eq!(line.split(' ').next(), Some(number.to_string().as_str()));
+    }
+    shutdown.cancel();
+}

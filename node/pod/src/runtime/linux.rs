@@ -17,6 +17,8 @@ pub struct Linux {
     pub host_ipc: bool,
     /// `shareProcessNamespace`
     pub share_processes: bool,
+    /// `hostUsers: false`: the pod's users are none of the machine's.
+    pub own_users: bool,
     pub privileged: bool,
     pub read_only_root: bool,
     /// `allowPrivilegeEscalation: false`

@@ -55,6 +55,11 @@ impl PodState {
             restarts: c.attempt,
             identity: c.identity.as_deref().filter(|_| begun).cloned(),
             mounts: self.mounts_shown(index),
+            stop_signal: self
+                .container_spec(index)
+                .lifecycle
+                .as_ref()
+                .and_then(|l| l.stop_signal.clone()),
             started: c.is_started(),
             // An init container has done its work once it ended, and not before.
             ready: if c.kind == Kind::Init { ended_well } else { c.is_ready() },
@@ -63,15 +68,24 @@ impl PodState {
         }
     }
 
-    /// What a container has mounted, as its status shows it. Nothing is mounted recursively read-only here.
+    /// What a container has mounted, as its status shows it. Every runtime can do recursively what it mounts
+    /// read-only, so IfPossible is known once there is one.
+    /// <https://kubernetes.io/docs/concepts/storage/volumes/#recursive-read-only-mounts>
     fn mounts_shown(&self, index: usize) -> Vec<VolumeMountStatus> {
+        let possible = self.containers[index].runtime.is_some();
+        let recursive = |wanted: Option<&str>| match wanted {
+            Some("Enabled") => "Enabled",
+            Some("IfPossible") if possible => "Enabled",
+            _ => "Disabled",
+        };
         let mounts = self.container_spec(index).volume_mounts.iter().flatten();
         mounts
             .map(|mount| VolumeMountStatus {
                 name: mount.name.clone(),
                 mount_path: mount.mount_path.clone(),
                 read_only: mount.read_only.filter(|read_only| *read_only),
-                recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".into()),
+                recursive_read_only: (mount.read_only == Some(true))
+                    .then(|| recursive(mount.recursive_read_only.as_deref()).into()),
                 ..VolumeMountStatus::default()
             })
             .collect()

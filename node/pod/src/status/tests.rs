@@ -45,6 +45,7 @@ fn container(text: &str, index: usize) -> Container {
         state,
         identity: None,
         mounts: Vec::new(),
+        stop_signal: None,
         restarts: u32::from(last.is_some()),
         last,
         started: running && !rest.contains(&"starting"),

@@ -72,6 +72,7 @@ async fn join(
         handlers: Vec::new(),
         eviction_soft: Default::default(),
         eviction_max_pod_grace_seconds: 0,
+        static_pods: None,
         eviction_hard: "nodefs.available<0%,nodefs.inodesFree<0%".parse()?,
         version: env!("CARGO_PKG_VERSION").into(),
     };

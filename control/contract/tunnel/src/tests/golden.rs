@@ -63,6 +63,7 @@ fn frames_are_what_they_were() {
     );
     check(w, &EventReport { event: b"{}".to_vec() });
     check(w, &NodeReport { node: b"{}".to_vec() });
+    check(w, &StaticPods { pods: vec![b"{}".to_vec()] });
     check(
         w,
         &Welcome {

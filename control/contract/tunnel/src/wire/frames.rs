@@ -39,6 +39,8 @@ frames! {
     EventReport = 5 { event: Vec<u8>, }
     /// The node's status changed: a Node, JSON, as in Hello.
     NodeReport = 6 { node: Vec<u8>, }
+    /// Exactly these pods does the node have from files of its own: the mirror Pods to be shown of them, JSON.
+    StaticPods = 7 { pods: Vec<Vec<u8>>, }
 
     // The control stream, control plane to node.
 
@@ -161,7 +163,7 @@ frames! {
 
 frame_set! {
     /// What a node says on its control stream.
-    Up: Hello, Want, Applied, PodReport, EventReport, NodeReport
+    Up: Hello, Want, Applied, PodReport, EventReport, NodeReport, StaticPods
 }
 
 frame_set! {
