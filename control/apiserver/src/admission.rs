@@ -212,7 +212,7 @@ pub fn looks_on(server: &Inner) -> bool {
 async fn built_in(server: &Inner, review: &mut Review<'_>, timed: Timed<'_>) -> Result<(), Status> {
     if review.creates("", "pods") {
         timed.plugin("ServiceAccount", service_account::admit(server, review)).await?;
-        tolerate(review, timed)?;
+        tolerate(review, timed);
         timed.at_once("Priority", || priority::admit(server, review))?;
         timed.plugin("RuntimeClass", runtime_class::admit(server, review)).await?;
         plugins::fill_in(server, review, timed).await?;
@@ -221,14 +221,14 @@ async fn built_in(server: &Inner, review: &mut Review<'_>, timed: Timed<'_>) -> 
         && review.subresource.is_empty()
         && review.served.is("", "pods")
     {
-        tolerate(review, timed)?;
-        timed.at_once("Priority", || Ok(priority::keep(review)))?;
+        tolerate(review, timed);
+        timed.filled("Priority", || priority::keep(review));
     }
     if review.creates("", "nodes") {
-        timed.at_once("TaintNodesByCondition", || Ok(node::admit(review.object)))?;
+        timed.filled("TaintNodesByCondition", || node::admit(review.object));
     }
     if review.creates("", "persistentvolumeclaims") || review.creates("", "persistentvolumes") {
-        timed.at_once("StorageObjectInUseProtection", || Ok(storage::admit(review)))?;
+        timed.filled("StorageObjectInUseProtection", || storage::admit(review));
         plugins::fill_in(server, review, timed).await?;
     }
     if review.creates("networking.k8s.io", "ingresses") {
@@ -237,8 +237,8 @@ async fn built_in(server: &Inner, review: &mut Review<'_>, timed: Timed<'_>) -> 
     Ok(())
 }
 
-fn tolerate(review: &mut Review<'_>, timed: Timed<'_>) -> Result<(), Status> {
-    timed.at_once("DefaultTolerationSeconds", || Ok(tolerations::admit(review.object)))
+fn tolerate(review: &mut Review<'_>, timed: Timed<'_>) {
+    timed.filled("DefaultTolerationSeconds", || tolerations::admit(review.object));
 }
 
 /// What a prepared object is given of what there is only once; before it is validated, so that it is

@@ -18,12 +18,14 @@ use prometheus_client::registry::Registry;
 use crate::config::Build;
 use crate::paths;
 use crate::request::{Attributes, Call};
+use crate::rest::{components, usage};
 use crate::server::Inner;
 
 pub mod admission;
 mod process;
 mod slis;
 mod storage;
+mod text;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -293,7 +295,7 @@ impl Metrics {
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry)
             .expect("writing to a String cannot fail");
-        classic(&out)
+        text::classic(&out)
     }
 }
 
@@ -355,59 +357,10 @@ fn verb(call: &Call) -> &'static str {
     }
 }
 
-/// The older text format: counters are declared under the name of their samples, and nothing marks
-/// the end.
-fn classic(openmetrics: &str) -> String {
-    let mut out = String::with_capacity(openmetrics.len());
-    let mut lines = openmetrics.lines().peekable();
-    while let Some(line) = lines.next() {
-        if line == "# EOF" || line.starts_with("# UNIT") {
-            continue;
-        }
-        if let Some(name) = admission::NOT_TOTAL.iter().find(|name| line.contains(**name)) {
-            writeln!(out, "{}", line.replacen(&format!("{name}_total"), name, 1))
-                .expect("writing to a String cannot fail");
-            continue;
-        }
-        let declares = |line: &str, what: &str| {
-            line.strip_prefix(what)
-                .and_then(|l| l.split_once(' '))
-                .map(|(name, rest)| (name.to_owned(), rest.to_owned()))
-        };
-        let next_is_counter = lines
-            .peek()
-            .is_some_and(|next| next.starts_with("# TYPE") && next.ends_with(" counter"));
-        match (declares(line, "# HELP "), declares(line, "# TYPE ")) {
-            (Some((name, help)), _) if next_is_counter => {
-                writeln!(out, "# HELP {name}_total {help}")
-            }
-            (_, Some((name, kind))) if kind == "counter" => {
-                writeln!(out, "# TYPE {name}_total counter")
-            }
-            _ => writeln!(out, "{line}"),
-        }
-        .expect("writing to a String cannot fail");
-    }
-    out
-}
-
-/// Sum and count of a histogram once more, as the summary that stands beside it.
-fn summary(name: &str, text: &mut String) {
-    let mut shown = format!("# HELP {name}_summary The same without buckets.\n");
-    writeln!(shown, "# TYPE {name}_summary summary").expect("writing to a String cannot fail");
-    for line in text.lines() {
-        let Some(rest) = line.strip_prefix(name) else { continue };
-        if rest.starts_with("_sum") || rest.starts_with("_count") {
-            writeln!(shown, "{name}_summary{rest}").expect("writing to a String cannot fail");
-        }
-    }
-    text.push_str(&shown);
-}
-
 /// Everything, now.
 pub async fn show(server: &Inner) -> String {
     let mut out = server.metrics.encode();
-    summary(admission::STEP, &mut out);
+    text::summary(admission::STEP, &mut out);
     if let Some(bytes) = server.store.size().await {
         write!(
             out,
@@ -420,7 +373,9 @@ pub async fn show(server: &Inner) -> String {
     out += "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge\n";
     let mut told = std::collections::HashSet::new();
     for served in server.registry().all() {
-        if !served.kind.verbs.iter().any(|v| v == "list") || !told.insert(&served.kind.storage) {
+        let made_when_asked = usage::is(served) || components::are(served);
+        let listed = served.kind.verbs.iter().any(|v| v == "list");
+        if !listed || made_when_asked || !told.insert(&served.kind.storage) {
             continue;
         }
         let Ok(count) = server.store.count(&served.kind.storage).await else { continue };
@@ -484,17 +439,5 @@ pub struct Running(Gauge<i64, AtomicI64>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_format() {
-        let open = "# HELP a Things.\n# TYPE a counter\na_total{x=\"1\"} 2\n# HELP b Now.\n# TYPE b gauge\nb 1\n# EOF\n";
-        let expected = "# HELP a_total Things.\n# TYPE a_total counter\na_total{x=\"1\"} 2\n# HELP b Now.\n# TYPE b gauge\nb 1\n";
-        assert_eq!(classic(open), expected);
     }
 }

@@ -309,9 +309,10 @@ pub fn protobuf_body(object: &Value) -> Vec<u8> {
 /// The schema of a kind by the names in its envelope; Status and its like belong to every group.
 fn definition_of(api_version: &str, kind: &str) -> Option<DefId> {
     let model = rimward_control_schema::builtin();
-    let gv = rimward_api::GroupVersion::parse(api_version)?;
-    let found = model
-        .of_kind(&gv.group, &gv.version, kind)
+    // The documents of the core group say no version.
+    let gv = rimward_api::GroupVersion::parse(api_version);
+    let found = gv
+        .and_then(|gv| model.of_kind(&gv.group, &gv.version, kind))
         .or_else(|| model.id(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))?;
     (!model.get(found).message().is_empty()).then_some(found)
 }

@@ -55,7 +55,7 @@ pub async fn fill_in(
     timed: Timed<'_>,
 ) -> Result<(), Status> {
     if review.creates("", "pods") {
-        timed.at_once("LimitRanger", || Ok(limit_ranger::fill_in(server, review)))?;
+        timed.filled("LimitRanger", || limit_ranger::fill_in(server, review));
         timed.plugin("PodTopologyLabels", topology::admit(server, review)).await?;
     }
     if review.creates("", "persistentvolumeclaims") {

@@ -81,7 +81,50 @@ pub trait Told: Send + Sync {
 
 /// The queues of a process, by name. Holds none of them.
 #[derive(Clone, Default)]
-pub struct Queues(Arc<Mutex<Vec<(String, Weak<dyn Told>)>>>);
+pub struct Queues(Arc<Mutex<Vec<Named>>>);
+
+type Named = (String, Weak<dyn Told>);
+
+/// A number that is told of each queue.
+struct Number {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    of: fn(&Figures) -> f64,
+}
+
+const NUMBERS: [Number; 5] = [
+    Number {
+        name: "workqueue_depth",
+        kind: "gauge",
+        help: "Keys that wait for a worker",
+        of: |f| f.depth as f64,
+    },
+    Number {
+        name: "workqueue_adds_total",
+        kind: "counter",
+        help: "Keys that were added",
+        of: |f| f.adds as f64,
+    },
+    Number {
+        name: "workqueue_retries_total",
+        kind: "counter",
+        help: "Keys that were put off",
+        of: |f| f.retries as f64,
+    },
+    Number {
+        name: "workqueue_unfinished_work_seconds",
+        kind: "gauge",
+        help: "Time of all work that is not done",
+        of: |f| f.unfinished.as_secs_f64(),
+    },
+    Number {
+        name: "workqueue_longest_running_processor_seconds",
+        kind: "gauge",
+        help: "Time of the oldest work that is not done",
+        of: |f| f.longest.as_secs_f64(),
+    },
+];
 
 impl std::fmt::Debug for Queues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -105,41 +148,18 @@ impl Queues {
             all.entry(name.clone()).or_default().merge(&queue.figures());
             true
         });
-        let numbers: [(&str, &str, &str, fn(&Figures) -> f64); 5] = [
-            ("workqueue_depth", "gauge", "Keys that wait for a worker", |f| f.depth as f64),
-            ("workqueue_adds_total", "counter", "Keys that were added", |f| f.adds as f64),
-            ("workqueue_retries_total", "counter", "Keys that were put off", |f| f.retries as f64),
-            (
-                "workqueue_unfinished_work_seconds",
-                "gauge",
-                "Time of all work that is not done",
-                |f| f.unfinished.as_secs_f64(),
-            ),
-            (
-                "workqueue_longest_running_processor_seconds",
-                "gauge",
-                "Time of the oldest work that is not done",
-                |f| f.longest.as_secs_f64(),
-            ),
-        ];
-        for (name, kind, help, value) in numbers {
+        for Number { name, kind, help, of } in NUMBERS {
             declare(out, name, kind, help);
             for (queue, figures) in &all {
-                line(out, format_args!("{name}{{name=\"{queue}\"}} {}", value(figures)));
+                line(out, format_args!("{name}{{name=\"{queue}\"}} {}", of(figures)));
             }
         }
-        let times: [(&str, &str, fn(&Figures) -> &Times); 2] = [
-            ("workqueue_queue_duration_seconds", "Time from adding a key to its work", |f| {
-                &f.waited
-            }),
-            ("workqueue_work_duration_seconds", "Time of the work on a key", |f| &f.worked),
-        ];
-        for (name, help, value) in times {
-            declare(out, name, "histogram", help);
-            for (queue, figures) in &all {
-                value(figures).encode(name, queue, out);
-            }
-        }
+        let (waited, worked) =
+            ("workqueue_queue_duration_seconds", "workqueue_work_duration_seconds");
+        declare(out, waited, "histogram", "Time from adding a key to its work");
+        all.iter().for_each(|(queue, figures)| figures.waited.encode(waited, queue, out));
+        declare(out, worked, "histogram", "Time of the work on a key");
+        all.iter().for_each(|(queue, figures)| figures.worked.encode(worked, queue, out));
     }
 }
 
