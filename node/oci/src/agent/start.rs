@@ -33,6 +33,9 @@ pub(super) async fn start(this: &Arc<Inner>, spec: ContainerSpec) -> Result<(), 
     let id = spec.id.clone();
     let dir = RunDir::of(&this.config.data_dir, &id);
     let cgroup = this.cgroups.of_run(&spec);
+    let ahead = this.clone();
+    let _goes_on_beside_what_follows =
+        tokio::task::spawn_blocking(move || ahead.cgroups.wait_ahead());
     let prepared = {
         let (this, dir, spec) = (this.clone(), dir.clone(), spec.clone());
         tokio::task::spawn_blocking(move || prepare(&this, &dir, &spec)).await
