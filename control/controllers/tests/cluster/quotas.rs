@@ -45,7 +45,8 @@ async fn what_is_there_is_counted_and_then_kept() {
             })
         })
         .await;
-    assert_eq!(cluster.pods().len(), 5);
+    // The quota counts in the transaction of a create; who watches hears of it a moment later.
+    cluster.until::<Pod>("as many are seen as count", |pods| pods.len() == 5).await;
     // More room is used; less room takes nothing away.
     let limit = |pods: &str| json!({"spec": {"hard": {"pods": pods}}});
     cluster.patch::<ResourceQuota>("q", limit("6")).await;
