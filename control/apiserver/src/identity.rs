@@ -80,13 +80,7 @@ fn name(hostname: &str) -> String {
 
 /// In small letters and without padding (RFC 4648, section 6).
 fn base32(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let bit = |at: usize| bytes.get(at / 8).map_or(0, |byte| byte >> (7 - at % 8) & 1);
-    let letter = |at: usize| {
-        let index = (0..5).fold(0, |index, i| index << 1 | usize::from(bit(at + i)));
-        char::from(ALPHABET[index])
-    };
-    (0..bytes.len() * 8).step_by(5).map(letter).collect()
+    data_encoding::BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
 }
 
 fn lease(name: &str, holder: &str, hostname: &str, now: Timestamp) -> Value {

@@ -117,6 +117,7 @@ async fn nothing_is_left_of_pods_whose_agent_is_killed() {
         let mut agent = Command::new(std::env::current_exe().unwrap());
         agent.args(["--exact", "soak::agent", "--ignored", "--nocapture"]).env(DIR, dir.path());
         let mut agent = agent.stdout(Stdio::null()).spawn().unwrap();
+        // Nothing is waited for: an agent is to be killed at any moment.
         std::thread::sleep(Duration::from_millis(150 + by_chance(1500)));
         let early = agent.try_wait().unwrap();
         assert!(early.is_none(), "an agent ended by itself: {early:?}");
