@@ -34,6 +34,7 @@
 mod agent;
 mod capabilities;
 mod config;
+mod descriptors;
 mod layout;
 mod protocol;
 mod seccomp_profile;
