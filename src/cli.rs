@@ -156,7 +156,7 @@ pub struct NodeOptions {
     #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
     /// Below what room the node takes no more pods and ends some, as the kubelet's flag: shares or
-    /// quantities of `memory.available`, `nodefs.available` and `nodefs.inodesFree`.
+    /// quantities of `memory.available`, `pid.available`, `nodefs.available` and `nodefs.inodesFree`.
     #[arg(long, value_name = "SIGNAL<VALUE,…", default_value_t)]
     pub eviction_hard: rimward_node_agent::EvictionHard,
     /// The same, of what must last for a while before pods are ended.
@@ -172,6 +172,9 @@ pub struct NodeOptions {
     /// this, have none. With cgroup v2.
     #[arg(long)]
     pub limited_swap: bool,
+    /// Processes and threads of one pod at most. [default: a quarter of what the machine has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pod_max_pids: Option<u64>,
     /// A directory of static pods: files that each say a Pod, which this node runs without being told.
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,

@@ -7,6 +7,7 @@
 
 mod echoes;
 mod interest;
+pub(crate) mod own_node;
 mod references;
 mod volumes;
 
@@ -130,6 +131,7 @@ impl World {
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
         world.follow_volumes();
+        world.follow_nodes();
         world.told_to_all(&world.services, ObjectKind::Service);
         world.told_to_all(&world.slices, ObjectKind::EndpointSlice);
         world.told_to_all(&world.namespaces, ObjectKind::Namespace);
@@ -195,6 +197,7 @@ impl World {
             ObjectKind::Namespace => all(&self.namespaces),
             ObjectKind::PersistentVolumeClaim => self.referenced_by(node, kind, &self.claims),
             ObjectKind::PersistentVolume => self.told_volumes(node),
+            ObjectKind::Node => self.told_node(node).iter().map(own_node::entry).collect(),
         }
     }
 
@@ -226,6 +229,7 @@ impl World {
                 self.references(node, kind, key) && self.claims.get_key(key).is_some()
             }
             ObjectKind::PersistentVolume => self.told_volume(node, key).is_some(),
+            ObjectKind::Node => key.name == node && self.told_node(node).is_some(),
             ObjectKind::Service => self.services.get_key(key).is_some(),
             ObjectKind::EndpointSlice => self.slices.get_key(key).is_some(),
             ObjectKind::Ingress => self.ingresses.get_key(key).is_some(),
@@ -285,6 +289,8 @@ impl World {
             }
             ObjectKind::PersistentVolumeClaim => json(&*self.claims.get_key(key)?),
             ObjectKind::PersistentVolume => json(&*self.told_volume(node, key)?),
+            ObjectKind::Node if key.name != node => None,
+            ObjectKind::Node => json(&self.told_node(node)?),
             ObjectKind::ConfigMap => json(&*self.config_maps.get_key(key)?),
             ObjectKind::Secret => json(&*self.secrets.get_key(key)?),
             ObjectKind::Service => self.shared_json(kind, key, &self.services),
@@ -312,10 +318,12 @@ impl World {
         Some(bytes)
     }
 
-    /// Whether a pod of the node, or an Ingress, references the object.
+    /// Whether a pod of the node, or an Ingress, references the object, or it is the node's own.
     pub fn references(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
-        if kind == ObjectKind::PersistentVolume {
-            return self.told_volume(node, key).is_some();
+        match kind {
+            ObjectKind::PersistentVolume => return self.told_volume(node, key).is_some(),
+            ObjectKind::Node => return key.name == node,
+            _ => {}
         }
         self.interest.lock().concerns(node, &(kind, key.clone()))
     }

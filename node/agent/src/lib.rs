@@ -47,7 +47,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
 use rimward_node_image::{GcPolicy, ImageStore};
 use rimward_node_pod::outside::{Attachment, Network};
-use rimward_node_pod::runtime::Handler;
+use rimward_node_pod::runtime::{Handler, Usage};
 use rimward_node_pod::{
     ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
@@ -144,6 +144,10 @@ pub trait PodHandler: Send + Sync + 'static {
     async fn usage(&self) -> Vec<PodUsage> {
         Vec::new()
     }
+    /// What all pods use together, and what runs them. See `rimward_node_pod::Pods::usage_of_all`.
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
+    }
     /// What pods have written on this node's disk.
     async fn disk(&self, _only: Option<HashSet<String>>) -> Vec<PodDisk> {
         Vec::new()
@@ -210,6 +214,10 @@ impl PodHandler for rimward_node_pod::Pods {
 
     async fn usage(&self) -> Vec<PodUsage> {
         Self::usage(self).await
+    }
+
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Self::usage_of_all(self)
     }
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
@@ -356,6 +364,11 @@ impl Agent {
     /// Objects for pods.
     pub fn objects(&self) -> Arc<dyn rimward_node_pod::outside::Objects> {
         Arc::new(objects::NodeObjects { core: self.core.clone() })
+    }
+
+    /// What this node is, for pods.
+    pub fn this_node(&self) -> Arc<dyn rimward_node_pod::outside::ThisNode> {
+        Arc::new(objects::OwnNode(objects::NodeObjects { core: self.core.clone() }))
     }
 
     /// The way up for pods.

@@ -43,7 +43,7 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
             h.apply(|state, now| state.started(&id, result.map(|()| identity), now));
         }),
         Action::PostStart { index, id, runtime, hook } => spawn(async move {
-            let result = run_hook(&h, index, &id, runtime, &hook, None).await;
+            let result = run_hook(&h, index, &id, runtime, &hook).await;
             h.apply(|state, now| state.post_started(&id, result, now));
         }),
         Action::Probe { index, id, runtime, kind } => spawn(async move {
@@ -52,6 +52,10 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
         Action::Resize { index, id, runtime } => spawn(async move {
             let result = resize(&h, index, &id, runtime).await;
             h.apply(|state, now| state.resized(&id, result, now));
+        }),
+        Action::PreStop { index, id, runtime, hook, limit } => spawn(async move {
+            pre_stop(&h, index, &id, runtime, &hook, limit).await;
+            h.apply(|state, _| state.pre_stopped(&id));
         }),
         Action::Stop { index, id, runtime, hook, grace } => spawn(async move {
             stop(&h, index, &id, runtime, hook, grace).await;
@@ -364,7 +368,6 @@ async fn run_hook(
     id: &RunId,
     runtime: usize,
     hook: &LifecycleHandler,
-    limit: Option<Duration>,
 ) -> Result<(), String> {
     let container = handle.look(|state| state.container_spec(index).clone());
     let Some(attachment) = handle.look(attachment) else {
@@ -377,14 +380,7 @@ async fn run_hook(
         pod_ip: attachment.pod_ips.first().copied().unwrap_or(attachment.bind_ip),
         container: &container,
     };
-    let run = hooks::run(hook, &target);
-    let result = match limit {
-        None => run.await,
-        Some(limit) => match tokio::time::timeout(limit, run).await {
-            Ok(result) => result,
-            Err(_) => Err("the grace period is over".into()),
-        },
-    };
+    let result = hooks::run(hook, &target).await;
     if let Err(why) = &result {
         tracing::info!(%id, why, "lifecycle hook failed");
     }
@@ -410,6 +406,31 @@ async fn probe(handle: &Arc<Handle>, index: usize, id: &RunId, runtime: usize, k
     handle.apply(|state, now| state.probed(id, kind, outcome, now));
 }
 
+/// Waits for a preStop hook as long as there is time. A command that takes longer goes on until its container
+/// ends, as under the kubelet: it may just be saving something.
+async fn pre_stop(
+    handle: &Arc<Handle>,
+    index: usize,
+    id: &RunId,
+    runtime: usize,
+    hook: &LifecycleHandler,
+    limit: Duration,
+) {
+    let goes_on = hook.exec.is_some();
+    let (handle, id, hook) = (handle.clone(), id.clone(), hook.clone());
+    let mut run = tokio::spawn(async move {
+        if run_hook(&handle, index, &id, runtime, &hook).await.is_err() {
+            handle.apply(|state, _| {
+                let message = "PreStopHook failed".into();
+                state.container_event(index, true, "FailedPreStopHook", message);
+            });
+        }
+    });
+    if tokio::time::timeout(limit, &mut run).await.is_err() && !goes_on {
+        run.abort();
+    }
+}
+
 async fn stop(
     handle: &Arc<Handle>,
     index: usize,
@@ -421,16 +442,7 @@ async fn stop(
     let began = tokio::time::Instant::now();
     let mut left = grace;
     if let Some(hook) = hook {
-        if run_hook(handle, index, id, runtime, &hook, Some(grace)).await.is_err() {
-            handle.apply(|state, _| {
-                state.container_event(
-                    index,
-                    true,
-                    "FailedPreStopHook",
-                    "PreStopHook failed".into(),
-                );
-            });
-        }
+        pre_stop(handle, index, id, runtime, &hook, grace).await;
         // The kubelet leaves two seconds even when the hook took all.
         left = grace.saturating_sub(began.elapsed()).max(Duration::from_secs(2));
     }

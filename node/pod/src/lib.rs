@@ -20,6 +20,7 @@ pub mod session;
 mod task;
 
 mod admission;
+mod preemption;
 
 mod state;
 mod steps;
