@@ -303,10 +303,16 @@ pub enum ImageCommand {
         #[command(flatten)]
         on: OnNode,
     },
-    /// Pulls an image to a node.
+    /// Pulls an image to a node. Registries' certificates are those that the node was started with.
     Pull {
         /// As pods name it.
         name: String,
+        /// Credentials, laid out as docker's `config.json`, which `docker login` and `skopeo login` write.
+        #[arg(long, value_name = "FILE")]
+        auth_file: Option<PathBuf>,
+        /// Reads USER:PASSWORD for the image's registry from standard input.
+        #[arg(long, conflicts_with = "auth_file")]
+        creds_stdin: bool,
         #[command(flatten)]
         on: OnNode,
     },

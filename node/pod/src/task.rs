@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::act;
 use crate::allocation::Amounts;
+use crate::image_volumes::ImageVolumes;
 use crate::pods::Node;
 use crate::record::{self, Record};
 use crate::sources::{Name, Sources};
@@ -39,6 +40,8 @@ pub(crate) struct Handle {
     pub uid: Arc<str>,
     pub key: ObjectKey,
     pub node: Arc<Node>,
+    /// Those that are images.
+    pub image_volumes: ImageVolumes,
     state: Mutex<Kept>,
     wake: Notify,
 }
@@ -93,7 +96,7 @@ impl Handle {
     pub fn new(node: Arc<Node>, state: PodState) -> Self {
         let (uid, key) = (state.uid.clone(), ObjectKey::of_meta(&state.pod.metadata));
         let state = Mutex::new(Kept { state, packed: None });
-        Self { uid, key, node, state, wake: Notify::new() }
+        Self { uid, key, node, image_volumes: ImageVolumes::default(), state, wake: Notify::new() }
     }
 
     /// The state, with its object, until the pod has nothing to do again.
