@@ -198,6 +198,7 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: runs.iter().map(run).collect(),
+            pressure: None,
         };
         let machine = MachineSample { cpu_nanos: cpu_ms * 1_000_000, ..MachineSample::default() };
         Arc::new(Sample { taken, time: Timestamp::UNIX_EPOCH, machine, pods: vec![pod] })

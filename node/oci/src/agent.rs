@@ -20,12 +20,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Resources, RunId,
-    Runtime, RuntimeEvent, StartError, Streams, Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Pressure, QosClass,
+    Resources, RunId, Runtime, RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Config, Swap};
 use crate::layout::{self, Ended, Kept, RunDir, Started};
 use crate::protocol;
 use cgroup::Cgroups;
@@ -144,6 +144,18 @@ fn refused(reason: &str, message: impl Into<String>) -> StartError {
 }
 
 impl Inner {
+    /// Shares the CPU out anew, between pods of a class each. `starting` is about to be one of them.
+    fn share_out(&self, starting: Option<&ContainerSpec>) -> std::io::Result<()> {
+        let runs = self.runs.lock();
+        let going_on = runs.values().filter(|run| run.exit.is_none()).map(|run| &*run.spec);
+        let burstable = going_on.chain(starting).filter(|s| s.linux.qos == QosClass::Burstable);
+        let pods: HashMap<&str, u64> = burstable
+            .map(|spec| (spec.id.pod_uid.as_str(), spec.linux.pod.cpu_request_millis))
+            .collect();
+        // While nobody else counts: the last one to write is to be the last one to have looked.
+        self.cgroups.share_among_classes(pods.values().sum())
+    }
+
     fn link(&self, id: &RunId) -> Option<Link> {
         self.runs.lock().get(id)?.link.clone()
     }
@@ -341,6 +353,9 @@ impl Runtime for OciRuntime {
         let work = move || {
             sandbox::remove(&this.config.data_dir, &uid);
             this.cgroups.remove_pod(&uid);
+            if let Err(error) = this.share_out(None) {
+                tracing::warn!(%error, "CPU is not shared out anew");
+            }
         };
         let _finished_or_panicked = tokio::task::spawn_blocking(work).await;
     }
@@ -361,6 +376,14 @@ impl Runtime for OciRuntime {
     async fn usage(&self, id: &RunId) -> Option<Usage> {
         let cgroup = self.0.runs.lock().get(id).filter(|r| r.exit.is_none())?.cgroup.clone();
         self.0.cgroups.usage(&cgroup)
+    }
+
+    async fn pressure(&self, pod_uid: &str) -> Option<Pressure> {
+        self.0.cgroups.pressure_of_pod(pod_uid)
+    }
+
+    fn has_swap(&self) -> bool {
+        self.0.config.swap == Swap::Limited && self.0.cgroups.is_unified()
     }
 
     fn resizes(&self) -> bool {
@@ -395,7 +418,8 @@ impl Runtime for OciRuntime {
         if let Some(run) = self.0.runs.lock().get_mut(id) {
             run.spec = Arc::new(spec);
         }
-        Ok(())
+        let shared = self.0.share_out(None);
+        shared.map_err(|e| refused("ResizeError", e.to_string()))
     }
 
     fn images(&self) -> Vec<Image> {

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::outside::{Image, ImageForm};
 use crate::pods::Pods;
-use crate::runtime::{RunId, Usage};
+use crate::runtime::{Pressure, RunId, Usage};
 use crate::state::{ImageStep, Phase};
 use crate::task::Handle;
 use crate::volumes::FOLDER;
@@ -26,6 +26,8 @@ pub struct PodUsage {
     pub name: String,
     pub uid: String,
     pub containers: Vec<ContainerUsage>,
+    /// What its containers waited for, together.
+    pub pressure: Option<Pressure>,
 }
 
 /// A container that runs.
@@ -124,7 +126,11 @@ impl Pods {
         let asked = self.handles().into_iter().map(running).filter(|(_, runs)| !runs.is_empty());
         let asked = asked.map(|(handle, runs)| async move {
             let mut containers = Vec::with_capacity(runs.len());
+            let mut pressure = None;
             for (id, runtime, started_at) in runs {
+                if pressure.is_none() {
+                    pressure = handle.node.runtime(runtime).pressure(&handle.uid).await;
+                }
                 if let Some(usage) = handle.node.runtime(runtime).usage(&id).await {
                     containers.push(ContainerUsage { id, started_at, usage });
                 }
@@ -134,6 +140,7 @@ impl Pods {
                 name: handle.key.name.clone(),
                 uid: handle.uid.to_string(),
                 containers,
+                pressure,
             }
         });
         let mut pods: Vec<PodUsage> =

@@ -435,6 +435,7 @@ impl Runtime for WasmRuntime {
                 memory_bytes,
                 memory_usage_bytes: memory_bytes,
                 memory_rss_bytes: memory_bytes,
+                ..Usage::default()
             }),
             _ => None,
         }

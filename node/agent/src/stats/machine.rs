@@ -1,6 +1,8 @@
 //! What the machine uses as a whole, read from /proc; its memory from the cgroup that bounds this node, if
 //! there is one.
 
+use rimward_node_pod::runtime::{Pressure, Stalls};
+
 use crate::machine::{meminfo, memory_cgroup};
 
 /// The kernel tells user space of ticks of a hundredth of a second, whatever its own are.
@@ -13,6 +15,8 @@ pub(crate) struct MachineSample {
     pub memory: Memory,
     pub swap_total_bytes: u64,
     pub swap_free_bytes: u64,
+    /// Where the kernel tells.
+    pub pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,8 +91,14 @@ impl MachineSample {
             memory: Memory::of(&info),
             swap_total_bytes: swap("SwapTotal:"),
             swap_free_bytes: swap("SwapFree:"),
+            pressure: pressure(),
         }
     }
+}
+
+fn pressure() -> Option<Pressure> {
+    let of = |name: &str| Stalls::parse(&read(&format!("/proc/pressure/{name}")));
+    Some(Pressure { cpu: of("cpu")?, memory: of("memory")?, io: of("io")? })
 }
 
 fn read(path: &str) -> String {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls};
 use rimward_node_pod::{ContainerUsage, DiskUsage, PodDisk, PodUsage};
 use serde_json::{Value, json};
 
@@ -63,7 +64,24 @@ fn node_stats(measured: &Measured, name: &str) -> Value {
     if let Some(booted) = machine::boot_time() {
         node["startTime"] = seconds(booted).into();
     }
+    add_pressure(&mut node, sample.machine.pressure, &time);
     node
+}
+
+/// Pressure stall information stands with what was waited for (KEP-4205).
+fn add_pressure(stats: &mut Value, pressure: Option<Pressure>, time: &str) {
+    let Some(Pressure { cpu, memory, io }) = pressure else { return };
+    stats["cpu"]["psi"] = stalls(cpu);
+    stats["memory"]["psi"] = stalls(memory);
+    stats["io"] = json!({ "time": time, "psi": stalls(io) });
+}
+
+fn stalls(stalls: Stalls) -> Value {
+    let stall = |stall: Stall| {
+        let [avg10, avg60, avg300] = stall.shares.map(|share| f64::from(share) / 100.0);
+        json!({ "total": stall.total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
+    };
+    json!({ "full": stall(stalls.full), "some": stall(stalls.some) })
 }
 
 fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
@@ -71,7 +89,7 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
     let sum = |of: &dyn Fn(&ContainerUsage) -> u64| pod.containers.iter().map(of).sum::<u64>();
     let started = pod.containers.iter().map(|c| c.started_at).min();
     let container = |c: &ContainerUsage| {
-        json!({
+        let mut stats = json!({
             "name": c.id.container, "startTime": seconds(c.started_at),
             "cpu": {
                 "time": time, "usageNanoCores": measured.container_rate(c),
@@ -81,9 +99,17 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
                 "time": time, "usageBytes": c.usage.memory_usage_bytes,
                 "workingSetBytes": c.usage.memory_bytes, "rssBytes": c.usage.memory_rss_bytes,
             },
-        })
+        });
+        if let Some(swap) = c.usage.swap {
+            stats["swap"] = json!({ "time": time, "swapUsageBytes": swap.used_bytes });
+            if let Some(limit) = swap.limit_bytes {
+                stats["swap"]["swapAvailableBytes"] = limit.saturating_sub(swap.used_bytes).into();
+            }
+        }
+        add_pressure(&mut stats, c.usage.pressure, &time);
+        stats
     };
-    json!({
+    let mut stats = json!({
         "podRef": { "name": pod.name, "namespace": pod.namespace, "uid": pod.uid },
         "startTime": started.map(seconds),
         "containers": pod.containers.iter().map(container).collect::<Vec<Value>>(),
@@ -96,7 +122,13 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
             "workingSetBytes": sum(&|c| c.usage.memory_bytes),
             "rssBytes": sum(&|c| c.usage.memory_rss_bytes),
         },
-    })
+    });
+    if pod.containers.iter().any(|c| c.usage.swap.is_some()) {
+        let used = sum(&|c| c.usage.swap.map_or(0, |swap| swap.used_bytes));
+        stats["swap"] = json!({ "time": time, "swapUsageBytes": used });
+    }
+    add_pressure(&mut stats, pod.pressure, &time);
+    stats
 }
 
 fn add_disk(pod: &mut Value, disk: &PodDisk, fs: &FileSystem, time: &str) {

@@ -139,6 +139,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
     }
     this.cgroups
         .ensure_pod(spec, this.config.pod_pids_max)
+        .and_then(|()| this.share_out(Some(spec)))
         .map_err(failed("make the pod's cgroup"))?;
     let processes = match spec.linux.share_processes && !spec.linux.host_pid {
         true => {
@@ -166,6 +167,8 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup_dirs,
         shm: &shared.shm,
         swap: swap_of(this, spec, &cgroup),
+        unified: this.cgroups.is_unified(),
+        page_sizes: this.cgroups.page_sizes(&cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;

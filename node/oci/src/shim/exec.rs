@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::create::{listen, receive_terminal};
 use super::program::{OneOf, Program};
 use super::{chain, close_standard_streams, keep_over_exec, pipe};
-use crate::layout::{CONTAINER_ID, RunDir, Settings};
+use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
 
 /// What the agent asks, as an argument.
 #[derive(Debug, Serialize, Deserialize)]
@@ -93,7 +93,12 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
         }
     };
     let process = dir.file(&process);
-    let built = builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
+    let built = builder
+        .as_tenant()
+        .with_process(Some(&process))
+        .with_sub_cgroup(below(dir))
+        .with_detach(request.tty)
+        .build();
     drop(status_end);
     let _ = std::fs::remove_file(&process);
     let pid = match built {
@@ -116,6 +121,18 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
     let mut said = String::new();
     let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
     if said.is_empty() { Ok(pid) } else { Err(said) }
+}
+
+/// Where in the container's cgroup its first process is, if not in itself: a container that hands controllers on
+/// in cgroups of its own (a service manager, a container engine) can have no process in there any more (v2).
+fn below(dir: &RunDir) -> Option<String> {
+    let started: Started = dir.read("started.json").ok()?;
+    let config: serde_json::Value = dir.read("config.json").ok()?;
+    let own = config.pointer("/linux/cgroupsPath")?.as_str()?;
+    let places = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).ok()?;
+    let place = places.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = place.strip_prefix(own)?.strip_prefix('/')?;
+    (!below.is_empty()).then(|| below.to_owned())
 }
 
 /// Whom the command is to run as in the namespace of the pod's own users.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSpec, ResourceRequirements, SeccompProfile, VolumeMount,
+};
 
 use super::{amounts, quantity, resources};
 use crate::allocation::Amounts;
@@ -64,6 +66,7 @@ pub(super) fn of(
         sysctls: sysctls(spec)?,
         qos: qos(spec)?,
         memory_request_bytes: memory_request(container)?,
+        may_swap: may_swap(pod, container)?,
         pod: pod_limits(spec)?,
         termination_message_path: container
             .termination_message_path
@@ -142,21 +145,28 @@ fn everyone(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
-fn amount(container: &Container, limits: bool, name: &str) -> Result<Option<i64>, String> {
-    let resources = container.resources.as_ref();
+fn amount(
+    resources: Option<&ResourceRequirements>,
+    limits: bool,
+    name: &str,
+) -> Result<Option<i64>, String> {
     let map = resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
     let quantity = map.and_then(|m| m.get(name)).map(crate::downward::parse).transpose()?;
     Ok(quantity.map(|q| if name == "cpu" { q.millis() } else { q.value() }).filter(|n| *n > 0))
 }
 
 /// Guaranteed: each container has limits of both, and requests no other amount. BestEffort: none has
-/// any.
+/// any. Where the pod as a whole is given something, that alone counts.
 fn qos(spec: &PodSpec) -> Result<QosClass, String> {
     let (mut any, mut all) = (false, true);
-    for container in everyone(spec) {
+    let holders: Vec<Option<&ResourceRequirements>> = match &spec.resources {
+        Some(whole) => vec![Some(whole)],
+        None => everyone(spec).map(|container| container.resources.as_ref()).collect(),
+    };
+    for holder in holders {
         for name in ["cpu", "memory"] {
-            let limit = amount(container, true, name)?;
-            let request = amount(container, false, name)?;
+            let limit = amount(holder, true, name)?;
+            let request = amount(holder, false, name)?;
             any |= limit.is_some() || request.is_some();
             all &= limit.is_some() && (request.is_none() || request == limit);
         }
@@ -174,6 +184,22 @@ fn memory_request(container: &Container) -> Result<u64, String> {
     let limit = quantity(given.and_then(|g| g.limits.as_ref()), "memory")?;
     // A request of nothing is one: only where there is none does the limit stand for it.
     Ok(request.or(limit).map_or(0, |q| q.value().max(0) as u64))
+}
+
+/// Of Burstable pods, containers that ask for less memory than they may have; none of pods that the cluster
+/// needs.
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
+pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
+    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+    let Some(spec) = &pod.spec else { return Ok(false) };
+    let notes = pod.metadata.annotations.as_ref();
+    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
+    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
+        || source.is_some_and(|source| source != "api")
+        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
+    let request = memory_request(container)?;
+    let limit = resources(container)?.memory_limit_bytes;
+    Ok(!critical && qos(spec)? == QosClass::Burstable && request > 0 && limit != Some(request))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase
@@ -278,6 +304,34 @@ mod tests {
         check(json!([with(json!({"limits": both, "requests": both}))]), QosClass::Guaranteed);
         check(json!([with(json!({"limits": both})), with(json!({}))]), QosClass::Burstable);
         check(json!([with(json!({"requests": {"cpu": "1"}}))]), QosClass::Burstable);
+        let whole = |resources: Value| {
+            qos(&spec(json!({"resources": resources, "containers": [with(json!({}))]})))
+        };
+        assert_eq!(whole(json!({"limits": both})), Ok(QosClass::Guaranteed));
+        assert_eq!(whole(json!({"requests": both})), Ok(QosClass::Burstable));
+    }
+
+    #[test]
+    fn who_may_swap() {
+        let check = |pod: Value, expected: bool| {
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            assert_eq!(may_swap(&pod, container), Ok(expected), "{pod:?}");
+        };
+        let with =
+            |resources: Value| json!({"containers": [{"name": "c", "resources": resources}]});
+        let more = json!({"requests": {"memory": "1Mi"}, "limits": {"memory": "2Mi"}});
+        check(json!({"spec": with(more.clone())}), true);
+        check(json!({"spec": with(json!({"requests": {"memory": "1Mi"}}))}), true);
+        check(json!({"spec": with(json!({"limits": {"memory": "1Mi"}}))}), false);
+        check(json!({"spec": with(json!({"requests": {"cpu": "1"}}))}), false);
+        check(json!({"spec": with(json!({}))}), false);
+        let mut critical = with(more.clone());
+        critical["priority"] = json!(2_000_001_000);
+        check(json!({"spec": critical}), false);
+        let source = |source: &str| json!({"annotations": {"kubernetes.io/config.source": source}});
+        check(json!({"metadata": source("file"), "spec": with(more.clone())}), false);
+        check(json!({"metadata": source("api"), "spec": with(more)}), true);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Linux {
     pub sysctls: Vec<(String, String)>,
     pub qos: QosClass,
     pub memory_request_bytes: u64,
+    /// Its memory may go to swap, if the node lets any have some.
+    pub may_swap: bool,
     pub pod: PodLimits,
     /// Where the container may leave its last words.
     pub termination_message_path: String,
