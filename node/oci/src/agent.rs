@@ -20,12 +20,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Resources, RunId,
-    Runtime, RuntimeEvent, StartError, Streams, Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Pressure, Resources,
+    RunId, Runtime, RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Config, Swap};
 use crate::layout::{self, Ended, Kept, RunDir, Started};
 use crate::protocol;
 use cgroup::Cgroups;
@@ -368,6 +368,14 @@ impl Runtime for OciRuntime {
         let [pods, shims] = self.0.cgroups.usage_of_all();
         let parts = [("pods", pods), ("runtime", shims)];
         parts.into_iter().filter_map(|(name, usage)| Some((name, usage?))).collect()
+    }
+
+    async fn pressure(&self, pod_uid: &str) -> Option<Pressure> {
+        self.0.cgroups.pressure_of_pod(pod_uid)
+    }
+
+    fn has_swap(&self) -> bool {
+        self.0.config.swap == Swap::Limited && self.0.cgroups.is_unified()
     }
 
     fn resizes(&self) -> bool {

@@ -164,6 +164,8 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup_dirs,
         shm: &shared.shm,
         swap: swap_of(this, spec, &cgroup),
+        unified: this.cgroups.is_unified(),
+        page_sizes: this.cgroups.page_sizes(&cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;

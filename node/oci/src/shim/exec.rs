@@ -21,7 +21,7 @@ use super::create::{listen, receive_terminal};
 use super::program::{OneOf, Program};
 use super::{chain, close_standard_streams, pipe};
 use crate::descriptors;
-use crate::layout::{CONTAINER_ID, RunDir, Settings};
+use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
 
 /// What the agent sends first: the command gets a terminal.
 pub(crate) const ON_TERMINAL: &[u8] = b"t";
@@ -94,7 +94,12 @@ fn begin(dir: &RunDir, name: &str, report: &UnixStream) -> Result<i32, String> {
         }
     };
     let process = dir.file(&process);
-    let built = builder.as_tenant().with_process(Some(&process)).with_detach(tty).build();
+    let built = builder
+        .as_tenant()
+        .with_process(Some(&process))
+        .with_sub_cgroup(below(dir))
+        .with_detach(tty)
+        .build();
     drop(status_end);
     let _ = std::fs::remove_file(&process);
     let pid = match built {
@@ -114,6 +119,18 @@ fn begin(dir: &RunDir, name: &str, report: &UnixStream) -> Result<i32, String> {
     let mut said = String::new();
     let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
     if said.is_empty() { Ok(pid) } else { Err(said) }
+}
+
+/// Where in the container's cgroup its first process is, if not in itself: a container that hands controllers on
+/// in cgroups of its own (a service manager, a container engine) can have no process in there any more (v2).
+fn below(dir: &RunDir) -> Option<String> {
+    let started: Started = dir.read("started.json").ok()?;
+    let config: serde_json::Value = dir.read("config.json").ok()?;
+    let own = config.pointer("/linux/cgroupsPath")?.as_str()?;
+    let places = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).ok()?;
+    let place = places.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = place.strip_prefix(own)?.strip_prefix('/')?;
+    (!below.is_empty()).then(|| below.to_owned())
 }
 
 /// Whom the command is to run as in the namespace of the pod's own users.
