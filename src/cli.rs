@@ -172,6 +172,13 @@ pub struct NodeOptions {
     /// this, have none. With cgroup v2.
     #[arg(long)]
     pub limited_swap: bool,
+    /// What makes Linux containers: the libcontainer in this program, or the machine's runc.
+    #[arg(long, value_enum, default_value_t)]
+    pub container_runtime: ContainerRuntime,
+    /// The runc of `--container-runtime runc` and of pods whose RuntimeClass is `runc`. [default: runc in PATH,
+    /// where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub runc_path: Option<PathBuf>,
     /// A directory of static pods: files that each say a Pod, which this node runs without being told.
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,
@@ -201,6 +208,14 @@ pub struct NodeOptions {
     /// HOST:PORT of an image registry that speaks plain HTTP; repeatable.
     #[arg(long, value_name = "HOST:PORT")]
     pub plain_http_registry: Vec<String>,
+}
+
+#[cfg(feature = "node")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ContainerRuntime {
+    #[default]
+    Libcontainer,
+    Runc,
 }
 
 #[cfg(all(feature = "control", feature = "node"))]
