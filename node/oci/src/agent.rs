@@ -263,6 +263,7 @@ impl Runtime for OciRuntime {
         let mut alone = Vec::new();
         for (dir, Kept { spec, boot_id, cgroup }) in sweep::find(&this.config.data_dir) {
             let id = spec.id.clone();
+            this.cgroups.count_in_class(&spec);
             let started: Option<Started> = dir.read("started.json").ok();
             let may_live =
                 boot_id == this.boot_id && started.is_some() && !dir.file("exit.json").exists();
@@ -366,6 +367,12 @@ impl Runtime for OciRuntime {
         self.0.cgroups.usage(&cgroup)
     }
 
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        let [pods, shims] = self.0.cgroups.usage_of_all();
+        let parts = [("pods", pods), ("runtime", shims)];
+        parts.into_iter().filter_map(|(name, usage)| Some((name, usage?))).collect()
+    }
+
     fn resizes(&self) -> bool {
         true
     }
@@ -389,6 +396,7 @@ impl Runtime for OciRuntime {
         let (this, changed) = (self.0.clone(), spec.clone());
         let work = move || -> std::io::Result<()> {
             this.cgroups.resize(&cgroup, &changed.resources, &changed.linux.pod)?;
+            this.cgroups.count_in_class(&changed);
             // The next agent is to know it by what it has.
             let kept = Kept { spec: changed, boot_id: this.boot_id.clone(), cgroup };
             dir.write("spec.json", &kept)

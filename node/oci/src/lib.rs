@@ -46,7 +46,7 @@ mod syscalls;
 mod user_ids;
 
 pub use agent::OciRuntime;
-pub use config::{Config, Swap};
+pub use config::{Config, PidLimits, Swap};
 pub use low_level::{LowLevel, NoRunc, Runc};
 pub use user_ids::{IDS_OF_POD, UserIds};
 

@@ -180,6 +180,12 @@ pub struct Usage {
     pub memory_usage_bytes: u64,
     /// Anonymous memory.
     pub memory_rss_bytes: u64,
+    pub memory_limit_bytes: Option<u64>,
+    pub swap_bytes: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    /// Process ids that it has: processes and threads.
+    pub processes: u64,
 }
 
 /// Why a container did not start: `reason` becomes the waiting reason in the pod's status, `message`
@@ -313,6 +319,12 @@ pub trait Runtime: Send + Sync + 'static {
     }
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// What all its runs use together (`pods`), and what it takes itself to run them (`runtime`), where that is
+    /// counted.
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
+    }
 
     /// Whether [`Runtime::update`] is possible.
     fn resizes(&self) -> bool {

@@ -189,6 +189,7 @@ mod tests {
                 memory_bytes: 4096,
                 memory_usage_bytes: 8192,
                 memory_rss_bytes: 2048,
+                ..Usage::default()
             },
         };
         let pod = PodUsage {
@@ -196,6 +197,7 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: vec![container],
+            traffic: None,
         };
         let memory = Memory { working_set_bytes: 10, ..Memory::default() };
         let sample = Sample {
@@ -203,6 +205,8 @@ mod tests {
             time: "2026-01-01T00:01:00Z".parse().unwrap(),
             machine: MachineSample { cpu_nanos: 250_000_000, memory, ..MachineSample::default() },
             pods: vec![pod],
+            whole: Vec::new(),
+            devices: Vec::new(),
         };
         let text = resource(&sample);
         for row in [

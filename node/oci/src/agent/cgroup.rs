@@ -4,11 +4,15 @@
 //! libcontainer makes and limits a container's own; here are those above it, and what is read or removed.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
 
+mod classes;
+mod usage;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId, Usage};
+use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId};
 
+use crate::config::PidLimits;
 use crate::spec::{SwapLimit, cpu_quota, cpu_shares};
 
 /// Where v1 limits memory and swap together.
@@ -21,6 +25,7 @@ pub(super) struct Cgroups {
     /// Hierarchies without controllers of ours, by which service managers know what belongs to a service. runc puts
     /// containers there too, libcontainer leaves them with their shims.
     services: Vec<PathBuf>,
+    classes: classes::Classes,
 }
 
 enum Kind {
@@ -44,7 +49,12 @@ impl Cgroups {
         let hash = node_key
             .bytes()
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        Ok(Self { base: format!("rimward-{hash:08x}").into(), kind, services })
+        Ok(Self {
+            base: format!("rimward-{hash:08x}").into(),
+            kind,
+            services,
+            classes: Default::default(),
+        })
     }
 
     fn roots(&self) -> Vec<&Path> {
@@ -115,8 +125,8 @@ impl Cgroups {
         self.roots().into_iter().map(one).collect()
     }
 
-    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
-    pub fn ensure_pod(&self, spec: &ContainerSpec, pids_max: u64) -> io::Result<()> {
+    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take, and all pods together.
+    pub fn ensure_pod(&self, spec: &ContainerSpec, pids: PidLimits) -> io::Result<()> {
         let run = self.of_run(spec);
         let pod = run.parent().expect("a run's cgroup lies in its pod's");
         match &self.kind {
@@ -131,7 +141,8 @@ impl Cgroups {
             }
             Kind::V2(root) => delegate(root, pod)?,
         }
-        self.limit_pod(spec, pod, pids_max)
+        self.enter_class(spec, pids.node)?;
+        self.limit_pod(spec, pod, pids.pod)
     }
 
     fn limit_pod(&self, spec: &ContainerSpec, pod: &Path, pids_max: u64) -> io::Result<()> {
@@ -224,7 +235,7 @@ impl Cgroups {
             && usage.memory_bytes > limit
         {
             return Err(io::Error::other(format!(
-                "attempting to set the memory limit ({limit}) below the current usage ({})",
+                "attempting to set memory limit ({limit}) below current usage ({})",
                 usage.memory_bytes
             )));
         }
@@ -285,38 +296,6 @@ impl Cgroups {
         Some(self.controller("memory")?.join(run).join(name))
     }
 
-    pub fn usage(&self, run: &Path) -> Option<Usage> {
-        let read = |controller: &str, file: &str| {
-            std::fs::read_to_string(self.controller(controller)?.join(run).join(file)).ok()
-        };
-        let stat = read("memory", "memory.stat")?;
-        let field = |text: &str, name: &str| -> Option<u64> {
-            text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-        };
-        let number = |text: String| text.trim().parse::<u64>().ok();
-        let (cpu_nanos, used, inactive, anonymous) = match self.kind {
-            Kind::V2(_) => (
-                field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
-                number(read("memory", "memory.current")?)?,
-                "inactive_file",
-                "anon",
-            ),
-            Kind::V1(_) => (
-                number(read("cpuacct", "cpuacct.usage")?)?,
-                number(read("memory", "memory.usage_in_bytes")?)?,
-                "total_inactive_file",
-                "total_rss",
-            ),
-        };
-        Some(Usage {
-            cpu_nanos,
-            // Without what could be dropped at once.
-            memory_bytes: used.saturating_sub(field(&stat, inactive).unwrap_or(0)),
-            memory_usage_bytes: used,
-            memory_rss_bytes: field(&stat, anonymous).unwrap_or(0),
-        })
-    }
-
     /// Ends what is in a run's cgroup, children included.
     pub fn kill(&self, run: &Path) {
         for root in self.all_roots() {
@@ -333,6 +312,7 @@ impl Cgroups {
 
     /// Removes a pod's cgroup in whatever class it is, and what is left in it.
     pub fn remove_pod(&self, uid: &str) {
+        self.leave_class(uid);
         for root in self.all_roots() {
             for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
                 let dir = root.join(self.qos(class)).join(format!("pod{uid}"));

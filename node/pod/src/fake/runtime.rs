@@ -282,6 +282,7 @@ impl Runtime for Arc<FakeRuntime> {
             memory_bytes: 1 << 20,
             memory_usage_bytes: 1 << 20,
             memory_rss_bytes: 1 << 20,
+            ..Usage::default()
         })
     }
 

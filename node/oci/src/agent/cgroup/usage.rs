@@ -1,0 +1,56 @@
+//! What a cgroup has used, as the kernel counts it.
+
+use std::path::Path;
+
+use rimward_node_pod::runtime::Usage;
+
+use super::{Cgroups, Kind};
+
+/// v1 writes no limit as the largest multiple of a page.
+const UNLIMITED: u64 = 1 << 60;
+
+impl Cgroups {
+    /// Of a run, which is relative to the root.
+    pub fn usage(&self, run: &Path) -> Option<Usage> {
+        let read = |controller: &str, file: &str| {
+            std::fs::read_to_string(self.controller(controller)?.join(run).join(file)).ok()
+        };
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        let stat = read("memory", "memory.stat")?;
+        let row = |name: &str| field(&stat, name).unwrap_or(0);
+        let memory = |file: &str| read("memory", file).and_then(number);
+        let v2 = matches!(self.kind, Kind::V2(_));
+        let cpu_nanos = match v2 {
+            true => field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
+            false => number(read("cpuacct", "cpuacct.usage")?)?,
+        };
+        let used = memory(if v2 { "memory.current" } else { "memory.usage_in_bytes" })?;
+        let limit = memory(if v2 { "memory.max" } else { "memory.limit_in_bytes" });
+        let swap = match v2 {
+            true => memory("memory.swap.current"),
+            false => memory("memory.memsw.usage_in_bytes").map(|both| both.saturating_sub(used)),
+        };
+        let of = |v1: &str, v2_name: &str| row(if v2 { v2_name } else { v1 });
+        Some(Usage {
+            cpu_nanos,
+            // Without what could be dropped at once.
+            memory_bytes: used.saturating_sub(of("total_inactive_file", "inactive_file")),
+            memory_usage_bytes: used,
+            memory_rss_bytes: of("total_rss", "anon"),
+            memory_limit_bytes: limit.filter(|limit| *limit < UNLIMITED),
+            swap_bytes: swap.unwrap_or(0),
+            page_faults: of("total_pgfault", "pgfault"),
+            major_page_faults: of("total_pgmajfault", "pgmajfault"),
+            processes: read("pids", "pids.current").and_then(number).unwrap_or(0),
+        })
+    }
+
+    /// Of all pods together, and of what keeps their containers.
+    pub fn usage_of_all(&self) -> [Option<Usage>; 2] {
+        ["kubepods", "shims"].map(|part| self.usage(&self.base.join(part)))
+    }
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
