@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Pressure, QosClass,
-    Resources, RunId, Runtime, RuntimeEvent, StartError, Streams, Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Pressure, Resources,
+    RunId, Runtime, RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -144,18 +144,6 @@ fn refused(reason: &str, message: impl Into<String>) -> StartError {
 }
 
 impl Inner {
-    /// Shares the CPU out anew, between pods of a class each. `starting` is about to be one of them.
-    fn share_out(&self, starting: Option<&ContainerSpec>) -> std::io::Result<()> {
-        let runs = self.runs.lock();
-        let going_on = runs.values().filter(|run| run.exit.is_none()).map(|run| &*run.spec);
-        let burstable = going_on.chain(starting).filter(|s| s.linux.qos == QosClass::Burstable);
-        let pods: HashMap<&str, u64> = burstable
-            .map(|spec| (spec.id.pod_uid.as_str(), spec.linux.pod.cpu_request_millis))
-            .collect();
-        // While nobody else counts: the last one to write is to be the last one to have looked.
-        self.cgroups.share_among_classes(pods.values().sum())
-    }
-
     fn link(&self, id: &RunId) -> Option<Link> {
         self.runs.lock().get(id)?.link.clone()
     }
@@ -272,6 +260,7 @@ impl Runtime for OciRuntime {
         let mut alone = Vec::new();
         for (dir, Kept { spec, boot_id, cgroup }) in sweep::find(&this.config.data_dir) {
             let id = spec.id.clone();
+            this.cgroups.count_in_class(&spec);
             let started: Option<Started> = dir.read("started.json").ok();
             let may_live =
                 boot_id == this.boot_id && started.is_some() && !dir.file("exit.json").exists();
@@ -353,9 +342,6 @@ impl Runtime for OciRuntime {
         let work = move || {
             sandbox::remove(&this.config.data_dir, &uid);
             this.cgroups.remove_pod(&uid);
-            if let Err(error) = this.share_out(None) {
-                tracing::warn!(%error, "CPU is not shared out anew");
-            }
         };
         let _finished_or_panicked = tokio::task::spawn_blocking(work).await;
     }
@@ -386,6 +372,12 @@ impl Runtime for OciRuntime {
         self.0.config.swap == Swap::Limited && self.0.cgroups.is_unified()
     }
 
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        let [pods, shims] = self.0.cgroups.usage_of_all();
+        let parts = [("pods", pods), ("runtime", shims)];
+        parts.into_iter().filter_map(|(name, usage)| Some((name, usage?))).collect()
+    }
+
     fn resizes(&self) -> bool {
         true
     }
@@ -409,6 +401,7 @@ impl Runtime for OciRuntime {
         let (this, changed) = (self.0.clone(), spec.clone());
         let work = move || -> std::io::Result<()> {
             this.cgroups.resize(&cgroup, &changed.resources, &changed.linux.pod)?;
+            this.cgroups.count_in_class(&changed);
             // The next agent is to know it by what it has.
             let kept = Kept { spec: changed, boot_id: this.boot_id.clone(), cgroup };
             dir.write("spec.json", &kept)
@@ -418,8 +411,7 @@ impl Runtime for OciRuntime {
         if let Some(run) = self.0.runs.lock().get_mut(id) {
             run.spec = Arc::new(spec);
         }
-        let shared = self.0.share_out(None);
-        shared.map_err(|e| refused("ResizeError", e.to_string()))
+        Ok(())
     }
 
     fn images(&self) -> Vec<Image> {

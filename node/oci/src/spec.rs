@@ -245,10 +245,11 @@ pub(crate) fn cpu_quota(millis: u64) -> (u64, u64) {
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
 pub(crate) fn oom_score_adj(spec: &ContainerSpec, machine_bytes: u64) -> i32 {
     match spec.linux.qos {
+        _ if spec.linux.node_critical => -997,
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = 1000 * spec.linux.memory_request_bytes / machine_bytes.max(1);
+            let share = 1000 * spec.linux.memory_due_bytes / machine_bytes.max(1);
             (1000 - share.min(1000) as i32).clamp(3, 999)
         }
     }
@@ -420,10 +421,14 @@ pub(crate) mod tests {
         let machine = 1000 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 1000);
         spec.linux.qos = QosClass::Burstable;
-        spec.linux.memory_request_bytes = 250 << 20;
+        assert_eq!(oom_score_adj(&spec, machine), 999);
+        spec.linux.memory_due_bytes = 250 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 750);
-        spec.linux.memory_request_bytes = 2000 << 20;
+        spec.linux.memory_due_bytes = 2000 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 3);
+        spec.linux.node_critical = true;
+        assert_eq!(oom_score_adj(&spec, machine), -997);
+        spec.linux.node_critical = false;
         spec.linux.qos = QosClass::Guaranteed;
         assert_eq!(oom_score_adj(&spec, machine), -997);
     }

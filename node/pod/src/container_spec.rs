@@ -27,7 +27,7 @@ pub(crate) fn hash(container: &Container) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
-pub(crate) use linux::pod_requests;
+pub(crate) use linux::{pod_requests, stop_signal};
 
 /// What a container and its pod may take, for one that runs.
 ///

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::dns;
 use crate::host_ports::Claims;
 use crate::logs::{self, LogError, LogRequest, LogWatch};
-use crate::outside::{Images, Network, Objects, Reports};
+use crate::outside::{Images, Network, Objects, Reports, ThisNode, Traffic};
 use crate::record::{self, Record};
 use crate::references::References;
 use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError};
@@ -42,6 +42,7 @@ pub struct Config {
     pub network: Arc<dyn Network>,
     pub objects: Arc<dyn Objects>,
     pub reports: Arc<dyn Reports>,
+    pub this_node: Arc<dyn ThisNode>,
     pub node_name: String,
     /// `cluster.local`
     pub cluster_domain: String,
@@ -87,6 +88,8 @@ pub struct Allocatable {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
     pub ephemeral_storage_bytes: u64,
+    /// How many pods there may be.
+    pub pods: u64,
 }
 
 /// Why no pod can be run at all.
@@ -167,8 +170,16 @@ impl Node {
 
     /// What pods may be promised together.
     pub fn capacity(&self) -> Amounts {
-        let Allocatable { cpu_millis, memory_bytes, .. } = self.config.allocatable;
-        Amounts { cpu_millis, memory_bytes }
+        let Allocatable { cpu_millis, memory_bytes, ephemeral_storage_bytes, pods } =
+            self.config.allocatable;
+        Amounts { pods, cpu_millis, memory_bytes, storage_bytes: ephemeral_storage_bytes }
+    }
+
+    /// All pods but one.
+    pub fn others(&self, uid: &str) -> Vec<Arc<Handle>> {
+        let Some(inner) = self.pods.lock().upgrade() else { return Vec::new() };
+        let pods = inner.pods.lock();
+        pods.values().filter(|handle| *handle.uid != *uid).cloned().collect()
     }
 
     /// The pod's task is over.
@@ -321,6 +332,10 @@ impl Pods {
 
     pub(crate) fn runtimes(&self) -> &[Arc<dyn Runtime>] {
         &self.inner.node.config.runtimes
+    }
+
+    pub(crate) fn traffic(&self) -> HashMap<String, Traffic> {
+        self.inner.node.config.network.traffic()
     }
 
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::outside::{Image, ImageForm};
+use crate::outside::{Image, ImageForm, Traffic};
 use crate::pods::Pods;
 use crate::runtime::{Pressure, RunId, Usage};
 use crate::state::{ImageStep, Phase};
@@ -28,6 +28,8 @@ pub struct PodUsage {
     pub containers: Vec<ContainerUsage>,
     /// What its containers waited for, together.
     pub pressure: Option<Pressure>,
+    /// Of its own network device, if it has one.
+    pub traffic: Option<Traffic>,
 }
 
 /// A container that runs.
@@ -108,6 +110,11 @@ impl PodDisk {
 }
 
 impl Pods {
+    /// What all pods use together, and what runs them: by the names that the kubelet's Summary has.
+    pub fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        self.runtimes().iter().flat_map(|runtime| runtime.usage_of_all()).collect()
+    }
+
     /// What the running containers of all pods use, in the order of namespaces and names.
     pub async fn usage(&self) -> Vec<PodUsage> {
         let running = |handle: Arc<Handle>| {
@@ -124,6 +131,7 @@ impl Pods {
             (handle, runs)
         };
         let asked = self.handles().into_iter().map(running).filter(|(_, runs)| !runs.is_empty());
+        let traffic = &self.traffic();
         let asked = asked.map(|(handle, runs)| async move {
             let mut containers = Vec::with_capacity(runs.len());
             let mut pressure = None;
@@ -141,6 +149,7 @@ impl Pods {
                 uid: handle.uid.to_string(),
                 containers,
                 pressure,
+                traffic: traffic.get(&*handle.uid).copied(),
             }
         });
         let mut pods: Vec<PodUsage> =

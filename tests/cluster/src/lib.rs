@@ -4,8 +4,10 @@
 //! A [`Cluster`] stops its processes, by pid, when it is dropped, and shows their logs when the test failed.
 
 pub mod busybox;
+pub mod disk;
 pub mod fleet;
 pub mod hosts;
+pub mod liar;
 pub mod pods;
 pub mod registry;
 

@@ -74,6 +74,7 @@ impl PodHandler for Played {
             namespace: "n".into(),
             name: Self::uid(pod),
             uid: Self::uid(pod),
+            traffic: None,
             containers: vec![ContainerUsage {
                 id: RunId { pod_uid: Self::uid(pod), container: "c".into(), attempt: 0 },
                 started_at: Timestamp::UNIX_EPOCH,

@@ -5,6 +5,7 @@
 //! removed.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
 
+mod classes;
 mod devices;
 mod shares;
 mod unified;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId};
 
+use crate::config::PidLimits;
 use crate::spec::{SwapLimit, cpu_quota, cpu_shares};
 use devices::Devices;
 
@@ -30,8 +32,7 @@ pub(super) struct Cgroups {
     /// Hierarchies without controllers of ours, by which service managers know what belongs to a service.
     services: Vec<PathBuf>,
     devices: Devices,
-    /// Of all cores.
-    cpu_millis: u64,
+    classes: classes::Classes,
 }
 
 enum Kind {
@@ -60,10 +61,13 @@ impl Cgroups {
         let hash = node_key
             .bytes()
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        let base = format!("rimward-{hash:08x}").into();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        let devices = Devices::default();
-        Ok(Self { base, kind, services, devices, cpu_millis: cores * 1000 })
+        Ok(Self {
+            base: format!("rimward-{hash:08x}").into(),
+            kind,
+            services,
+            devices: Devices::default(),
+            classes: Default::default(),
+        })
     }
 
     fn roots(&self) -> Vec<&Path> {
@@ -133,9 +137,9 @@ impl Cgroups {
         matches!(self.kind, Kind::V2(_))
     }
 
-    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take; in v2 the run's too,
-    /// so that it is confined before anything is in it.
-    pub fn ensure_pod(&self, spec: &ContainerSpec, pids_max: u64) -> io::Result<()> {
+    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take, and all pods together; in
+    /// v2 the run's too, so that it is confined before anything is in it.
+    pub fn ensure_pod(&self, spec: &ContainerSpec, pids: PidLimits) -> io::Result<()> {
         let run = self.of_run(spec);
         let pod = run.parent().expect("a run's cgroup lies in its pod's");
         match &self.kind {
@@ -158,7 +162,8 @@ impl Cgroups {
                 }
             }
         }
-        self.limit_pod(spec, pod, pids_max)
+        self.enter_class(spec, pids.node)?;
+        self.limit_pod(spec, pod, pids.pod)
     }
 
     fn limit_pod(&self, spec: &ContainerSpec, pod: &Path, pids_max: u64) -> io::Result<()> {
@@ -200,24 +205,6 @@ impl Cgroups {
             Kind::V2(_) => self.set("cpu", dir, "", "cpu.weight", weight(shares).to_string()),
             Kind::V1(_) => self.set("cpu", dir, "cpu.shares", "", shares.to_string()),
         }
-    }
-
-    /// How much all pods of a class get together when there is too little CPU: Burstable ones what they ask
-    /// for, BestEffort ones what is left. Guaranteed ones stand beside the two, each for itself. All of them
-    /// weigh as much as the machine's cores against what else it runs.
-    pub fn share_among_classes(&self, burstable_millis: u64) -> io::Result<()> {
-        let all = [
-            (self.base.clone(), self.cpu_millis),
-            (self.qos(QosClass::Guaranteed), self.cpu_millis),
-            (self.qos(QosClass::Burstable), burstable_millis),
-            (self.qos(QosClass::BestEffort), 0),
-        ];
-        for (dir, millis) in all {
-            if self.controller("cpu").is_some_and(|root| root.join(&dir).exists()) {
-                self.set_shares(&dir, millis, shares::weight_of_pod)?;
-            }
-        }
-        Ok(())
     }
 
     fn set_cpu_limit(&self, dir: &Path, millis: Option<u64>) -> io::Result<()> {
@@ -289,7 +276,7 @@ impl Cgroups {
             && usage.memory_bytes > limit
         {
             return Err(io::Error::other(format!(
-                "attempting to set the memory limit ({limit}) below the current usage ({})",
+                "attempting to set memory limit ({limit}) below current usage ({})",
                 usage.memory_bytes
             )));
         }
@@ -374,6 +361,7 @@ impl Cgroups {
 
     /// Removes a pod's cgroup in whatever class it is, and what is left in it.
     pub fn remove_pod(&self, uid: &str) {
+        self.leave_class(uid);
         for root in self.roots() {
             for place in self.places_of_pod(uid) {
                 let dir = root.join(place);

@@ -137,10 +137,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         let mapped = mapped::volumes(dir, &spec.mounts, &users.namespace);
         seen.mounts = mapped.map_err(|why| refused("CreateContainerError", why))?;
     }
-    this.cgroups
-        .ensure_pod(spec, this.config.pod_pids_max)
-        .and_then(|()| this.share_out(Some(spec)))
-        .map_err(failed("make the pod's cgroup"))?;
+    this.cgroups.ensure_pod(spec, this.config.pids).map_err(failed("make the pod's cgroup"))?;
     let processes = match spec.linux.share_processes && !spec.linux.host_pid {
         true => {
             let _one_at_a_time = this.sandboxes.lock();

@@ -91,7 +91,7 @@ async fn limits_are_the_kernels() {
     assert_eq!(cpu, [quota, quota]);
     let nothing = Resources { memory_limit_bytes: Some(4096), ..more.clone() };
     let error = node.runtime.update(&spec.id, &nothing, &of_pod).await.unwrap_err();
-    assert!(error.message.contains("below the current usage"), "{error}");
+    assert!(error.message.contains("below current usage"), "{error}");
     assert_eq!(if v2 { find("memory.max") } else { find("memory.limit_in_bytes") }[0], limit);
     let (none, none_of_pod) = (Resources::default(), PodLimits::default());
     node.runtime.update(&spec.id, &none, &none_of_pod).await.unwrap();
@@ -109,7 +109,7 @@ async fn limits_are_the_kernels() {
 async fn a_fork_bomb_ends_at_its_pod() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = crate::node::config(dir.path());
-    config.pod_pids_max = 20;
+    config.pids.pod = 20;
     let mut node = Node::with(config).await;
     let spec = node.spec("for i in $(seq 1 100); do sleep 60 & done; echo unreachable");
     let exit = node.run(&spec).await;

@@ -1,7 +1,6 @@
 //! What a volume is to contain, decided from the pod and the objects it refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec, Volume, VolumeProjection,
@@ -36,12 +35,6 @@ pub(crate) enum Content {
     /// The volume behind a claim.
     Claimed(Claimed),
     Nfs(Nfs),
-    /// What an image holds; the layers, lowest first, once it is here.
-    Image {
-        reference: String,
-        policy: Option<String>,
-        layers: Vec<PathBuf>,
-    },
 }
 
 /// An export of an NFS server.
@@ -82,13 +75,6 @@ pub(crate) fn of(
             read_only: nfs.read_only == Some(true),
             options: Vec::new(),
         }));
-    }
-    if let Some(image) = &volume.image {
-        return Ok(Content::Image {
-            reference: image.reference.clone().unwrap_or_default(),
-            policy: image.pull_policy.clone(),
-            layers: Vec::new(),
-        });
     }
     let mut files = Files::new();
     if let Some(source) = &volume.config_map {

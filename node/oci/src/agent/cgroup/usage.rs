@@ -1,49 +1,48 @@
-//! What cgroups say is used in them, in v1's files and v2's.
+//! What a cgroup has used, as the kernel counts it.
 
 use std::path::Path;
 
-use rimward_node_pod::runtime::{Pressure, Stalls, SwapUsage, Usage};
+use rimward_node_pod::runtime::{Pressure, Stalls, Usage};
 
 use super::{Cgroups, Kind};
 
+/// v1 writes no limit as the largest multiple of a page.
+const UNLIMITED: u64 = 1 << 60;
+
 impl Cgroups {
+    /// Of a run, which is relative to the root.
     pub fn usage(&self, run: &Path) -> Option<Usage> {
         let read = |controller: &str, file: &str| {
             std::fs::read_to_string(self.controller(controller)?.join(run).join(file)).ok()
         };
-        let stat = read("memory", "memory.stat")?;
         let number = |text: String| text.trim().parse::<u64>().ok();
-        let (cpu_nanos, used, inactive, anonymous) = match self.kind {
-            Kind::V2(_) => (
-                row(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
-                number(read("memory", "memory.current")?)?,
-                "inactive_file",
-                "anon",
-            ),
-            Kind::V1(_) => (
-                number(read("cpuacct", "cpuacct.usage")?)?,
-                number(read("memory", "memory.usage_in_bytes")?)?,
-                "total_inactive_file",
-                "total_rss",
-            ),
+        let stat = read("memory", "memory.stat")?;
+        let row = |name: &str| field(&stat, name).unwrap_or(0);
+        let memory = |file: &str| read("memory", file).and_then(number);
+        let v2 = matches!(self.kind, Kind::V2(_));
+        let cpu_nanos = match v2 {
+            true => field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
+            false => number(read("cpuacct", "cpuacct.usage")?)?,
         };
-        let swap = match self.kind {
-            Kind::V2(_) => {
-                read("memory", "memory.swap.current").and_then(number).map(|used_bytes| {
-                    let limit = read("memory", "memory.swap.max").and_then(number);
-                    SwapUsage { used_bytes, limit_bytes: limit }
-                })
-            }
-            Kind::V1(_) => row(&stat, "total_swap")
-                .map(|used_bytes| SwapUsage { used_bytes, limit_bytes: None }),
+        let used = memory(if v2 { "memory.current" } else { "memory.usage_in_bytes" })?;
+        let limit = memory(if v2 { "memory.max" } else { "memory.limit_in_bytes" });
+        let swap = match v2 {
+            true => memory("memory.swap.current"),
+            false => memory("memory.memsw.usage_in_bytes").map(|both| both.saturating_sub(used)),
         };
+        let of = |v1: &str, v2_name: &str| row(if v2 { v2_name } else { v1 });
         Some(Usage {
             cpu_nanos,
             // Without what could be dropped at once.
-            memory_bytes: used.saturating_sub(row(&stat, inactive).unwrap_or(0)),
+            memory_bytes: used.saturating_sub(of("total_inactive_file", "inactive_file")),
             memory_usage_bytes: used,
-            memory_rss_bytes: row(&stat, anonymous).unwrap_or(0),
-            swap,
+            memory_rss_bytes: of("total_rss", "anon"),
+            memory_limit_bytes: limit.filter(|limit| *limit < UNLIMITED),
+            swap_bytes: swap.unwrap_or(0),
+            swap_limit_bytes: if v2 { memory("memory.swap.max") } else { None },
+            page_faults: of("total_pgfault", "pgfault"),
+            major_page_faults: of("total_pgmajfault", "pgmajfault"),
+            processes: read("pids", "pids.current").and_then(number).unwrap_or(0),
             pressure: self.pressure(run),
         })
     }
@@ -66,9 +65,13 @@ impl Cgroups {
     pub fn pressure_of_pod(&self, uid: &str) -> Option<Pressure> {
         self.places_of_pod(uid).iter().find_map(|pod| self.pressure(pod))
     }
+
+    /// Of all pods together, and of what keeps their containers.
+    pub fn usage_of_all(&self) -> [Option<Usage>; 2] {
+        ["kubepods", "shims"].map(|part| self.usage(&self.base.join(part)))
+    }
 }
 
-/// A row of a flat keyed file: `NAME NUMBER`.
-fn row(text: &str, name: &str) -> Option<u64> {
+fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
