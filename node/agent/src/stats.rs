@@ -215,8 +215,8 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: runs.iter().map(run).collect(),
-            pressure: None,
             traffic: None,
+            pressure: None,
         };
         let machine = MachineSample { cpu_nanos: cpu_ms * 1_000_000, ..MachineSample::default() };
         Arc::new(Sample {

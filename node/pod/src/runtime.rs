@@ -16,7 +16,7 @@ mod linux;
 mod usage;
 
 pub use linux::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
-pub use usage::{Pressure, Stall, Stalls, Usage};
+pub use usage::{Pressure, Stall, Stalls, SwapUsage, Usage};
 
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -304,6 +304,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
 
+    /// What all its runs use together (`pods`), and what it takes itself to run them (`runtime`), where that is
+    /// counted.
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
+    }
+
     /// What a pod's containers waited for, together. None where the kernel does not tell.
     async fn pressure(&self, _pod_uid: &str) -> Option<Pressure> {
         None
@@ -312,12 +318,6 @@ pub trait Runtime: Send + Sync + 'static {
     /// Whether containers with [`Linux::may_swap`] have swap, by how much memory they ask for.
     fn has_swap(&self) -> bool {
         false
-    }
-
-    /// What all its runs use together (`pods`), and what it takes itself to run them (`runtime`), where that is
-    /// counted.
-    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
-        Vec::new()
     }
 
     /// Whether [`Runtime::update`] is possible.

@@ -26,10 +26,10 @@ pub struct PodUsage {
     pub name: String,
     pub uid: String,
     pub containers: Vec<ContainerUsage>,
-    /// What its containers waited for, together.
-    pub pressure: Option<Pressure>,
     /// Of its own network device, if it has one.
     pub traffic: Option<Traffic>,
+    /// What its containers waited for, together.
+    pub pressure: Option<Pressure>,
 }
 
 /// A container that runs.
@@ -148,8 +148,8 @@ impl Pods {
                 name: handle.key.name.clone(),
                 uid: handle.uid.to_string(),
                 containers,
-                pressure,
                 traffic: traffic.get(&*handle.uid).copied(),
+                pressure,
             }
         });
         let mut pods: Vec<PodUsage> =

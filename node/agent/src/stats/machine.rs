@@ -3,7 +3,7 @@
 
 use rimward_node_network::root::DEVICE_PREFIX;
 use rimward_node_pod::outside::Traffic;
-use rimward_node_pod::runtime::{Pressure, Stalls, Usage};
+use rimward_node_pod::runtime::{Pressure, Stalls, SwapUsage, Usage};
 
 use crate::machine::{meminfo, memory_cgroup};
 
@@ -148,11 +148,11 @@ fn own_of(stat: &str, status: &str) -> Usage {
         memory_usage_bytes: row("VmRSS:"),
         memory_rss_bytes: row("RssAnon:"),
         memory_limit_bytes: None,
-        swap_bytes: row("VmSwap:"),
+        swap: Some(SwapUsage { used_bytes: row("VmSwap:"), limit_bytes: None }),
         page_faults: field(10),
         major_page_faults: field(12),
         processes: field(20),
-        ..Usage::default()
+        pressure: None,
     }
 }
 

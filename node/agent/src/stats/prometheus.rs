@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use rimward_node_pod::runtime::{Pressure, Stall, Stalls};
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage};
 use rimward_node_pod::{ContainerUsage, PodUsage};
 
 use super::Sample;
@@ -54,23 +54,26 @@ fn resource(sample: &Sample) -> String {
     out.stamp = None;
     of_containers(&mut out, name, &|c| c.started_at.as_millisecond() as f64 / 1000.0);
     out.stamp = Some(sample.time.as_millisecond());
+    let swap = |out: &mut Text, name: &str, value: &dyn Fn(SwapUsage) -> Option<u64>| {
+        for (pod, c) in containers() {
+            let labels = [
+                ("container", c.id.container.as_str()),
+                ("namespace", &pod.namespace),
+                ("pod", &pod.name),
+            ];
+            if let Some(value) = c.usage.swap.and_then(value) {
+                out.row(name, &labels, value as f64);
+            }
+        }
+    };
     let name = "container_swap_limit_bytes";
     let text = "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems";
     out.head(name, "gauge", text);
-    for (pod, c) in containers() {
-        let labels = [
-            ("container", c.id.container.as_str()),
-            ("namespace", &pod.namespace),
-            ("pod", &pod.name),
-        ];
-        if let Some(limit) = c.usage.swap_limit_bytes {
-            out.row(name, &labels, limit as f64);
-        }
-    }
+    swap(&mut out, name, &|swap| swap.limit_bytes);
     let name = "container_swap_usage_bytes";
     let text = "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems";
     out.head(name, "gauge", text);
-    of_containers(&mut out, name, &|c| c.usage.swap_bytes as f64);
+    swap(&mut out, name, &|swap| Some(swap.used_bytes));
     let name = "node_cpu_usage_seconds_total";
     out.head(name, "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds");
     out.row(name, &[], core_seconds(sample.machine.cpu_nanos));
@@ -92,7 +95,11 @@ fn resource(sample: &Sample) -> String {
     let name = "pod_swap_usage_bytes";
     let text = "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems";
     out.head(name, "gauge", text);
-    of_pods(&mut out, name, &|c| c.usage.swap_bytes as f64);
+    for pod in &sample.pods {
+        let used = pod.containers.iter().filter_map(|c| c.usage.swap).map(|swap| swap.used_bytes);
+        let labels = [("namespace", pod.namespace.as_str()), ("pod", &pod.name)];
+        out.row(name, &labels, used.sum::<u64>() as f64);
+    }
     let name = "resource_scrape_error";
     let text = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
     out.head(name, "gauge", text);
@@ -257,8 +264,7 @@ mod tests {
                 memory_bytes: 4096,
                 memory_usage_bytes: 8192,
                 memory_rss_bytes: 2048,
-                swap_bytes: 512,
-                swap_limit_bytes: Some(1024),
+                swap: Some(SwapUsage { used_bytes: 512, limit_bytes: Some(1024) }),
                 pressure: Some(Pressure { memory: stalls, ..Pressure::default() }),
                 ..Usage::default()
             },
@@ -268,8 +274,8 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: vec![container],
-            pressure: None,
             traffic: None,
+            pressure: None,
         };
         let memory = Memory { working_set_bytes: 10, ..Memory::default() };
         let sample = Sample {

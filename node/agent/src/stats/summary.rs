@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use rimward_node_pod::outside::Traffic;
-use rimward_node_pod::runtime::{Pressure, Stall, Stalls, Usage};
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage, Usage};
 use rimward_node_pod::{ContainerUsage, DiskUsage, PodDisk, PodUsage};
 use serde_json::{Value, json};
 
@@ -80,36 +80,23 @@ fn node_stats(measured: &Measured, name: &str) -> Value {
     node
 }
 
-/// Pressure stall information stands with what was waited for (KEP-4205).
-fn add_pressure(stats: &mut Value, pressure: Option<Pressure>, time: &str) {
-    let Some(Pressure { cpu, memory, io }) = pressure else { return };
-    stats["cpu"]["psi"] = stalls(cpu);
-    stats["memory"]["psi"] = stalls(memory);
-    stats["io"] = json!({ "time": time, "psi": stalls(io) });
-}
-
-fn stalls(stalls: Stalls) -> Value {
-    let stall = |stall: Stall| {
-        let [avg10, avg60, avg300] = stall.shares.map(|share| f64::from(share) / 100.0);
-        json!({ "total": stall.total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
-    };
-    json!({ "full": stall(stalls.full), "some": stall(stalls.some) })
-}
-
 /// All pods together, what runs them, and this agent.
 fn whole(measured: &Measured) -> Vec<Value> {
     let time = seconds(measured.sample.time);
     let started = machine::boot_time().map(seconds);
     let one = |(name, usage): &(&'static str, Usage)| {
-        json!({
+        let mut stats = json!({
             "name": name, "startTime": started,
             "cpu": {
                 "time": time, "usageNanoCores": measured.whole_rate(name),
                 "usageCoreNanoSeconds": usage.cpu_nanos,
             },
             "memory": memory(&time, std::slice::from_ref(usage)),
-            "swap": { "time": time, "swapUsageBytes": usage.swap_bytes },
-        })
+        });
+        if let Some(usage) = usage.swap {
+            stats["swap"] = swap(&time, usage);
+        }
+        stats
     };
     measured.sample.whole.iter().map(one).collect()
 }
@@ -129,6 +116,14 @@ fn memory(time: &str, usages: &[Usage]) -> Value {
     stats
 }
 
+fn swap(time: &str, usage: SwapUsage) -> Value {
+    let mut stats = json!({ "time": time, "swapUsageBytes": usage.used_bytes });
+    if let Some(limit) = usage.limit_bytes {
+        stats["swapAvailableBytes"] = limit.saturating_sub(usage.used_bytes).into();
+    }
+    stats
+}
+
 fn interface(name: Option<&str>, traffic: Traffic) -> Value {
     json!({
         "name": name.unwrap_or("eth0"), "rxBytes": traffic.rx_bytes, "rxErrors": traffic.rx_errors,
@@ -140,6 +135,22 @@ fn extend(object: &mut Value, more: Value) {
     if let (Value::Object(object), Value::Object(more)) = (object, more) {
         object.extend(more);
     }
+}
+
+/// Pressure stall information stands with what was waited for (KEP-4205).
+fn add_pressure(stats: &mut Value, pressure: Option<Pressure>, time: &str) {
+    let Some(Pressure { cpu, memory, io }) = pressure else { return };
+    stats["cpu"]["psi"] = stalls(cpu);
+    stats["memory"]["psi"] = stalls(memory);
+    stats["io"] = json!({ "time": time, "psi": stalls(io) });
+}
+
+fn stalls(stalls: Stalls) -> Value {
+    let stall = |stall: Stall| {
+        let [avg10, avg60, avg300] = stall.shares.map(|share| f64::from(share) / 100.0);
+        json!({ "total": stall.total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
+    };
+    json!({ "full": stall(stalls.full), "some": stall(stalls.some) })
 }
 
 fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
@@ -155,11 +166,9 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
                 "usageCoreNanoSeconds": c.usage.cpu_nanos,
             },
             "memory": memory(&time, std::slice::from_ref(&c.usage)),
-            "swap": { "time": time, "swapUsageBytes": c.usage.swap_bytes },
         });
-        if let Some(limit) = c.usage.swap_limit_bytes {
-            let available = limit.saturating_sub(c.usage.swap_bytes);
-            stats["swap"]["swapAvailableBytes"] = available.into();
+        if let Some(usage) = c.usage.swap {
+            stats["swap"] = swap(&time, usage);
         }
         add_pressure(&mut stats, c.usage.pressure, &time);
         stats
@@ -173,15 +182,18 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
             "usageCoreNanoSeconds": sum(&|c| c.usage.cpu_nanos),
         },
         "memory": memory(&time, &usages),
-        "swap": { "time": time, "swapUsageBytes": sum(&|c| c.usage.swap_bytes) },
         "process_stats": { "process_count": sum(&|c| c.usage.processes) },
     });
+    if usages.iter().any(|usage| usage.swap.is_some()) {
+        let used_bytes = sum(&|c| c.usage.swap.map_or(0, |swap| swap.used_bytes));
+        stats["swap"] = swap(&time, SwapUsage { used_bytes, limit_bytes: None });
+    }
+    add_pressure(&mut stats, pod.pressure, &time);
     if let Some(traffic) = pod.traffic {
         let device = interface(None, traffic);
         stats["network"] = json!({ "time": time, "interfaces": [device.clone()] });
         extend(&mut stats["network"], device);
     }
-    add_pressure(&mut stats, pod.pressure, &time);
     stats
 }
 

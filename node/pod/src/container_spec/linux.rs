@@ -179,17 +179,6 @@ fn bytes_requested(container: &Container, name: &str) -> Result<u64, String> {
     Ok(request.or(limit).map_or(0, |q| q.value().max(0) as u64))
 }
 
-/// Of Burstable pods, containers that ask for less memory than they may have; none of pods that the cluster
-/// needs.
-/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
-pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
-    let Some(spec) = &pod.spec else { return Ok(false) };
-    let request = bytes_requested(container, "memory")?;
-    let limit = resources(container)?.memory_limit_bytes;
-    let burstable = qos(spec) == QosClass::Burstable && !crate::admission::is_critical(pod);
-    Ok(burstable && request > 0 && limit != Some(request))
-}
-
 /// Its request and its share of what the pod requests beyond all requests of containers. A sidecar goes no sooner than
 /// the main container that requests the least.
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
@@ -214,6 +203,22 @@ fn memory_due(spec: &PodSpec, container: &Container) -> Result<u64, String> {
         due = due.max(least.unwrap_or(0));
     }
     Ok(due + share)
+}
+
+/// Of Burstable pods, containers that ask for less memory than they may have; none of pods that the cluster
+/// needs.
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
+pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
+    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+    let Some(spec) = &pod.spec else { return Ok(false) };
+    let notes = pod.metadata.annotations.as_ref();
+    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
+    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
+        || source.is_some_and(|source| source != "api")
+        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
+    let request = bytes_requested(container, "memory")?;
+    let limit = resources(container)?.memory_limit_bytes;
+    Ok(!critical && qos(spec) == QosClass::Burstable && request > 0 && limit != Some(request))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase
@@ -327,6 +332,18 @@ mod tests {
     }
 
     #[test]
+    fn signals() {
+        let check = |text: &str, expected: &str| assert_eq!(signal_name(text), expected, "{text}");
+        check("", "SIGTERM");
+        check("SIGQUIT", "SIGQUIT");
+        check("int", "SIGINT");
+        check("10", "SIGUSR1");
+        check("37", "SIGRTMIN+3");
+        check("SIGRTMIN+3", "SIGRTMIN+3");
+        check("SIGNONSENSE", "SIGTERM");
+    }
+
+    #[test]
     fn who_may_swap() {
         let check = |pod: Value, expected: bool| {
             let pod: Pod = serde_json::from_value(pod).unwrap();
@@ -347,18 +364,6 @@ mod tests {
         let source = |source: &str| json!({"annotations": {"kubernetes.io/config.source": source}});
         check(json!({"metadata": source("file"), "spec": with(more.clone())}), false);
         check(json!({"metadata": source("api"), "spec": with(more)}), true);
-    }
-
-    #[test]
-    fn signals() {
-        let check = |text: &str, expected: &str| assert_eq!(signal_name(text), expected, "{text}");
-        check("", "SIGTERM");
-        check("SIGQUIT", "SIGQUIT");
-        check("int", "SIGINT");
-        check("10", "SIGUSR1");
-        check("37", "SIGRTMIN+3");
-        check("SIGRTMIN+3", "SIGRTMIN+3");
-        check("SIGNONSENSE", "SIGTERM");
     }
 
     #[test]

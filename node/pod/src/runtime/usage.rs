@@ -11,15 +11,22 @@ pub struct Usage {
     /// Anonymous memory.
     pub memory_rss_bytes: u64,
     pub memory_limit_bytes: Option<u64>,
-    pub swap_bytes: u64,
-    /// None: no other than the machine's, or it is not counted.
-    pub swap_limit_bytes: Option<u64>,
     pub page_faults: u64,
     pub major_page_faults: u64,
     /// Process ids that it has: processes and threads.
     pub processes: u64,
+    /// Where the kernel counts it.
+    pub swap: Option<SwapUsage>,
     /// Where the kernel tells.
     pub pressure: Option<Pressure>,
+}
+
+/// Memory that is not in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwapUsage {
+    pub used_bytes: u64,
+    /// None: no other than the machine's.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Pressure stall information: how long processes waited for what they lacked.

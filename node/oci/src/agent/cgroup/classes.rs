@@ -83,7 +83,9 @@ impl Cgroups {
         }
         // Against what else the machine runs: as much as it has.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        self.set_shares(&self.base, cores * 1000, weight_of_pod)?;
+        for dir in [&self.base, &pods] {
+            self.set_shares(dir, cores * 1000, weight_of_pod)?;
+        }
         self.set("pids", &pods, "pids.max", "pids.max", pids_max.to_string())?;
         state.written = Some(now);
         Ok(())
