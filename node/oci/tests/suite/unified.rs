@@ -108,6 +108,7 @@ async fn files_of_the_unified_hierarchy() {
     assert_eq!(read(pods.join("burstable"), "cpu.weight"), "4");
     let cores = std::thread::available_parallelism().unwrap().get() as u64;
     let whole = (1 + (cores * 1024 - 2) * 9999 / 262_142).to_string();
+    assert_eq!(read(&pods, "cpu.weight"), whole);
     assert_eq!(read(pods.parent().unwrap(), "cpu.weight"), whole);
     // Nothing is in a cgroup that hands on controllers.
     for dir in [&pod, &pods, pods.parent().unwrap()] {
