@@ -410,7 +410,8 @@ impl Agent {
         api::serve_local(self.core).await
     }
 
-    /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body.
+    /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body. `from` is the first byte
+    /// that is wanted; a reply with the code 206 begins with it, another one with the first of all.
     ///
     /// # Errors
     /// [`CallError::Refused`] carries the registry's status code.
@@ -419,11 +420,11 @@ impl Agent {
         method: &str,
         path: &str,
         accept: &str,
+        from: u64,
     ) -> Result<(Reply, Body), CallError> {
-        let headers = match accept {
-            "" => Vec::new(),
-            accept => vec![("accept".to_owned(), accept.to_owned())],
-        };
+        let accept = Some(("accept".to_owned(), accept.to_owned())).filter(|_| !accept.is_empty());
+        let range = (from > 0).then(|| ("range".to_owned(), format!("bytes={from}-")));
+        let headers = accept.into_iter().chain(range).collect();
         let request = RegistryRequest { method: method.into(), path: path.into(), headers };
         let (reply, stream) = call(&self.core.connection()?, &request).await?;
         Ok((reply, stream.into_body()))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use crate::container_spec::{self, Given};
 use crate::dns;
@@ -13,7 +13,8 @@ use crate::env;
 use crate::env_file;
 use crate::hooks;
 use crate::host_ports;
-use crate::image_pull;
+use crate::image_pull::{self, Said, Say, Wanted};
+use crate::image_volumes::{self, Failed};
 use crate::outside::{Attachment, Image, ImageError, ImageForm};
 use crate::probe::{self, Target};
 use crate::runtime::{RunId, Runtime, StartError};
@@ -102,10 +103,7 @@ async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = {
-        let world = (&*config.objects, &*config.images);
-        volumes::set_up(&pod, &places, world, &facts, due, now).await
-    };
+    let result = { volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await };
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),
@@ -158,21 +156,37 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
         let field_path = format!("spec.{list}{{{}}}", container.name);
         (state.pod.clone(), container, field_path)
     });
-    let say = |(warning, reason, message): image_pull::Said| {
-        config.reports.event(&pod, &field_path, warning, reason, &message);
+    let say = |said: Said| {
+        let field_path = if said.of_pod { "" } else { field_path.as_str() };
+        config.reports.event(&pod, field_path, said.warning, said.reason, &said.message);
     };
-    let image = image_pull::ensure(&pod, &container, &*config.images, &*config.objects, &say).await;
-    let result = image.and_then(|image| {
-        let runtime = choose_runtime(handle, &pod, &image)?;
+    let result = image(handle, &pod, &container, &say).await;
+    if let Err(Failed { error, .. }) = &result {
+        let told =
+            if error.reason == "CreateContainerError" { &error.message } else { &error.reason };
+        let (reason, message) = ("Failed", format!("Error: {told}"));
+        say(Said { of_pod: false, warning: true, reason, message });
+    }
+    let wanted = container.image.unwrap_or_default();
+    handle.apply(|state, now| state.pulled(index, &wanted, result, now));
+}
+
+/// The images of the volumes that a container mounts, then its own, and what runs that.
+async fn image(
+    handle: &Arc<Handle>,
+    pod: &Pod,
+    container: &Container,
+    say: Say<'_>,
+) -> Result<(Image, (usize, &'static str)), Failed> {
+    let config = &handle.node.config;
+    image_volumes::ensure(handle, pod, container).await?;
+    let wanted = Wanted::of(container);
+    let image = image_pull::ensure(pod, &wanted, &*config.images, &*config.objects, say).await;
+    let ready = image.and_then(|image| {
+        let runtime = choose_runtime(handle, pod, &image)?;
         Ok((image, runtime))
     });
-    if let Err(error) = result.as_ref()
-        && error.reason == "CreateContainerError"
-    {
-        say((true, "Failed", format!("Error: {}", error.message)));
-    }
-    let reference = container.image.unwrap_or_default();
-    handle.apply(|state, now| state.pulled(index, &reference, result, now));
+    ready.map_err(|error| Failed { reference: wanted.reference.to_owned(), error })
 }
 
 /// The first runtime that runs the image and has the handler that the pod's RuntimeClass names.
@@ -341,7 +355,7 @@ async fn shares_a_namespace(handle: &Handle, pod: &Pod, name: &str) -> bool {
             Some(image) => Some(image),
             None => {
                 let (images, objects) = (&*config.images, &*config.objects);
-                image_pull::ensure(pod, other, images, objects, &|_| {}).await.ok()
+                image_pull::ensure(pod, &Wanted::of(other), images, objects, &|_| {}).await.ok()
             }
         };
         let needs = |image: &Image| {

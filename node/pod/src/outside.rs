@@ -66,12 +66,23 @@ pub enum PullPolicy {
     Never,
 }
 
-/// Credentials for one registry host, from imagePullSecrets.
-#[derive(Clone, PartialEq, Eq)]
+/// Credentials for a registry, or for a part of it.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RegistryAuth {
+    /// As the secret has it: a host, perhaps with a path, perhaps a URL, perhaps with wildcards.
     pub registry: String,
     pub username: String,
     pub password: String,
+    /// None of those that no pod gave.
+    pub source: Option<SecretSource>,
+}
+
+/// The Secret that credentials are from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretSource {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
 }
 
 /// The node's image store.
@@ -88,6 +99,13 @@ pub trait Images: Send + Sync + 'static {
     /// Whether the reference is here already (no pull needed under IfNotPresent).
     async fn present(&self, reference: &str) -> Option<Image>;
 
+    /// Whether a pod with these credentials may use an image that is here without asking its registry again.
+    /// What nobody's credentials brought here is everybody's.
+    /// <https://kubernetes.io/docs/concepts/containers/images/#ensureimagepullcredentialverification>
+    fn may_use(&self, _reference: &str, _image: &Image, _auth: &[RegistryAuth]) -> bool {
+        true
+    }
+
     /// The image, pulled if the policy wants it. Concurrent calls for one reference share a pull.
     async fn ensure(
         &self,
@@ -95,6 +113,11 @@ pub trait Images: Send + Sync + 'static {
         policy: PullPolicy,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError>;
+
+    /// How large an image that is here is, as it was transferred.
+    fn size_bytes(&self, _reference: &str) -> Option<u64> {
+        None
+    }
 
     /// How far the pull of a reference is that is under way now.
     fn progress(&self, _reference: &str) -> Option<PullProgress> {

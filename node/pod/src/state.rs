@@ -47,6 +47,8 @@ pub(crate) struct Trouble {
     pub retry_at: Timestamp,
     /// In a row.
     pub failures: u32,
+    /// That could not be had: the container's own, or one of its volumes'.
+    pub image: String,
 }
 
 pub(crate) struct PodState {
@@ -433,6 +435,7 @@ fn trouble(
         at: now,
         retry_at: now.saturating_add(delay).unwrap_or(now),
         failures,
+        image: String::new(),
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::act;
 use crate::allocation::Amounts;
+use crate::image_volumes::ImageVolumes;
 use crate::pods::Node;
 use crate::record::{self, Record};
 use crate::sources::{Name, Sources};
@@ -39,6 +40,8 @@ pub(crate) struct Handle {
     pub uid: Arc<str>,
     pub key: ObjectKey,
     pub node: Arc<Node>,
+    /// Those that are images.
+    pub image_volumes: ImageVolumes,
     state: Mutex<Kept>,
     wake: Notify,
 }
@@ -93,7 +96,7 @@ impl Handle {
     pub fn new(node: Arc<Node>, state: PodState) -> Self {
         let (uid, key) = (state.uid.clone(), ObjectKey::of_meta(&state.pod.metadata));
         let state = Mutex::new(Kept { state, packed: None });
-        Self { uid, key, node, state, wake: Notify::new() }
+        Self { uid, key, node, image_volumes: ImageVolumes::default(), state, wake: Notify::new() }
     }
 
     /// The state, with its object, until the pod has nothing to do again.
@@ -196,6 +199,16 @@ impl Handle {
             let runtime = c.runtime.map_or("", |(_, name)| name);
             let why =
                 format!("the {runtime} runtime cannot resize container {:?} in place", c.name);
+            return state.resize_pending("Infeasible", why, now);
+        }
+        let swaps = (0..state.containers.len()).any(|index| {
+            let runtime =
+                state.containers[index].runtime.map(|(index, _)| self.node.runtime(index));
+            runtime.is_some_and(|runtime| runtime.has_swap()) && state.resizes_swap(index)
+        });
+        if swaps {
+            // The kubelet's words.
+            let why = "In-place resize of containers with swap is not supported.".to_owned();
             return state.resize_pending("Infeasible", why, now);
         }
         let wanted = Amounts::of(state.spec());

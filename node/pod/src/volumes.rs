@@ -19,8 +19,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::downward::Facts;
-use crate::image_pull;
-use crate::outside::{ImageForm, Images, Objects};
+use crate::outside::Objects;
 use crate::record::make_dir;
 use crate::sources::{self, Name, Sources};
 use claimed::{Claimed, Source};
@@ -80,7 +79,7 @@ impl Places {
     pub fn release(&self) -> std::io::Result<()> {
         let folder = self.pod_dir.join(FOLDER);
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            host::unmount(&entry.path());
+            host::unmount(&entry.path())?;
         }
         remove_tree(&folder)?;
         remove_tree(&self.secret_dir.join(FOLDER))?;
@@ -107,7 +106,7 @@ fn holds_secrets(volume: &Volume) -> bool {
 pub(crate) async fn set_up(
     pod: &Pod,
     places: &Places,
-    (objects, images): (&dyn Objects, &dyn Images),
+    objects: &dyn Objects,
     facts: &Facts<'_>,
     due: Option<Timestamp>,
     now: Timestamp,
@@ -122,7 +121,8 @@ pub(crate) async fn set_up(
     };
     let mut mounted = Mounted { versions: sources.versions(), tokens_due: None };
     let mut plans = Vec::with_capacity(volumes.len());
-    for volume in volumes {
+    // An image is not for the whole pod to wait for: see `image_volumes`.
+    for volume in volumes.iter().filter(|volume| volume.image.is_none()) {
         let dir = places.of(volume);
         if let Some(claim) = claimed::claim_of(pod, volume) {
             let claimed = claimed::find(pod, volume, &claim, objects).await;
@@ -136,8 +136,6 @@ pub(crate) async fn set_up(
         mounted.tokens_due = [mounted.tokens_due, tokens.due].into_iter().flatten().min();
         let content =
             content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
-        let content =
-            with_image(pod, &dir, content, objects, images).await.map_err(|e| failed(volume, e))?;
         plans.push((volume.name.clone(), dir, content));
     }
     // Everything was decided; only now is anything touched.
@@ -195,27 +193,15 @@ fn make_mount_points(pod_dir: &Path) -> std::io::Result<()> {
     make_dir(&pod_dir.join(FOLDER))
 }
 
-/// The image of an image volume is pulled, unless it is mounted already.
-async fn with_image(
-    pod: &Pod,
-    dir: &Path,
-    content: Content,
-    objects: &dyn Objects,
-    images: &dyn Images,
-) -> Result<Content, String> {
-    let Content::Image { reference, policy, .. } = content else { return Ok(content) };
-    if host::is_mount(dir) {
-        return Ok(Content::Image { reference, policy, layers: Vec::new() });
-    }
-    let pull = image_pull::policy(&reference, policy.as_deref());
-    let auth = image_pull::credentials(pod, objects).await;
-    let image = images.ensure(&reference, pull, &auth).await.map_err(|e| e.to_string())?;
-    match image.form {
-        ImageForm::Linux { layers, .. } => Ok(Content::Image { reference, policy, layers }),
-        ImageForm::Wasm { .. } => {
-            Err(format!("image {reference:?} is a WebAssembly component: it has no files to mount"))
-        }
-    }
+/// Mounts what an image holds, where it is to lie and as long as the pod lives.
+///
+/// # Errors
+/// A sentence that names the place.
+pub(crate) fn mount_image(places: &Places, name: &str, layers: &[PathBuf]) -> Result<(), String> {
+    let dir = places.pod_dir.join(FOLDER).join(name);
+    make_mount_points(&places.pod_dir)
+        .and_then(|()| mounted::image(&dir, layers))
+        .map_err(|e| io_text(&dir, &e))
 }
 
 fn make(dir: &Path, content: Content, ownership: &Ownership) -> Result<(), String> {
@@ -223,12 +209,9 @@ fn make(dir: &Path, content: Content, ownership: &Ownership) -> Result<(), Strin
     let group = ownership.group;
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
-        Content::EmptyDir { memory, size_limit } => {
-            host::empty_dir(dir, memory, size_limit, group).map_err(io)
-        }
+        Content::EmptyDir(medium) => host::empty_dir(dir, medium, group).map_err(io),
         Content::HostPath { kind } => host::check(dir, &kind),
         Content::Nfs(_) => Ok(()),
-        Content::Image { layers, .. } => mounted::image(dir, &layers).map_err(io),
         Content::Claimed(Claimed { source, .. }) => match source {
             Source::Nfs(_) => Ok(()),
             Source::Host { path, kind } => {

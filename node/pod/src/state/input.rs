@@ -10,7 +10,8 @@ use super::{
     Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, PreStop, Refresh,
     Running, Setup, StartFailure, start_error, trouble,
 };
-use crate::outside::{Attachment, Image, ImageError};
+use crate::image_volumes::Failed;
+use crate::outside::{Attachment, Image};
 use crate::probe::{self, Outcome, Probe, Verdict};
 use crate::record::Ended;
 use crate::restart::{Backoff, restarts, retry_delay};
@@ -192,18 +193,18 @@ impl PodState {
         }
     }
 
-    /// `runtime` is the one that runs the image.
+    /// An image came, and which runtime runs it, for a container that wanted this one then.
     pub fn pulled(
         &mut self,
         index: usize,
-        reference: &str,
-        result: Result<(Image, (usize, &'static str)), ImageError>,
+        wanted: &str,
+        result: Result<(Image, (usize, &'static str)), Failed>,
         now: Timestamp,
     ) {
-        let wanted = self.container_spec(index).image.as_deref().unwrap_or_default() == reference;
+        let still = self.container_spec(index).image.as_deref().unwrap_or_default() == wanted;
         let c = &mut self.containers[index];
         c.image = ImageStep::Todo;
-        if !wanted {
+        if !still {
             return;
         }
         match result {
@@ -212,16 +213,22 @@ impl PodState {
                 c.image = ImageStep::Ready(Box::new(image));
                 c.trouble = None;
             }
-            Err(error) => {
+            Err(Failed { reference, error }) => {
                 let failures = c.trouble.as_ref().map_or(1, |t| t.failures + 1);
                 let delay = retry_delay(failures);
-                c.trouble =
-                    Some(Box::new(trouble(&error.reason, &error.message, failures, delay, now)));
-                if error.reason == "ErrImagePull" {
-                    let message = format!("Back-off pulling image {reference:?}");
-                    self.container_event(index, false, "BackOff", message);
-                    self.container_event(index, true, "Failed", "Error: ImagePullBackOff".into());
+                let mut trouble = trouble(&error.reason, &error.message, failures, delay, now);
+                let (of_volume, message) =
+                    (reference != wanted, format!("Back-off pulling image {reference:?}"));
+                trouble.image = reference;
+                c.trouble = Some(Box::new(trouble));
+                if error.reason != "ErrImagePull" {
+                    return;
                 }
+                match of_volume {
+                    true => self.event(false, "BackOff", message),
+                    false => self.container_event(index, false, "BackOff", message),
+                }
+                self.container_event(index, true, "Failed", "Error: ImagePullBackOff".into());
             }
         }
     }

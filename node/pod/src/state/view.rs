@@ -122,9 +122,8 @@ impl PodState {
         match &self.containers[index].trouble {
             None => self.waiting_to_be_created(),
             Some(t) if t.reason == "ErrImagePull" && now >= t.at + FIRST_WORD => {
-                let image = self.container_spec(index).image.as_deref().unwrap_or_default();
                 let message =
-                    format!("Back-off pulling image {image:?}: ErrImagePull: {}", t.message);
+                    format!("Back-off pulling image {:?}: ErrImagePull: {}", t.image, t.message);
                 State::Waiting { reason: "ImagePullBackOff".into(), message }
             }
             Some(t) => State::Waiting { reason: t.reason.clone(), message: t.message.clone() },

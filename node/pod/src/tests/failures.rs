@@ -347,3 +347,40 @@ async fn others_make_room_for_a_critical_pod() {
     let status = until_status(&b, "greedy", |s| s.phase.as_deref() == Some("Failed")).await;
     assert_eq!(status.reason.as_deref(), Some("UnexpectedAdmissionError"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn image_volumes_that_do_not_come() {
+    let b = Bench::new().await;
+    let error =
+        || Err(ImageError { reason: "ErrImagePull".into(), message: "no such manifest".into() });
+    b.world.images.script("files:v1", vec![error(), error()]);
+    let mounts = json!([{"name": "files", "mountPath": "/files"}]);
+    b.set(&pod(json!({
+        "volumes": [{"name": "files", "image": {"reference": "files:v1"}}],
+        "containers": [
+            {"name": "c", "image": "i:1", "volumeMounts": mounts},
+            {"name": "other", "image": "i:1"},
+        ],
+    })));
+    // Whoever mounts it waits, and says so in the words for images; whoever does not is not held up.
+    let status = b.until_waiting("ErrImagePull").await;
+    assert_eq!(waiting(&status).1, "no such manifest");
+    let status = b.until_waiting("ImagePullBackOff").await;
+    assert_eq!(
+        waiting(&status).1,
+        "Back-off pulling image \"files:v1\": ErrImagePull: no such manifest"
+    );
+    b.until(|s| container(s, "other").state.as_ref().is_some_and(|s| s.running.is_some())).await;
+    let events = b.world.reports.events();
+    let of = |reason: &str, message: &str| {
+        let event = events.iter().find(|e| e.reason == reason && e.message == message);
+        event.unwrap_or_else(|| panic!("no {reason}: {message} in {events:?}")).field_path.clone()
+    };
+    let pulling = "Failed to pull image \"files:v1\": no such manifest";
+    assert_eq!(of("Failed", pulling), "", "the volume is the pod's");
+    assert_eq!(of("Failed", "Error: ErrImagePull"), "spec.containers{c}");
+    assert_eq!(of("BackOff", "Back-off pulling image \"files:v1\""), "");
+    // What the fake has is a component.
+    let status = b.until_waiting("CreateContainerError").await;
+    assert!(waiting(&status).1.contains("it has no files to mount"), "{}", waiting(&status).1);
+}
