@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     ContainerImage, Node, NodeAddress, NodeCondition, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -217,6 +217,7 @@ pub fn describe(
                 operating_system: "linux".into(),
                 os_image: os_image(),
                 system_uuid: read("/sys/class/dmi/id/product_uuid").unwrap_or_default(),
+                swap: swap(),
                 ..NodeSystemInfo::default()
             }),
             ..NodeStatus::default()
@@ -236,7 +237,7 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
         ("beta.kubernetes.io/arch".into(), architecture().into()),
     ]);
     // What the built-in RuntimeClasses select nodes by: WebAssembly runs on any architecture.
-    for name in ["wasm", "oci"] {
+    for name in ["wasm", "oci", "runc"] {
         let has = config.handlers.iter().any(|handler| handler.name == name);
         labels.insert(format!("rimward.dev/{name}"), has.to_string());
     }
@@ -247,6 +248,12 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
 pub fn unregistered(config: &Config) -> Node {
     let (name, labels) = (Some(config.name.clone()), Some(labels(config)));
     Node { metadata: ObjectMeta { name, labels, ..ObjectMeta::default() }, ..Node::default() }
+}
+
+/// The machine's swap in bytes, whether or not pods may have of it; None without.
+fn swap() -> Option<NodeSwapStatus> {
+    let total = meminfo(&read("/proc/meminfo")?, "SwapTotal:").filter(|bytes| *bytes > 0)?;
+    Some(NodeSwapStatus { capacity: i64::try_from(total).ok() })
 }
 
 /// Each by its name, and the default one by none: it does what the last named one does, which is the one

@@ -216,6 +216,7 @@ mod tests {
             uid: "u".into(),
             containers: runs.iter().map(run).collect(),
             traffic: None,
+            pressure: None,
         };
         let machine = MachineSample { cpu_nanos: cpu_ms * 1_000_000, ..MachineSample::default() };
         Arc::new(Sample {

@@ -7,14 +7,18 @@ use rimward_node_pod::runtime::{ContainerSpec, RunId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::low_level::LowLevel;
 use crate::seccomp_profile::Compiled;
 
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunDir(pub PathBuf);
 
-/// What libcontainer calls each container: its state has a directory of its own anyway.
+/// What libcontainer and runc call each container: its state has a directory of its own anyway.
 pub(crate) const CONTAINER_ID: &str = "c";
+
+/// The directory of runc's state in a run's.
+pub(crate) const RUNC_STATE: &str = "runc";
 
 /// Those of a pod with users of its own which belong to them, and theirs.
 pub(crate) const NAMESPACES_OF_USERS: [&str; 4] = ["user", "ipc", "uts", "net"];
@@ -46,14 +50,18 @@ pub(crate) struct Settings {
     /// Volumes that the machine's later mounts do not come through: paths in the container.
     #[serde(default)]
     pub private_mounts: Vec<String>,
+    /// What made it.
+    #[serde(default)]
+    pub low_level: LowLevel,
     pub confinement: Confinement,
     /// The namespace of the pod's own users, if it has such.
     #[serde(default)]
     pub users: Option<PathBuf>,
 }
 
-/// What the container's program, and each that is run in it, may not do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the container's program, and each that is run in it, may not do. Of libcontainer's; runc keeps by itself
+/// what `config.json` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confinement {
     /// Bits by capability number.
     pub capabilities: u64,

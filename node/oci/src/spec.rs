@@ -1,11 +1,13 @@
 //! A container's spec as the OCI runtime specification says it: decided here, without touching anything.
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>
 //!
-//! Capabilities and system calls are not in it: see `shim::program`, which sees to both.
+//! Capabilities and system calls are in it for runc alone ([`Rights`]): with libcontainer the shim sees to both,
+//! see `shim::program`.
 
 pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod mounts;
+pub(crate) mod rights;
 pub(crate) mod user;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::layout::RunDir;
 use devices::Device;
+use rights::Rights;
 use user::Resolved;
 
 /// What is known once the container's surroundings were made.
@@ -34,11 +37,20 @@ pub(crate) struct Given<'a> {
     /// takes a process's number for the machine's and looks up another process, or none, where processes
     /// are shared.
     pub cgroup_dirs: Vec<(PathBuf, String)>,
+    /// Which of `nosuid`, `nodev` and `noexec` holds where a path lies. What is bound read-only is mounted anew, and
+    /// would lose them; in a pod with users of its own, it could not be mounted then.
+    pub flags_at: &'a dyn Fn(&Path) -> Vec<&'static str>,
     pub shm: &'a Path,
     /// How swap is counted, and how much of it the container may have.
     pub swap: SwapLimit,
+    /// Cgroup v2 is what limits.
+    pub unified: bool,
+    /// Sizes of huge pages that the kernel limits, as it names them.
+    pub page_sizes: Vec<String>,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
+    /// For what sees to them itself.
+    pub rights: Option<Rights>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +66,11 @@ pub(crate) enum SwapLimit {
 /// What of the machine's swap a container may have, where a node lets it have any.
 /// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
 pub(crate) fn limited_swap(spec: &ContainerSpec, memory_bytes: u64, swap_bytes: u64) -> u64 {
-    let request = spec.linux.memory_request_bytes;
-    let bounded = spec.resources.memory_limit_bytes == Some(request);
-    if spec.linux.qos != QosClass::Burstable || request == 0 || bounded {
+    if !spec.linux.may_swap {
         return 0;
     }
-    let share = u128::from(request) * u128::from(swap_bytes) / u128::from(memory_bytes.max(1));
+    let share = u128::from(spec.linux.memory_request_bytes) * u128::from(swap_bytes)
+        / u128::from(memory_bytes.max(1));
     u64::try_from(share).unwrap_or(u64::MAX)
 }
 
@@ -96,7 +107,7 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         "linux": {
             "namespaces": namespaces(spec, given),
             "cgroupsPath": Path::new("/").join(given.cgroup),
-            "resources": resources(spec, given.swap),
+            "resources": resources(spec, given),
             "maskedPaths": paths(&MASKED),
             "readonlyPaths": paths(&READ_ONLY),
             "rootfsPropagation": root_propagation(spec),
@@ -109,6 +120,9 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
     }
     if !given.devices.is_empty() {
         config["linux"]["devices"] = given.devices.iter().map(Device::to_json).collect();
+    }
+    if let Some(rights) = &given.rights {
+        rights.add_to(&mut config);
     }
     Ok(config)
 }
@@ -178,7 +192,7 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     Value::Array(list)
 }
 
-fn resources(spec: &ContainerSpec, swap: SwapLimit) -> Value {
+fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     let resources = &spec.resources;
     let mut cpu = json!({"shares": cpu_shares(resources.cpu_request_millis)});
     if let Some(millis) = resources.cpu_limit_millis {
@@ -187,24 +201,35 @@ fn resources(spec: &ContainerSpec, swap: SwapLimit) -> Value {
         cpu["period"] = json!(period);
     }
     let privileged = spec.linux.privileged;
-    // Devices that every container has are allowed after this, by libcontainer.
+    // Devices that every container has are allowed after this, by libcontainer and by runc; in v2 by `agent::cgroup`.
     let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
-        if swap == SwapLimit::WithMemory {
+        if given.swap == SwapLimit::WithMemory {
             result["memory"]["swap"] = json!(bytes);
         }
     }
-    if let SwapLimit::Bytes(bytes) = swap {
-        result["unified"] = json!({"memory.swap.max": bytes.to_string()});
+    if given.unified {
+        // Where one process is killed for memory, so are the others: a container is well or not, never half.
+        result["unified"] = json!({"memory.oom.group": "1"});
     }
-    let pages = spec.linux.huge_pages.iter();
-    let pages: Vec<Value> =
-        pages.map(|(size, bytes)| json!({"pageSize": page_size(*size), "limit": bytes})).collect();
+    if let SwapLimit::Bytes(bytes) = given.swap {
+        result["unified"]["memory.swap.max"] = json!(bytes.to_string());
+    }
+    let pages = huge_page_limits(&spec.linux.huge_pages, &given.page_sizes);
     if !pages.is_empty() {
         result["hugepageLimits"] = Value::Array(pages);
     }
     result
+}
+
+/// Of each size that the kernel limits: what the container asked for, else nothing.
+fn huge_page_limits(wanted: &[(u64, u64)], sizes: &[String]) -> Vec<Value> {
+    let limit = |name: &String| {
+        let asked = wanted.iter().find(|(size, _)| page_size(*size) == *name);
+        json!({"pageSize": name, "limit": asked.map_or(0, |(_, bytes)| *bytes)})
+    };
+    sizes.iter().map(limit).collect()
 }
 
 /// As the kernel names the files of its limits: `2MB`, `1GB`.
@@ -309,6 +334,10 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn built(spec: &ContainerSpec) -> Result<Value, String> {
+        built_with(spec, SwapLimit::Uncounted)
+    }
+
+    fn built_with(spec: &ContainerSpec, swap: SwapLimit) -> Result<Value, String> {
         let dir = RunDir("/run/x".into());
         let user = Resolved { uid: 5, gid: 6, groups: vec![7], home: "/h".into() };
         build(
@@ -323,9 +352,13 @@ pub(crate) mod tests {
                 net: None,
                 pid: None,
                 cgroup_dirs: Vec::new(),
+                flags_at: &|path| if path.starts_with("/careful") { vec!["nodev"] } else { vec![] },
                 shm: Path::new("/shm"),
-                swap: SwapLimit::Uncounted,
+                swap,
+                unified: swap == SwapLimit::Bytes(0),
+                page_sizes: vec!["1GB".into(), "2MB".into()],
                 devices: Vec::new(),
+                rights: None,
             },
         )
     }
@@ -366,7 +399,8 @@ pub(crate) mod tests {
         let resources = &config["linux"]["resources"];
         assert_eq!(resources["cpu"], json!({"shares": 256, "quota": 50_000, "period": 100_000}));
         assert_eq!(resources["memory"], json!({"limit": 1 << 20}));
-        assert_eq!(resources["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 4 << 20}]));
+        let pages = json!([{"pageSize": "1GB", "limit": 0}, {"pageSize": "2MB", "limit": 4 << 20}]);
+        assert_eq!(resources["hugepageLimits"], pages);
         assert_eq!(resources["devices"][0]["allow"], true);
         assert_eq!(config["process"]["noNewPrivileges"], true);
         assert_eq!(config["linux"]["maskedPaths"], json!([]));
@@ -383,14 +417,12 @@ pub(crate) mod tests {
         let swap = |spec: &ContainerSpec| limited_swap(spec, 1000 << 20, 500 << 20);
         spec.linux.memory_request_bytes = 100 << 20;
         assert_eq!(swap(&spec), 0);
-        spec.linux.qos = QosClass::Burstable;
-        assert_eq!(swap(&spec), 50 << 20);
-        spec.resources.memory_limit_bytes = Some(200 << 20);
+        spec.linux.may_swap = true;
         assert_eq!(swap(&spec), 50 << 20);
         spec.resources.memory_limit_bytes = Some(100 << 20);
-        assert_eq!(swap(&spec), 0);
-        let of = |limit| resources(&spec, limit);
-        assert_eq!(of(SwapLimit::Bytes(0))["unified"], json!({"memory.swap.max": "0"}));
+        let of = |limit| built_with(&spec, limit).unwrap()["linux"]["resources"].take();
+        let group = json!({"memory.oom.group": "1", "memory.swap.max": "0"});
+        assert_eq!(of(SwapLimit::Bytes(0))["unified"], group);
         let both = json!({"limit": 100 << 20, "swap": 100 << 20});
         assert_eq!(of(SwapLimit::WithMemory)["memory"], both);
         assert_eq!(of(SwapLimit::Uncounted).get("unified"), None);

@@ -2,7 +2,7 @@
 
 pub(crate) mod linux;
 
-pub(crate) use linux::pod_limits;
+pub(crate) use linux::{may_swap, pod_limits};
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -24,6 +24,7 @@ use crate::references::References;
 use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError};
 use crate::state::{KnownRun, PodState};
 use crate::task::{self, Handle};
+use crate::volumes::host;
 
 /// Events of one runtime that may wait for the pods to take them.
 const EVENTS: usize = 1024;
@@ -66,6 +67,19 @@ pub fn memory_dir(data_dir: &Path) -> Option<PathBuf> {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     let short: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
     Some(Path::new(memory).join("rimward").join(short).join("pods"))
+}
+
+/// What is secret is not to be written to a disk, which swap is. A directory that holds something, of an agent
+/// that did not do so, stays as it is: containers know it.
+fn keep_from_swap(dir: &Path) {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let is_empty = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    if swaps.lines().count() < 2 || !is_empty || host::is_mount(dir) {
+        return;
+    }
+    if let Err(error) = host::mount_in_memory(dir, "mode=0711") {
+        tracing::warn!(%error, "Secrets in {} may be written to swap", dir.display());
+    }
 }
 
 /// The node's `status.allocatable`: what pods are granted from, and what the downward API shows.
@@ -189,6 +203,9 @@ impl Pods {
         for path in made {
             record::make_dir(path)
                 .map_err(|source| Error::Directory { path: path.clone(), source })?;
+        }
+        if let Some(dir) = &config.memory_dir {
+            keep_from_swap(dir);
         }
         let logs = LogWatch::start(shutdown.clone());
         let host_dns =

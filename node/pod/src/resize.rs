@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, ContainerResizePolicy, Pod, ResourceRequirements};
 use serde::Serialize;
 
 use crate::allocation::Lack;
@@ -60,6 +60,29 @@ impl PodState {
             }
         }
         Arc::new(pod)
+    }
+
+    /// Whether a change is asked for by which a container's share of swap would change, while it goes on. As the
+    /// kubelet has it: with swap before or after, and another request of memory.
+    pub fn resizes_swap(&self, index: usize) -> bool {
+        let wanted = self.container_spec(index);
+        if !self.granted.contains_key(&wanted.name) {
+            return false;
+        }
+        let has = self.granted_container(index);
+        let request = |container: &Container| {
+            let resources = container.resources.as_ref();
+            resources.and_then(|r| r.requests.as_ref()?.get("memory").cloned())
+        };
+        let restarts = |policy: &ContainerResizePolicy| {
+            policy.resource_name == "memory" && policy.restart_policy == "RestartContainer"
+        };
+        let may_swap = |pod: &Pod, container: &Container| {
+            crate::container_spec::may_swap(pod, container).unwrap_or(false)
+        };
+        request(&has) != request(wanted)
+            && !has.resize_policy.iter().flatten().any(restarts)
+            && (may_swap(&self.granted_pod(), &has) || may_swap(&self.pod, wanted))
     }
 
     /// The spec may ask for other resources than before.

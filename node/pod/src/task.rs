@@ -201,6 +201,16 @@ impl Handle {
                 format!("the {runtime} runtime cannot resize container {:?} in place", c.name);
             return state.resize_pending("Infeasible", why, now);
         }
+        let swaps = (0..state.containers.len()).any(|index| {
+            let runtime =
+                state.containers[index].runtime.map(|(index, _)| self.node.runtime(index));
+            runtime.is_some_and(|runtime| runtime.has_swap()) && state.resizes_swap(index)
+        });
+        if swaps {
+            // The kubelet's words.
+            let why = "In-place resize of containers with swap is not supported.".to_owned();
+            return state.resize_pending("Infeasible", why, now);
+        }
         let wanted = Amounts::of(state.spec());
         match self.node.allocations.take(&self.uid, wanted, self.node.capacity(), false) {
             Ok(()) => state.resize_granted(now),

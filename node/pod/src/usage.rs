@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::outside::{Image, ImageForm, Traffic};
 use crate::pods::Pods;
-use crate::runtime::{RunId, Usage};
+use crate::runtime::{Pressure, RunId, Usage};
 use crate::state::{ImageStep, Phase};
 use crate::task::Handle;
 use crate::volumes::FOLDER;
@@ -28,6 +28,8 @@ pub struct PodUsage {
     pub containers: Vec<ContainerUsage>,
     /// Of its own network device, if it has one.
     pub traffic: Option<Traffic>,
+    /// What its containers waited for, together.
+    pub pressure: Option<Pressure>,
 }
 
 /// A container that runs.
@@ -132,7 +134,11 @@ impl Pods {
         let traffic = &self.traffic();
         let asked = asked.map(|(handle, runs)| async move {
             let mut containers = Vec::with_capacity(runs.len());
+            let mut pressure = None;
             for (id, runtime, started_at) in runs {
+                if pressure.is_none() {
+                    pressure = handle.node.runtime(runtime).pressure(&handle.uid).await;
+                }
                 if let Some(usage) = handle.node.runtime(runtime).usage(&id).await {
                     containers.push(ContainerUsage { id, started_at, usage });
                 }
@@ -143,6 +149,7 @@ impl Pods {
                 uid: handle.uid.to_string(),
                 containers,
                 traffic: traffic.get(&*handle.uid).copied(),
+                pressure,
             }
         });
         let mut pods: Vec<PodUsage> =

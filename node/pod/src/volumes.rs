@@ -79,7 +79,7 @@ impl Places {
     pub fn release(&self) -> std::io::Result<()> {
         let folder = self.pod_dir.join(FOLDER);
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            host::unmount(&entry.path());
+            host::unmount(&entry.path())?;
         }
         remove_tree(&folder)?;
         remove_tree(&self.secret_dir.join(FOLDER))?;
@@ -209,9 +209,7 @@ fn make(dir: &Path, content: Content, ownership: &Ownership) -> Result<(), Strin
     let group = ownership.group;
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
-        Content::EmptyDir { memory, size_limit } => {
-            host::empty_dir(dir, memory, size_limit, group).map_err(io)
-        }
+        Content::EmptyDir(medium) => host::empty_dir(dir, medium, group).map_err(io),
         Content::HostPath { kind } => host::check(dir, &kind),
         Content::Nfs(_) => Ok(()),
         Content::Claimed(Claimed { source, .. }) => match source {

@@ -48,6 +48,18 @@ pub fn skip_without_root(test: &str) -> bool {
     !is_root()
 }
 
+/// Says loudly that a test which needs a machine of its own does nothing now: one with cgroup v2 alone, swap, huge
+/// pages and an NFS server.
+pub fn skip_without_vm(test: &str) -> bool {
+    let here = std::env::var_os("RIMWARD_VM").is_some();
+    if !here {
+        eprintln!(
+            "SKIPPED {test}: it needs cgroup v2, swap, huge pages and an NFS server: run scripts/test-in-vm"
+        );
+    }
+    !here
+}
+
 /// Tries until there is an answer; panics with `what` when [`PATIENCE`] is over.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {

@@ -80,6 +80,7 @@ impl PodHandler for Played {
                 started_at: Timestamp::UNIX_EPOCH,
                 usage: Usage { memory_bytes: memory << 20, ..Usage::default() },
             }],
+            pressure: None,
         };
         self.pods.lock().iter().map(usage).collect()
     }

@@ -3,7 +3,7 @@
 
 use rimward_node_network::root::DEVICE_PREFIX;
 use rimward_node_pod::outside::Traffic;
-use rimward_node_pod::runtime::Usage;
+use rimward_node_pod::runtime::{Pressure, Stalls, SwapUsage, Usage};
 
 use crate::machine::{meminfo, memory_cgroup};
 
@@ -17,6 +17,8 @@ pub(crate) struct MachineSample {
     pub memory: Memory,
     pub swap_total_bytes: u64,
     pub swap_free_bytes: u64,
+    /// Where the kernel tells.
+    pub pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,8 +93,14 @@ impl MachineSample {
             memory: Memory::of(&info),
             swap_total_bytes: swap("SwapTotal:"),
             swap_free_bytes: swap("SwapFree:"),
+            pressure: pressure(),
         }
     }
+}
+
+fn pressure() -> Option<Pressure> {
+    let of = |name: &str| Stalls::parse(&read(&format!("/proc/pressure/{name}")));
+    Some(Pressure { cpu: of("cpu")?, memory: of("memory")?, io: of("io")? })
 }
 
 fn read(path: &str) -> String {
@@ -140,10 +148,11 @@ fn own_of(stat: &str, status: &str) -> Usage {
         memory_usage_bytes: row("VmRSS:"),
         memory_rss_bytes: row("RssAnon:"),
         memory_limit_bytes: None,
-        swap_bytes: row("VmSwap:"),
+        swap: Some(SwapUsage { used_bytes: row("VmSwap:"), limit_bytes: None }),
         page_faults: field(10),
         major_page_faults: field(12),
         processes: field(20),
+        pressure: None,
     }
 }
 

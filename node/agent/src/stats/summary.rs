@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use rimward_node_pod::outside::Traffic;
-use rimward_node_pod::runtime::Usage;
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage, Usage};
 use rimward_node_pod::{ContainerUsage, DiskUsage, PodDisk, PodUsage};
 use serde_json::{Value, json};
 
@@ -76,6 +76,7 @@ fn node_stats(measured: &Measured, name: &str) -> Value {
     if let Some(booted) = machine::boot_time() {
         node["startTime"] = seconds(booted).into();
     }
+    add_pressure(&mut node, sample.machine.pressure, &time);
     node
 }
 
@@ -84,15 +85,18 @@ fn whole(measured: &Measured) -> Vec<Value> {
     let time = seconds(measured.sample.time);
     let started = machine::boot_time().map(seconds);
     let one = |(name, usage): &(&'static str, Usage)| {
-        json!({
+        let mut stats = json!({
             "name": name, "startTime": started,
             "cpu": {
                 "time": time, "usageNanoCores": measured.whole_rate(name),
                 "usageCoreNanoSeconds": usage.cpu_nanos,
             },
             "memory": memory(&time, std::slice::from_ref(usage)),
-            "swap": { "time": time, "swapUsageBytes": usage.swap_bytes },
-        })
+        });
+        if let Some(usage) = usage.swap {
+            stats["swap"] = swap(&time, usage);
+        }
+        stats
     };
     measured.sample.whole.iter().map(one).collect()
 }
@@ -112,6 +116,14 @@ fn memory(time: &str, usages: &[Usage]) -> Value {
     stats
 }
 
+fn swap(time: &str, usage: SwapUsage) -> Value {
+    let mut stats = json!({ "time": time, "swapUsageBytes": usage.used_bytes });
+    if let Some(limit) = usage.limit_bytes {
+        stats["swapAvailableBytes"] = limit.saturating_sub(usage.used_bytes).into();
+    }
+    stats
+}
+
 fn interface(name: Option<&str>, traffic: Traffic) -> Value {
     json!({
         "name": name.unwrap_or("eth0"), "rxBytes": traffic.rx_bytes, "rxErrors": traffic.rx_errors,
@@ -125,21 +137,41 @@ fn extend(object: &mut Value, more: Value) {
     }
 }
 
+/// Pressure stall information stands with what was waited for (KEP-4205).
+fn add_pressure(stats: &mut Value, pressure: Option<Pressure>, time: &str) {
+    let Some(Pressure { cpu, memory, io }) = pressure else { return };
+    stats["cpu"]["psi"] = stalls(cpu);
+    stats["memory"]["psi"] = stalls(memory);
+    stats["io"] = json!({ "time": time, "psi": stalls(io) });
+}
+
+fn stalls(stalls: Stalls) -> Value {
+    let stall = |stall: Stall| {
+        let [avg10, avg60, avg300] = stall.shares.map(|share| f64::from(share) / 100.0);
+        json!({ "total": stall.total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
+    };
+    json!({ "full": stall(stalls.full), "some": stall(stalls.some) })
+}
+
 fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
     let time = seconds(measured.sample.time);
     let usages: Vec<Usage> = pod.containers.iter().map(|c| c.usage).collect();
     let sum = |of: &dyn Fn(&ContainerUsage) -> u64| pod.containers.iter().map(of).sum::<u64>();
     let started = pod.containers.iter().map(|c| c.started_at).min();
     let container = |c: &ContainerUsage| {
-        json!({
+        let mut stats = json!({
             "name": c.id.container, "startTime": seconds(c.started_at),
             "cpu": {
                 "time": time, "usageNanoCores": measured.container_rate(c),
                 "usageCoreNanoSeconds": c.usage.cpu_nanos,
             },
             "memory": memory(&time, std::slice::from_ref(&c.usage)),
-            "swap": { "time": time, "swapUsageBytes": c.usage.swap_bytes },
-        })
+        });
+        if let Some(usage) = c.usage.swap {
+            stats["swap"] = swap(&time, usage);
+        }
+        add_pressure(&mut stats, c.usage.pressure, &time);
+        stats
     };
     let mut stats = json!({
         "podRef": { "name": pod.name, "namespace": pod.namespace, "uid": pod.uid },
@@ -150,9 +182,13 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
             "usageCoreNanoSeconds": sum(&|c| c.usage.cpu_nanos),
         },
         "memory": memory(&time, &usages),
-        "swap": { "time": time, "swapUsageBytes": sum(&|c| c.usage.swap_bytes) },
         "process_stats": { "process_count": sum(&|c| c.usage.processes) },
     });
+    if usages.iter().any(|usage| usage.swap.is_some()) {
+        let used_bytes = sum(&|c| c.usage.swap.map_or(0, |swap| swap.used_bytes));
+        stats["swap"] = swap(&time, SwapUsage { used_bytes, limit_bytes: None });
+    }
+    add_pressure(&mut stats, pod.pressure, &time);
     if let Some(traffic) = pod.traffic {
         let device = interface(None, traffic);
         stats["network"] = json!({ "time": time, "interfaces": [device.clone()] });

@@ -67,6 +67,7 @@ pub(super) fn of(
         memory_request_bytes: bytes_requested(container, "memory")?,
         memory_due_bytes: memory_due(spec, container)?,
         node_critical: spec.priority_class_name.as_deref() == Some("system-node-critical"),
+        may_swap: may_swap(pod, container)?,
         pod: pod_limits(spec)?,
         termination_message_path: container
             .termination_message_path
@@ -204,6 +205,22 @@ fn memory_due(spec: &PodSpec, container: &Container) -> Result<u64, String> {
     Ok(due + share)
 }
 
+/// Of Burstable pods, containers that ask for less memory than they may have; none of pods that the cluster
+/// needs.
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
+pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
+    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+    let Some(spec) = &pod.spec else { return Ok(false) };
+    let notes = pod.metadata.annotations.as_ref();
+    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
+    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
+        || source.is_some_and(|source| source != "api")
+        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
+    let request = bytes_requested(container, "memory")?;
+    let limit = resources(container)?.memory_limit_bytes;
+    Ok(!critical && qos(spec) == QosClass::Burstable && request > 0 && limit != Some(request))
+}
+
 /// What the node promises the pod: the larger of what its containers need together and what the init phase
 /// needs at its largest moment, and its overhead.
 /// <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>
@@ -324,6 +341,29 @@ mod tests {
         check("37", "SIGRTMIN+3");
         check("SIGRTMIN+3", "SIGRTMIN+3");
         check("SIGNONSENSE", "SIGTERM");
+    }
+
+    #[test]
+    fn who_may_swap() {
+        let check = |pod: Value, expected: bool| {
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            assert_eq!(may_swap(&pod, container), Ok(expected), "{pod:?}");
+        };
+        let with =
+            |resources: Value| json!({"containers": [{"name": "c", "resources": resources}]});
+        let more = json!({"requests": {"memory": "1Mi"}, "limits": {"memory": "2Mi"}});
+        check(json!({"spec": with(more.clone())}), true);
+        check(json!({"spec": with(json!({"requests": {"memory": "1Mi"}}))}), true);
+        check(json!({"spec": with(json!({"limits": {"memory": "1Mi"}}))}), false);
+        check(json!({"spec": with(json!({"requests": {"cpu": "1"}}))}), false);
+        check(json!({"spec": with(json!({}))}), false);
+        let mut critical = with(more.clone());
+        critical["priority"] = json!(2_000_001_000);
+        check(json!({"spec": critical}), false);
+        let source = |source: &str| json!({"annotations": {"kubernetes.io/config.source": source}});
+        check(json!({"metadata": source("file"), "spec": with(more.clone())}), false);
+        check(json!({"metadata": source("api"), "spec": with(more)}), true);
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Linux {
     pub memory_due_bytes: u64,
     /// A pod of `system-node-critical`: the kernel ends others first, whatever it requests.
     pub node_critical: bool,
+    /// Its memory may go to swap, if the node lets any have some.
+    pub may_swap: bool,
     pub pod: PodLimits,
     /// Where the container may leave its last words.
     pub termination_message_path: String,

@@ -121,3 +121,26 @@ async fn a_resize_begins_it_anew_where_its_policy_says_so() {
     let spec = b.world.runtime.spec(&run("c", 1)).unwrap();
     assert_eq!(spec.resources.memory_limit_bytes, Some(128 << 20));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_share_of_swap_is_not_resized() {
+    let b = Bench::new().await;
+    b.world.runtime.give_swap();
+    let asks = |cpu: &str, memory: &str| {
+        let mut pod = sized(cpu, "256Mi");
+        pod["spec"]["containers"][0]["resources"]["requests"] =
+            json!({"cpu": "1", "memory": memory});
+        pod
+    };
+    b.set(&asks("1", "64Mi"));
+    b.until_ready().await;
+    // What has nothing to do with it is.
+    b.set(&asks("2", "64Mi"));
+    b.until(|s| cpu_of(s).1 == "2").await;
+    b.set(&asks("2", "128Mi"));
+    let status = b.until(|s| condition(s, "PodResizePending").is_some()).await;
+    let why = "In-place resize of containers with swap is not supported.";
+    assert_eq!(condition(&status, "PodResizePending"), Some(("Infeasible".into(), why.into())));
+    b.set(&asks("2", "64Mi"));
+    b.until(|s| condition(s, "PodResizePending").is_none()).await;
+}

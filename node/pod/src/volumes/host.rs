@@ -13,18 +13,35 @@ use super::atomic::make_dir;
 /// Holds what subPaths of files lead to; no container or volume can be called this.
 pub(super) const LINKS: &str = "_subpaths";
 
+/// What an emptyDir is made of.
+/// <https://kubernetes.io/docs/concepts/storage/volumes/#emptydir>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    Disk,
+    /// With what it may take in bytes, if that is bounded.
+    Memory(Option<u64>),
+    /// Of this many bytes each.
+    HugePages(u64),
+}
+
 /// An empty directory that every user may write to; in memory where we may mount.
-pub(super) fn empty_dir(
-    dir: &Path,
-    memory: bool,
-    size_limit: Option<u64>,
-    group: Option<i64>,
-) -> io::Result<()> {
+pub(super) fn empty_dir(dir: &Path, medium: Medium, group: Option<i64>) -> io::Result<()> {
     make_dir(dir, 0o777)?;
-    if memory && !is_mount(dir) {
-        let options =
-            size_limit.map_or_else(|| "mode=0777".into(), |n| format!("mode=0777,size={n}"));
-        mount_tmpfs(dir, &options);
+    if !is_mount(dir) {
+        match medium {
+            Medium::Disk => {}
+            Medium::Memory(size) => {
+                let size = size.map_or_else(String::new, |n| format!(",size={n}"));
+                // An ordinary user gets a directory on disk: the pod runs, only slower.
+                if let Err(error) = mount_in_memory(dir, &format!("mode=0777{size}")) {
+                    tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
+                }
+            }
+            // Nothing else will do: a program maps its files.
+            Medium::HugePages(size) => {
+                mount(dir, "hugetlbfs", &format!("mode=0777,pagesize={size}"))?;
+            }
+        }
     }
     if let Some(group) = group.and_then(|g| u32::try_from(g).ok())
         && std::os::unix::fs::chown(dir, None, Some(group)).is_ok()
@@ -34,31 +51,38 @@ pub(super) fn empty_dir(
     Ok(())
 }
 
-/// An ordinary user gets a directory on disk: the pod runs, only slower.
-fn mount_tmpfs(dir: &Path, options: &str) {
-    use rustix::mount::{MountFlags, mount};
+/// A tmpfs that is never written to swap, where the kernel knows how (Linux 6.4) and lets us (not in a user
+/// namespace).
+pub(crate) fn mount_in_memory(dir: &Path, options: &str) -> io::Result<()> {
+    mount(dir, "tmpfs", &format!("{options},noswap")).or_else(|_| mount(dir, "tmpfs", options))
+}
+
+fn mount(dir: &Path, kind: &str, options: &str) -> io::Result<()> {
+    use rustix::mount::MountFlags;
     let options = std::ffi::CString::new(options).expect("options have no NUL");
-    if let Err(error) =
-        mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
-    {
-        tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
-    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount(kind, dir, kind, flags, options.as_c_str()).map_err(Into::into)
 }
 
 /// Whether something is mounted here: not where a link leads.
-pub(super) fn is_mount(dir: &Path) -> bool {
+pub(crate) fn is_mount(dir: &Path) -> bool {
     let device = |path: &Path| fs::symlink_metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir) != device(parent))
 }
 
 /// Undoes a mount if there is one; safe without.
-pub(super) fn unmount(dir: &Path) {
-    if is_mount(dir)
-        && let Err(error) =
-            rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-    {
-        tracing::warn!(dir = %dir.display(), %error, "cannot unmount a volume");
+///
+/// # Errors
+/// When it still may be there: what lies in it is not ours to remove.
+pub(super) fn unmount(dir: &Path) -> io::Result<()> {
+    if !is_mount(dir) {
+        return Ok(());
     }
+    let done = rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    done.map_err(|e| {
+        let e = io::Error::from(e);
+        io::Error::new(e.kind(), format!("cannot unmount {}: {e}", dir.display()))
+    })
 }
 
 /// Checks a hostPath against its type, and makes it where the type says so. Err is Kubernetes' text.
@@ -261,12 +285,13 @@ mod tests {
     fn empty_dirs() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
-        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        let medium = Medium::Memory(Some(1 << 20));
+        empty_dir(&volume, medium, None).unwrap();
         fs::write(volume.join("x"), "x").unwrap();
-        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        empty_dir(&volume, medium, None).unwrap();
         assert_eq!(fs::read_to_string(volume.join("x")).unwrap(), "x", "repeating keeps it");
         assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o777);
-        unmount(&volume);
+        unmount(&volume).unwrap();
         assert!(!is_mount(&volume));
     }
 }

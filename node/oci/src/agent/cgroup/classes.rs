@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rimward_node_pod::runtime::{ContainerSpec, QosClass};
 
 use super::Cgroups;
+use super::shares::weight_of_pod;
 
 #[derive(Default)]
 pub(super) struct Classes(Mutex<State>);
@@ -78,11 +79,13 @@ impl Cgroups {
                 std::fs::create_dir_all(root.join(&dir))?;
             }
             let millis = if class == QosClass::Burstable { burstable_millis } else { 0 };
-            self.set_shares(&dir, millis)?;
+            self.set_shares(&dir, millis, weight_of_pod)?;
         }
         // Against what else the machine runs: as much as it has.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        self.set_shares(&self.base, cores * 1000)?;
+        for dir in [&self.base, &pods] {
+            self.set_shares(dir, cores * 1000, weight_of_pod)?;
+        }
         self.set("pids", &pods, "pids.max", "pids.max", pids_max.to_string())?;
         state.written = Some(now);
         Ok(())

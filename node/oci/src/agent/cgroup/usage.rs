@@ -1,8 +1,8 @@
-//! What a cgroup has used, as the kernel counts it.
+//! What a cgroup has used, as the kernel counts it, and what its processes waited for: in v1's files and v2's.
 
 use std::path::Path;
 
-use rimward_node_pod::runtime::Usage;
+use rimward_node_pod::runtime::{Pressure, Stalls, SwapUsage, Usage};
 
 use super::{Cgroups, Kind};
 
@@ -17,20 +17,21 @@ impl Cgroups {
         };
         let number = |text: String| text.trim().parse::<u64>().ok();
         let stat = read("memory", "memory.stat")?;
-        let row = |name: &str| field(&stat, name).unwrap_or(0);
         let memory = |file: &str| read("memory", file).and_then(number);
         let v2 = matches!(self.kind, Kind::V2(_));
         let cpu_nanos = match v2 {
-            true => field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
+            true => row(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
             false => number(read("cpuacct", "cpuacct.usage")?)?,
         };
         let used = memory(if v2 { "memory.current" } else { "memory.usage_in_bytes" })?;
         let limit = memory(if v2 { "memory.max" } else { "memory.limit_in_bytes" });
         let swap = match v2 {
-            true => memory("memory.swap.current"),
-            false => memory("memory.memsw.usage_in_bytes").map(|both| both.saturating_sub(used)),
+            true => memory("memory.swap.current")
+                .map(|used_bytes| SwapUsage { used_bytes, limit_bytes: memory("memory.swap.max") }),
+            false => row(&stat, "total_swap")
+                .map(|used_bytes| SwapUsage { used_bytes, limit_bytes: None }),
         };
-        let of = |v1: &str, v2_name: &str| row(if v2 { v2_name } else { v1 });
+        let of = |v1: &str, v2_name: &str| row(&stat, if v2 { v2_name } else { v1 }).unwrap_or(0);
         Some(Usage {
             cpu_nanos,
             // Without what could be dropped at once.
@@ -38,10 +39,11 @@ impl Cgroups {
             memory_usage_bytes: used,
             memory_rss_bytes: of("total_rss", "anon"),
             memory_limit_bytes: limit.filter(|limit| *limit < UNLIMITED),
-            swap_bytes: swap.unwrap_or(0),
             page_faults: of("total_pgfault", "pgfault"),
             major_page_faults: of("total_pgmajfault", "pgmajfault"),
             processes: read("pids", "pids.current").and_then(number).unwrap_or(0),
+            swap,
+            pressure: self.pressure(run),
         })
     }
 
@@ -49,8 +51,28 @@ impl Cgroups {
     pub fn usage_of_all(&self) -> [Option<Usage>; 2] {
         ["kubepods", "shims"].map(|part| self.usage(&self.base.join(part)))
     }
+
+    /// How long processes of a cgroup waited for what they lacked. v1 does not tell.
+    fn pressure(&self, cgroup: &Path) -> Option<Pressure> {
+        let Kind::V2(root) = &self.kind else { return None };
+        let of = |file: &str| {
+            let text = std::fs::read_to_string(root.join(cgroup).join(file)).ok()?;
+            Stalls::parse(&text)
+        };
+        Some(Pressure {
+            cpu: of("cpu.pressure")?,
+            memory: of("memory.pressure")?,
+            io: of("io.pressure")?,
+        })
+    }
+
+    /// The same for a pod as a whole, of whatever class it is.
+    pub fn pressure_of_pod(&self, uid: &str) -> Option<Pressure> {
+        self.places_of_pod(uid).iter().find_map(|pod| self.pressure(pod))
+    }
 }
 
-fn field(text: &str, name: &str) -> Option<u64> {
+/// A row of a flat keyed file: `NAME NUMBER`.
+fn row(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
