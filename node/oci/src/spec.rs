@@ -39,6 +39,8 @@ pub(crate) struct Given<'a> {
     pub swap: SwapLimit,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
+    /// What the container was given by itself.
+    pub disks: Vec<Device>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         "linux": {
             "namespaces": namespaces(spec, given),
             "cgroupsPath": Path::new("/").join(given.cgroup),
-            "resources": resources(spec, given.swap),
+            "resources": resources(spec, given),
             "maskedPaths": paths(&MASKED),
             "readonlyPaths": paths(&READ_ONLY),
             "rootfsPropagation": root_propagation(spec),
@@ -107,8 +109,10 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         config["linux"]["sysctl"] =
             linux.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     }
-    if !given.devices.is_empty() {
-        config["linux"]["devices"] = given.devices.iter().map(Device::to_json).collect();
+    let devices: Vec<Value> =
+        given.devices.iter().chain(&given.disks).map(Device::to_json).collect();
+    if !devices.is_empty() {
+        config["linux"]["devices"] = Value::Array(devices);
     }
     Ok(config)
 }
@@ -178,8 +182,8 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     Value::Array(list)
 }
 
-fn resources(spec: &ContainerSpec, swap: SwapLimit) -> Value {
-    let resources = &spec.resources;
+fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
+    let (resources, swap) = (&spec.resources, given.swap);
     let mut cpu = json!({"shares": cpu_shares(resources.cpu_request_millis)});
     if let Some(millis) = resources.cpu_limit_millis {
         let (quota, period) = cpu_quota(millis);
@@ -188,7 +192,9 @@ fn resources(spec: &ContainerSpec, swap: SwapLimit) -> Value {
     }
     let privileged = spec.linux.privileged;
     // Devices that every container has are allowed after this, by libcontainer.
-    let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
+    let mut devices = vec![json!({"allow": privileged, "access": "rwm"})];
+    devices.extend(given.disks.iter().map(Device::rule));
+    let mut result = json!({"cpu": cpu, "devices": devices});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
         if swap == SwapLimit::WithMemory {
@@ -308,6 +314,10 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn built(spec: &ContainerSpec) -> Result<Value, String> {
+        built_with(spec, SwapLimit::Uncounted)
+    }
+
+    fn built_with(spec: &ContainerSpec, swap: SwapLimit) -> Result<Value, String> {
         let dir = RunDir("/run/x".into());
         let user = Resolved { uid: 5, gid: 6, groups: vec![7], home: "/h".into() };
         build(
@@ -323,8 +333,9 @@ pub(crate) mod tests {
                 pid: None,
                 cgroup_dirs: Vec::new(),
                 shm: Path::new("/shm"),
-                swap: SwapLimit::Uncounted,
+                swap,
                 devices: Vec::new(),
+                disks: Vec::new(),
             },
         )
     }
@@ -388,7 +399,7 @@ pub(crate) mod tests {
         assert_eq!(swap(&spec), 50 << 20);
         spec.resources.memory_limit_bytes = Some(100 << 20);
         assert_eq!(swap(&spec), 0);
-        let of = |limit| resources(&spec, limit);
+        let of = |limit| built_with(&spec, limit).unwrap()["linux"]["resources"].clone();
         assert_eq!(of(SwapLimit::Bytes(0))["unified"], json!({"memory.swap.max": "0"}));
         let both = json!({"limit": 100 << 20, "swap": 100 << 20});
         assert_eq!(of(SwapLimit::WithMemory)["memory"], both);

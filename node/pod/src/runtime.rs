@@ -14,7 +14,7 @@ use crate::outside::Image;
 
 mod linux;
 
-pub use linux::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+pub use linux::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

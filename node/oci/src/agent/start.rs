@@ -154,6 +154,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         Some(_) => this.cgroups.directories(&cgroup).map_err(failed("make the cgroup"))?,
         None => Vec::new(),
     };
+    let disks = spec.linux.disks.iter().map(spec::devices::disk);
     let given = spec::Given {
         dir,
         user: &user,
@@ -167,6 +168,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         shm: &shared.shm,
         swap: swap_of(this, spec, &cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
+        disks: disks.collect::<Result<_, _>>().map_err(failed("find the container's disks"))?,
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;
     dir.write("config.json", &config).map_err(failed("write config.json"))?;
