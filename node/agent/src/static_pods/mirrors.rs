@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use rimward_api::static_pods;
 use rimward_node_pod::outside::{Attachment, Reports};
 use rimward_node_pod::{
-    ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
+    ClaimUsage, ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
 
 use super::StaticPods;
@@ -76,6 +76,10 @@ impl PodHandler for Mirrored {
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
         self.pods.disk(only).await
+    }
+
+    async fn claims(&self) -> Vec<ClaimUsage> {
+        self.pods.claims().await
     }
 
     fn active(&self) -> Vec<String> {
