@@ -156,7 +156,7 @@ pub struct NodeOptions {
     #[arg(long, default_value_t = 200)]
     pub max_pods: u32,
     /// Below what room the node takes no more pods and ends some, as the kubelet's flag: shares or
-    /// quantities of `memory.available`, `nodefs.available` and `nodefs.inodesFree`.
+    /// quantities of `memory.available`, `pid.available`, `nodefs.available` and `nodefs.inodesFree`.
     #[arg(long, value_name = "SIGNAL<VALUE,…", default_value_t)]
     pub eviction_hard: rimward_node_agent::EvictionHard,
     /// The same, of what must last for a while before pods are ended.
@@ -172,6 +172,9 @@ pub struct NodeOptions {
     /// this, have none. With cgroup v2.
     #[arg(long)]
     pub limited_swap: bool,
+    /// Processes and threads of one pod at most. [default: a quarter of what the machine has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pod_max_pids: Option<u64>,
     /// A directory of static pods: files that each say a Pod, which this node runs without being told.
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,
@@ -300,10 +303,16 @@ pub enum ImageCommand {
         #[command(flatten)]
         on: OnNode,
     },
-    /// Pulls an image to a node.
+    /// Pulls an image to a node. Registries' certificates are those that the node was started with.
     Pull {
         /// As pods name it.
         name: String,
+        /// Credentials, laid out as docker's `config.json`, which `docker login` and `skopeo login` write.
+        #[arg(long, value_name = "FILE")]
+        auth_file: Option<PathBuf>,
+        /// Reads USER:PASSWORD for the image's registry from standard input.
+        #[arg(long, conflicts_with = "auth_file")]
+        creds_stdin: bool,
         #[command(flatten)]
         on: OnNode,
     },

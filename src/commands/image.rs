@@ -1,5 +1,6 @@
 //! `rimward image`: pushing into the cluster's registry, and the images of nodes.
 
+mod credentials;
 mod on_node;
 mod push;
 #[cfg(feature = "node")]
@@ -15,9 +16,9 @@ pub async fn run(args: Image) -> anyhow::Result<()> {
     match args.command {
         ImageCommand::Push { file, name, cluster } => push::run(&file, &name, &cluster).await,
         ImageCommand::List { on } => list(&NodeApi::new(&on)?).await,
-        ImageCommand::Pull { name, on } => {
-            let pulled = NodeApi::new(&on)?.call("POST", "/pull", Some(&name)).await?;
-            say("pulled", &pulled)
+        ImageCommand::Pull { name, auth_file, creds_stdin, on } => {
+            let credentials = credentials::read(&name, auth_file.as_deref(), creds_stdin)?;
+            say("pulled", &NodeApi::new(&on)?.pull(&name, credentials).await?)
         }
         ImageCommand::Rm { names, on } => {
             let node = NodeApi::new(&on)?;

@@ -85,6 +85,7 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             ..GcPolicy::default()
         },
         guest_ca: options.guest_ca.clone(),
+        pod_pids_max: options.pod_max_pids,
         swap: match options.limited_swap {
             true => Swap::Limited,
             false => Swap::None,

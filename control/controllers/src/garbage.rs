@@ -2,10 +2,11 @@
 //! <https://kubernetes.io/docs/concepts/architecture/garbage-collection/>
 //!
 //! It watches the metadata of every resource that discovery names, and nothing more of it, into one
-//! [`graph`]. An owner that the graph has not seen is asked for before anything is deleted for its
+//! [`graph`]; that of pods is there already. An owner that the graph has not seen is asked for before anything is deleted for its
 //! absence, so a watch that lags can delay a deletion but never cause one.
 
 pub mod graph;
+mod pods;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use http::Method;
 use parking_lot::Mutex;
 use rimward_client::discovery::Served;
 use rimward_client::{
-    Client, DeleteOptions, Error, Patch, Queue, Resource, Sink, Source, reflector,
+    Cache, Client, DeleteOptions, Error, Patch, Queue, Resource, Sink, Source, reflector,
 };
+use rimward_control_lean::Pod;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +41,7 @@ const SETTLES_AFTER: Duration = Duration::from_millis(200);
 
 struct Collector {
     client: Client,
+    pods: Cache<Pod>,
     graph: Mutex<Graph>,
     work: Queue<Work>,
     resources: Mutex<Resources>,
@@ -63,6 +66,7 @@ struct Resources {
 pub fn start(context: &Context) {
     let collector = Arc::new(Collector {
         client: context.client.clone(),
+        pods: context.informers.of(),
         graph: Mutex::default(),
         work: Queue::new(),
         resources: Mutex::default(),
@@ -108,10 +112,8 @@ impl Sink<Partial> for Monitor {
     fn replace(&self, objects: Vec<Partial>, _revision: u64) {
         let work = self.collector.graph.lock().replace(self.resource, objects);
         self.enqueue(work);
-        if self.first.swap(false, Ordering::AcqRel)
-            && self.collector.unlisted.fetch_sub(1, Ordering::AcqRel) == 1
-        {
-            self.collector.listed.notify_one();
+        if self.first.swap(false, Ordering::AcqRel) {
+            self.collector.first_listed();
         }
     }
 
@@ -228,9 +230,19 @@ impl Collector {
         }
     }
 
+    /// The objects of one more resource are all known.
+    fn first_listed(&self) {
+        if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.listed.notify_one();
+        }
+    }
+
     /// Watches a resource.
     fn begin(self: &Arc<Self>, resource: Resource, id: ResourceId, token: CancellationToken) {
         self.unlisted.fetch_add(1, Ordering::AcqRel);
+        if resource == Resource::of::<Pod>() {
+            return self.follow_pods(&self.pods, id, token);
+        }
         let monitor = Monitor {
             collector: self.clone(),
             resource: id,

@@ -67,9 +67,11 @@ pub fn start(context: &Context) {
     let history = History::start(context, &sets, &keys, HASH_LABEL);
     let (queue, known) = (keys.clone(), sets.clone());
     claims.on_change(move |change| {
-        for (key, set) in known.list_in(&change.key.namespace) {
-            if identity::has_claim(&set, &change.key.name) {
-                queue.add(key);
+        let claim = change.key;
+        for name in identity::sets_of_claim(&claim.name) {
+            let set = known.get(&claim.namespace, name);
+            if set.is_some_and(|set| identity::has_claim(&set, &claim.name)) {
+                queue.add(ObjectKey::new(claim.namespace.as_str(), name));
             }
         }
     });

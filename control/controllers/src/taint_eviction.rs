@@ -12,9 +12,9 @@ use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use rimward_api::ObjectKey;
+use rimward_api::nodes::tolerates;
 use rimward_client::{Cache, Client, DeleteOptions, Error, EventType, Patch, Recorder};
 use rimward_control_lean::Pod;
-use rimward_control_lean::nodes::tolerates;
 use serde_json::json;
 
 use crate::driver::{Context, Controller, Keys, Next, synced};

@@ -151,7 +151,8 @@ impl Hub {
     pub fn start(config: Config, shutdown: CancellationToken) -> Result<Self, ListenError> {
         let listener = Listener::new(config.socket, config.signer.clone())?;
         let world = world::World::new(&config.informers);
-        let recorder = Recorder::new(config.client.clone(), "rimward-node", shutdown.clone());
+        // By this name whoever looks for what a node says of its pods finds it.
+        let recorder = Recorder::new(config.client.clone(), "kubelet", shutdown.clone());
         let inner = Arc::new(Inner {
             signer: config.signer,
             looking: config.client.omitting_managed_fields(),

@@ -9,7 +9,7 @@ use k8s_openapi::api::authentication::v1::{
     BoundObjectReference, TokenRequest as ApiToken, TokenRequestSpec,
 };
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount,
 };
 use rimward_api::ObjectKey;
 use rimward_control_apiserver::nodes::{NodeError, Nodes as _};
@@ -107,7 +107,7 @@ async fn token(session: &Session, request: TokenRequest, incoming: Incoming) {
     }
 }
 
-/// An object that one of the node's pods references, read from the API, not the cache.
+/// An object that one of the node's pods references, or its own, read from the API, not the cache.
 async fn fetch(session: &Session, request: FetchRequest, incoming: Incoming) {
     let FetchRequest { kind, namespace, name } = &request;
     let Some(kind) = ObjectKind::from_name(kind) else {
@@ -136,6 +136,10 @@ async fn fetch(session: &Session, request: FetchRequest, incoming: Incoming) {
         }
         ObjectKind::PersistentVolume => {
             inner.client.get::<PersistentVolume>("", name).await.map(|o| serde_json::to_vec(&o))
+        }
+        ObjectKind::Node => {
+            let found = inner.client.get::<Node>("", name).await;
+            found.map(|node| serde_json::to_vec(&crate::world::own_node::told(&node)))
         }
         other => {
             return incoming

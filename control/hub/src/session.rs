@@ -381,7 +381,8 @@ fn record(session: &Session, report: &EventReport) -> Result<(), String> {
     };
     let about = ObjectReference { api_version: Some("v1".into()), ..about };
     let reason = event.reason.unwrap_or_default();
-    session.inner().recorder.event_about(about, kind, &reason, event.message.unwrap_or_default());
+    let message = event.message.unwrap_or_default();
+    session.inner().recorder.event_from(session.node(), about, kind, &reason, message);
     Ok(())
 }
 

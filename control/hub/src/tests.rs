@@ -137,10 +137,14 @@ async fn synced(tunnel: &mut Tunnel) -> Vec<Down> {
     }
 }
 
+/// The next that is not of the node itself.
 async fn delta(tunnel: &mut Tunnel) -> Delta {
-    match next(tunnel).await {
-        Down::Delta(delta) => delta,
-        other => panic!("expected a delta, got {other:?}"),
+    loop {
+        match next(tunnel).await {
+            Down::Delta(delta) if delta.kind == "Node" => {}
+            Down::Delta(delta) => return delta,
+            other => panic!("expected a delta, got {other:?}"),
+        }
     }
 }
 

@@ -6,9 +6,12 @@
 //! incrementally, pod by pod.
 
 mod echoes;
+mod interest;
+pub(crate) mod own_node;
+mod references;
 mod volumes;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,10 +27,12 @@ use rimward_api::{ObjectKey, static_pods};
 use rimward_client::{Cache, Client, Error, Informers, Object, Resource};
 use rimward_control_lean::Pod;
 use rimward_tunnel::wire::{Digest, ObjectKind};
-use tokio::sync::Notify;
 
 use crate::runtime_classes;
 use crate::world::echoes::Echoes;
+use crate::world::interest::Interest;
+pub use crate::world::interest::Outbox;
+use crate::world::references::{of_ingress, of_pod};
 
 /// Pods by the node that they are bound to.
 const BY_NODE: &str = "hub/spec.nodeName";
@@ -67,59 +72,6 @@ struct ByBytes;
 impl quick_cache::Weighter<EncodedId, Bytes> for ByBytes {
     fn weight(&self, _id: &EncodedId, bytes: &Bytes) -> u64 {
         bytes.len() as u64 + ENCODED_OVERHEAD
-    }
-}
-
-#[derive(Default)]
-struct Interest {
-    outboxes: HashMap<String, Arc<Outbox>>,
-    /// ConfigMaps, Secrets and claims that something references.
-    references: HashMap<(ObjectKind, ObjectKey), References>,
-}
-
-/// Who references an object, and how often.
-#[derive(Default)]
-struct References {
-    /// By pods of a node.
-    nodes: HashMap<String, u32>,
-    /// By Ingresses, which every node serves.
-    shared: u32,
-}
-
-/// The keys that a connected node has yet to be told.
-#[derive(Default)]
-pub struct Outbox {
-    keys: Mutex<BTreeSet<(ObjectKind, ObjectKey)>>,
-    changed: Notify,
-}
-
-impl Outbox {
-    pub fn mark(&self, kind: ObjectKind, key: ObjectKey) {
-        self.keys.lock().insert((kind, key));
-        self.changed.notify_one();
-    }
-
-    fn mark_all(&self, keys: impl IntoIterator<Item = (ObjectKind, ObjectKey)>) {
-        self.keys.lock().extend(keys);
-        self.changed.notify_one();
-    }
-
-    /// Waits until there are keys. Cancel-safe.
-    pub async fn ready(&self) {
-        while self.keys.lock().is_empty() {
-            self.changed.notified().await;
-        }
-    }
-
-    /// Takes at most `max` keys, those that others need first.
-    pub fn take(&self, max: usize) -> Vec<(ObjectKind, ObjectKey)> {
-        let mut keys = self.keys.lock();
-        let mut taken = Vec::new();
-        while taken.len() < max {
-            let Some(next) = keys.pop_first() else { break };
-            taken.push(next);
-        }
-        taken
     }
 }
 
@@ -179,6 +131,7 @@ impl World {
         world.referenced(&world.config_maps, ObjectKind::ConfigMap);
         world.referenced(&world.secrets, ObjectKind::Secret);
         world.follow_volumes();
+        world.follow_nodes();
         world.told_to_all(&world.services, ObjectKind::Service);
         world.told_to_all(&world.slices, ObjectKind::EndpointSlice);
         world.told_to_all(&world.namespaces, ObjectKind::Namespace);
@@ -244,6 +197,7 @@ impl World {
             ObjectKind::Namespace => all(&self.namespaces),
             ObjectKind::PersistentVolumeClaim => self.referenced_by(node, kind, &self.claims),
             ObjectKind::PersistentVolume => self.told_volumes(node),
+            ObjectKind::Node => self.told_node(node).iter().map(own_node::entry).collect(),
         }
     }
 
@@ -253,12 +207,7 @@ impl World {
         kind: ObjectKind,
         cache: &Cache<K>,
     ) -> Vec<Entry> {
-        let keys: Vec<ObjectKey> = {
-            let interest = self.interest.lock();
-            let mine =
-                interest.references.iter().filter(|((k, _), who)| *k == kind && who.concerns(node));
-            mine.map(|((_, key), _)| key.clone()).collect()
-        };
+        let keys = self.interest.lock().of_node(node, kind);
         let found = keys.into_iter().filter_map(|key| {
             let object = cache.get_key(&key)?;
             Some(entry(key, &*object))
@@ -280,6 +229,7 @@ impl World {
                 self.references(node, kind, key) && self.claims.get_key(key).is_some()
             }
             ObjectKind::PersistentVolume => self.told_volume(node, key).is_some(),
+            ObjectKind::Node => key.name == node && self.told_node(node).is_some(),
             ObjectKind::Service => self.services.get_key(key).is_some(),
             ObjectKind::EndpointSlice => self.slices.get_key(key).is_some(),
             ObjectKind::Ingress => self.ingresses.get_key(key).is_some(),
@@ -339,6 +289,8 @@ impl World {
             }
             ObjectKind::PersistentVolumeClaim => json(&*self.claims.get_key(key)?),
             ObjectKind::PersistentVolume => json(&*self.told_volume(node, key)?),
+            ObjectKind::Node if key.name != node => None,
+            ObjectKind::Node => json(&self.told_node(node)?),
             ObjectKind::ConfigMap => json(&*self.config_maps.get_key(key)?),
             ObjectKind::Secret => json(&*self.secrets.get_key(key)?),
             ObjectKind::Service => self.shared_json(kind, key, &self.services),
@@ -366,13 +318,14 @@ impl World {
         Some(bytes)
     }
 
-    /// Whether a pod of the node, or an Ingress, references the object.
+    /// Whether a pod of the node, or an Ingress, references the object, or it is the node's own.
     pub fn references(&self, node: &str, kind: ObjectKind, key: &ObjectKey) -> bool {
-        if kind == ObjectKind::PersistentVolume {
-            return self.told_volume(node, key).is_some();
+        match kind {
+            ObjectKind::PersistentVolume => return self.told_volume(node, key).is_some(),
+            ObjectKind::Node => return key.name == node,
+            _ => {}
         }
-        let interest = self.interest.lock();
-        interest.references.get(&(kind, key.clone())).is_some_and(|who| who.concerns(node))
+        self.interest.lock().concerns(node, &(kind, key.clone()))
     }
 
     /// The node that runs the pod with this address.
@@ -390,13 +343,13 @@ impl World {
         let same_spec = old_node == new_node && old.map(|p| &p.spec) == new.map(|p| &p.spec);
         if !same_spec {
             if let (Some(pod), Some(node)) = (new, new_node) {
-                for reference in pod_references(pod) {
+                for reference in of_pod(pod) {
                     interest.mark_with_volume(node, &self.claims, &reference);
                     interest.add(node, reference);
                 }
             }
             if let (Some(pod), Some(node)) = (old, old_node) {
-                for reference in pod_references(pod) {
+                for reference in of_pod(pod) {
                     interest.mark_with_volume(node, &self.claims, &reference);
                     interest.release(node, reference);
                 }
@@ -425,22 +378,13 @@ impl World {
 
     fn ingress_changed(&self, key: &ObjectKey, old: Option<&Ingress>, new: Option<&Ingress>) {
         let mut interest = self.interest.lock();
-        for reference in new.into_iter().flat_map(ingress_references) {
-            let who = interest.references.entry(reference.clone()).or_default();
-            who.shared += 1;
-            interest.mark_everywhere(reference);
+        for reference in new.into_iter().flat_map(of_ingress) {
+            interest.share(reference);
         }
-        for reference in old.into_iter().flat_map(ingress_references) {
-            let id = reference.clone();
-            let Some(who) = interest.references.get_mut(&id) else { continue };
-            who.shared = who.shared.saturating_sub(1);
-            let unused = who.unused();
-            interest.mark_everywhere(reference);
-            if unused {
-                interest.references.remove(&id);
-            }
+        for reference in old.into_iter().flat_map(of_ingress) {
+            interest.unshare(reference);
         }
-        interest.mark_everywhere((ObjectKind::Ingress, key.clone()));
+        interest.mark_everywhere(&(ObjectKind::Ingress, key.clone()));
     }
 
     /// Objects that only those nodes are told whose pods reference them.
@@ -448,7 +392,7 @@ impl World {
         let weak = Arc::downgrade(self);
         cache.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
-            world.interest.lock().mark_referrers((kind, change.key.clone()));
+            world.interest.lock().mark_referrers(&(kind, change.key.clone()));
         });
     }
 
@@ -456,65 +400,8 @@ impl World {
         let weak = Arc::downgrade(self);
         cache.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
-            world.interest.lock().mark_everywhere((kind, change.key.clone()));
+            world.interest.lock().mark_everywhere(&(kind, change.key.clone()));
         });
-    }
-}
-
-impl References {
-    fn concerns(&self, node: &str) -> bool {
-        self.shared > 0 || self.nodes.contains_key(node)
-    }
-
-    fn unused(&self) -> bool {
-        self.shared == 0 && self.nodes.is_empty()
-    }
-}
-
-impl Interest {
-    fn add(&mut self, node: &str, reference: (ObjectKind, ObjectKey)) {
-        let who = self.references.entry(reference.clone()).or_default();
-        let count = who.nodes.entry(node.to_owned()).or_default();
-        *count += 1;
-        if *count == 1 {
-            self.mark(node, reference);
-        }
-    }
-
-    fn release(&mut self, node: &str, reference: (ObjectKind, ObjectKey)) {
-        let Some(who) = self.references.get_mut(&reference) else { return };
-        let Some(count) = who.nodes.get_mut(node) else { return };
-        *count -= 1;
-        if *count > 0 {
-            return;
-        }
-        who.nodes.remove(node);
-        if who.unused() {
-            self.references.remove(&reference);
-        }
-        self.mark(node, reference);
-    }
-
-    fn mark(&self, node: &str, (kind, key): (ObjectKind, ObjectKey)) {
-        if let Some(outbox) = self.outboxes.get(node) {
-            outbox.mark(kind, key);
-        }
-    }
-
-    /// Those whose pods reference an object are told that it changed.
-    fn mark_referrers(&self, reference: (ObjectKind, ObjectKey)) {
-        let Some(who) = self.references.get(&reference) else { return };
-        for (node, outbox) in &self.outboxes {
-            if who.concerns(node) {
-                outbox.mark(reference.0, reference.1.clone());
-            }
-        }
-    }
-
-    fn mark_everywhere(&self, reference: (ObjectKind, ObjectKey)) {
-        for outbox in self.outboxes.values() {
-            outbox.mark_all([reference.clone()]);
-        }
     }
 }
 
@@ -566,128 +453,4 @@ fn is_bound_to(node: &str, pod: &[u8]) -> bool {
 /// The node that a pod is bound to.
 pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
-}
-
-/// The ConfigMaps, Secrets and claims that a pod references: volumes, env, envFrom, imagePullSecrets.
-pub fn pod_references(pod: &Pod) -> BTreeSet<(ObjectKind, ObjectKey)> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let mut found = BTreeSet::new();
-    let mut add = |kind, name: &str| {
-        if !name.is_empty() {
-            found.insert((kind, ObjectKey::new(namespace, name)));
-        }
-    };
-    let Some(spec) = &pod.spec else { return found };
-    for secret in spec.image_pull_secrets.iter().flatten() {
-        add(ObjectKind::Secret, &secret.name);
-    }
-    for volume in spec.volumes.iter().flatten() {
-        if let Some(source) = &volume.config_map {
-            add(ObjectKind::ConfigMap, &source.name);
-        }
-        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()) {
-            add(ObjectKind::Secret, name);
-        }
-        if let Some(source) = &volume.persistent_volume_claim {
-            add(ObjectKind::PersistentVolumeClaim, &source.claim_name);
-        }
-        if volume.ephemeral.is_some() {
-            let pod = pod.metadata.name.as_deref().unwrap_or_default();
-            add(ObjectKind::PersistentVolumeClaim, &format!("{pod}-{}", volume.name));
-        }
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            if let Some(source) = &source.config_map {
-                add(ObjectKind::ConfigMap, &source.name);
-            }
-            if let Some(source) = &source.secret {
-                add(ObjectKind::Secret, &source.name);
-            }
-        }
-    }
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ephemeral = spec.ephemeral_containers.iter().flatten();
-    let all = containers.map(|c| (&c.env_from, &c.env));
-    for (env_from, env) in all.chain(ephemeral.map(|c| (&c.env_from, &c.env))) {
-        for source in env_from.iter().flatten() {
-            if let Some(source) = &source.config_map_ref {
-                add(ObjectKind::ConfigMap, &source.name);
-            }
-            if let Some(source) = &source.secret_ref {
-                add(ObjectKind::Secret, &source.name);
-            }
-        }
-        for source in env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
-            if let Some(source) = &source.config_map_key_ref {
-                add(ObjectKind::ConfigMap, &source.name);
-            }
-            if let Some(source) = &source.secret_key_ref {
-                add(ObjectKind::Secret, &source.name);
-            }
-        }
-    }
-    found
-}
-
-/// The Secrets with which an Ingress serves TLS.
-fn ingress_references(ingress: &Ingress) -> BTreeSet<(ObjectKind, ObjectKey)> {
-    let namespace = ingress.metadata.namespace.as_deref().unwrap_or_default();
-    let tls = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
-    let names = tls.filter_map(|tls| tls.secret_name.as_deref()).filter(|name| !name.is_empty());
-    names.map(|name| (ObjectKind::Secret, ObjectKey::new(namespace, name))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn references_of_a_pod() {
-        let pod: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": {"namespace": "ns", "name": "p"},
-            "spec": {
-                "imagePullSecrets": [{"name": "pull"}],
-                "volumes": [
-                    {"name": "a", "configMap": {"name": "cm-volume"}},
-                    {"name": "b", "secret": {"secretName": "secret-volume"}},
-                    {"name": "c", "projected": {"sources": [
-                        {"configMap": {"name": "kube-root-ca.crt"}}, {"secret": {"name": "projected"}}]}},
-                ],
-                "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "cm-from"}}]}],
-                "containers": [{"name": "c", "env": [
-                    {"name": "X", "valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}},
-                    {"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "cm-key", "key": "k"}}},
-                ]}],
-            },
-        })).unwrap();
-        let found = pod_references(&pod);
-        let names = |kind| {
-            found
-                .iter()
-                .filter(|(k, _)| *k == kind)
-                .map(|(_, key)| key.name.as_str())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            names(ObjectKind::ConfigMap),
-            ["cm-from", "cm-key", "cm-volume", "kube-root-ca.crt"]
-        );
-        assert_eq!(names(ObjectKind::Secret), ["key", "projected", "pull", "secret-volume"]);
-    }
-
-    #[test]
-    fn references_are_counted() {
-        let mut interest = Interest::default();
-        let outbox = Arc::new(Outbox::default());
-        interest.outboxes.insert("n".into(), outbox.clone());
-        let id = (ObjectKind::Secret, ObjectKey::new("ns", "s"));
-        interest.add("n", id.clone());
-        interest.add("n", id.clone());
-        assert_eq!(outbox.take(9), vec![id.clone()]);
-        interest.release("n", id.clone());
-        assert!(interest.references[&id].concerns("n"));
-        assert!(outbox.take(9).is_empty());
-        interest.release("n", id.clone());
-        assert!(interest.references.is_empty());
-        assert_eq!(outbox.take(9), vec![id]);
-    }
 }

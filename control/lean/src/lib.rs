@@ -9,7 +9,6 @@
 //! It refuses to be written: what it lacks would be gone. Whoever changes a pod sends a patch, or its
 //! status alone; whoever needs all of it asks the API.
 //!
-//! [`nodes`] says which nodes such a pod may be on.
 //!
 //! Fields are named and shaped as in k8s-openapi, so that code reads the same; add one when a decision
 //! needs it.
@@ -26,7 +25,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize, Serializer};
 
 mod amounts;
-pub mod nodes;
 
 pub use amounts::Amounts;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PodAffinityTerm, Toleration, TopologySpreadConstraint};
 use rimward_api::ObjectKey;
+use rimward_api::nodes::{NodeTerm, WantedNodes};
 use rimward_api::selector::{LabelSelector, Operator, Requirement};
-use rimward_control_lean::nodes::{NodeTerm, WantedNodes};
 use rimward_control_lean::{Pod, PodSpec};
 
 use crate::resources::{Resources, pod_requests};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use rimward_api::ObjectKey;
-use rimward_control_lean::nodes::NodeTerm;
+use rimward_api::nodes::NodeTerm;
 use rimward_control_volumes::{self as volumes, Search};
 
 use crate::pod::PodInfo;

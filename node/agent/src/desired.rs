@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
@@ -37,6 +37,8 @@ pub struct Desired {
     pub claims: Cache<PersistentVolumeClaim>,
     /// Of those claims, and those that this node keeps itself.
     pub volumes: Cache<PersistentVolume>,
+    /// What others say of this node: its labels and taints.
+    pub own_node: Cache<Node>,
     shared: Arc<Shared>,
 }
 
@@ -88,6 +90,7 @@ enum Typed {
     Ingress(Ingress),
     Volume(Box<PersistentVolume>),
     Claim(Box<PersistentVolumeClaim>),
+    Node(Box<Node>),
     Pod(Box<Pod>),
 }
 
@@ -123,6 +126,7 @@ impl Typed {
             ObjectKind::PersistentVolumeClaim => {
                 Self::Claim(Box::new(serde_json::from_slice(json)?))
             }
+            ObjectKind::Node => Self::Node(Box::new(serde_json::from_slice(json)?)),
             ObjectKind::Pod => Self::Pod(Box::new(serde_json::from_slice(json)?)),
         })
     }
@@ -137,6 +141,7 @@ impl Typed {
             Self::Ingress(o) => &o.metadata,
             Self::Volume(o) => &o.metadata,
             Self::Claim(o) => &o.metadata,
+            Self::Node(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
         };
         ObjectKey::of_meta(meta)
@@ -175,6 +180,7 @@ impl Desired {
             config_maps: Cache::new(),
             claims: Cache::new(),
             volumes: Cache::new(),
+            own_node: Cache::new(),
             shared: Arc::new(Shared {
                 ledger: ledger.clone(),
                 pods: Mutex::default(),
@@ -279,6 +285,7 @@ impl Desired {
             ObjectKind::Ingress => of(&self.ingresses),
             ObjectKind::PersistentVolume => of(&self.volumes),
             ObjectKind::PersistentVolumeClaim => of(&self.claims),
+            ObjectKind::Node => of(&self.own_node),
             ObjectKind::Pod => {
                 let pods = self.shared.pods.lock();
                 pods.held.iter().map(|(key, pod)| (key.clone(), pod.version.clone())).collect()
@@ -370,6 +377,7 @@ impl Desired {
         self.config_maps.mark_synced();
         self.claims.mark_synced();
         self.volumes.mark_synced();
+        self.own_node.mark_synced();
         self.shared.synced.send_replace(true);
     }
 
@@ -383,6 +391,7 @@ impl Desired {
             Typed::Ingress(o) => drop(self.ingresses.apply(key, Arc::new(o))),
             Typed::Volume(o) => drop(self.volumes.apply(key, Arc::from(o))),
             Typed::Claim(o) => drop(self.claims.apply(key, Arc::from(o))),
+            Typed::Node(o) => drop(self.own_node.apply(key, Arc::from(o))),
             Typed::Pod(o) => self.shared.pods.lock().set(key, Arc::from(o)),
         }
     }
@@ -397,6 +406,7 @@ impl Desired {
             ObjectKind::Ingress => drop(self.ingresses.remove(key)),
             ObjectKind::PersistentVolume => drop(self.volumes.remove(key)),
             ObjectKind::PersistentVolumeClaim => drop(self.claims.remove(key)),
+            ObjectKind::Node => drop(self.own_node.remove(key)),
             ObjectKind::Pod => self.shared.pods.lock().remove(key),
         }
     }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rimward_node_pod::PodDisk;
+use rimward_node_pod::{PodDisk, PodUsage};
 
 use crate::images::NodeImages;
 use crate::pressure::{Look, Met, Pressure, Signal};
@@ -115,7 +115,7 @@ impl Evictor {
             let message = format!("Attempting to reclaim {resource}");
             node.reports.node_event(true, "EvictionThresholdMet", &message);
         }
-        if met.signal != Signal::Memory
+        if matches!(met.signal, Signal::Disk | Signal::Inodes)
             && let Some(images) = node.images
         {
             images.free(node.pods, u64::MAX).await;
@@ -206,7 +206,7 @@ impl Evictor {
         };
         if signal == Signal::Memory {
             let sample = node.stats.latest(node.pods).await;
-            let of = |pod: &rimward_node_pod::PodUsage| {
+            let of = |pod: &PodUsage| {
                 let used: BTreeMap<String, u64> = pod
                     .containers
                     .iter()
@@ -216,6 +216,14 @@ impl Evictor {
                 Some(Subject { uid: pod.uid.clone(), demand: demand(&pod.uid)?, used, total })
             };
             return sample.pods.iter().filter_map(of).collect();
+        }
+        if signal == Signal::Pids {
+            let of = |pod: &PodUsage| {
+                let total = pod.containers.iter().map(|c| c.usage.processes).sum();
+                let (uid, used) = (pod.uid.clone(), BTreeMap::new());
+                Some(Subject { demand: demand(&uid)?, uid, used, total })
+            };
+            return node.stats.latest(node.pods).await.pods.iter().filter_map(of).collect();
         }
         let of = |disk: &PodDisk| {
             let demand = demand(&disk.uid)?;

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ContainerImage;
 use parking_lot::Mutex;
 use rimward_node_image::{Candidate, GcPolicy, ImageStore, Room, StoredImage};
 use rimward_node_pod::ImagesInUse;
-use rimward_node_pod::outside::{Image, Images as _, PullPolicy};
+use rimward_node_pod::outside::{Image, Images as _, PullPolicy, RegistryAuth};
 use serde::Serialize;
 
 use crate::{Core, PodHandler};
@@ -171,9 +171,9 @@ impl NodeImages {
         all
     }
 
-    /// Pulls an image anew.
-    pub async fn pull(&self, name: &str) -> Result<String, Refused> {
-        let pulled = self.store.ensure(name, PullPolicy::Always, &[]).await;
+    /// Pulls an image anew, with the first of these credentials that does.
+    pub async fn pull(&self, name: &str, auth: &[RegistryAuth]) -> Result<String, Refused> {
+        let pulled = self.store.ensure(name, PullPolicy::Always, auth).await;
         pulled.map(|image| image.id).map_err(|e| (502, e.to_string()))
     }
 
@@ -236,6 +236,7 @@ fn in_status(images: &[StoredImage]) -> Vec<ContainerImage> {
 
 #[cfg(test)]
 mod tests {
+    use rimward_node_image::Access;
     use rimward_node_pod::outside::ImageForm;
 
     use super::*;
@@ -258,6 +259,7 @@ mod tests {
             },
             size_bytes,
             pulled_at: Timestamp::UNIX_EPOCH,
+            access: Access::default(),
         };
         let list =
             [image("a:1", "sha256:1", 5), image("b:1", "sha256:2", 7), image("a:2", "sha256:1", 5)];

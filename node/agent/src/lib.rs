@@ -47,7 +47,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ContainerImage, Pod};
 use rimward_node_image::{GcPolicy, ImageStore};
 use rimward_node_pod::outside::{Attachment, Network};
-use rimward_node_pod::runtime::Handler;
+use rimward_node_pod::runtime::{Handler, Usage};
 use rimward_node_pod::{
     ClaimUsage, ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
@@ -144,6 +144,10 @@ pub trait PodHandler: Send + Sync + 'static {
     async fn usage(&self) -> Vec<PodUsage> {
         Vec::new()
     }
+    /// What all pods use together, and what runs them. See `rimward_node_pod::Pods::usage_of_all`.
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
+    }
     /// What pods have written on this node's disk.
     async fn disk(&self, _only: Option<HashSet<String>>) -> Vec<PodDisk> {
         Vec::new()
@@ -214,6 +218,10 @@ impl PodHandler for rimward_node_pod::Pods {
 
     async fn usage(&self) -> Vec<PodUsage> {
         Self::usage(self).await
+    }
+
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Self::usage_of_all(self)
     }
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
@@ -366,6 +374,11 @@ impl Agent {
         Arc::new(objects::NodeObjects { core: self.core.clone() })
     }
 
+    /// What this node is, for pods.
+    pub fn this_node(&self) -> Arc<dyn rimward_node_pod::outside::ThisNode> {
+        Arc::new(objects::OwnNode(objects::NodeObjects { core: self.core.clone() }))
+    }
+
     /// The way up for pods.
     pub fn reports(&self) -> Arc<dyn rimward_node_pod::outside::Reports> {
         self.core.statics.clone()
@@ -405,7 +418,8 @@ impl Agent {
         api::serve_local(self.core).await
     }
 
-    /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body.
+    /// A GET or HEAD of the cluster's registry (`/v2/…`), as its reply and its body. `from` is the first byte
+    /// that is wanted; a reply with the code 206 begins with it, another one with the first of all.
     ///
     /// # Errors
     /// [`CallError::Refused`] carries the registry's status code.
@@ -414,11 +428,11 @@ impl Agent {
         method: &str,
         path: &str,
         accept: &str,
+        from: u64,
     ) -> Result<(Reply, Body), CallError> {
-        let headers = match accept {
-            "" => Vec::new(),
-            accept => vec![("accept".to_owned(), accept.to_owned())],
-        };
+        let accept = Some(("accept".to_owned(), accept.to_owned())).filter(|_| !accept.is_empty());
+        let range = (from > 0).then(|| ("range".to_owned(), format!("bytes={from}-")));
+        let headers = accept.into_iter().chain(range).collect();
         let request = RegistryRequest { method: method.into(), path: path.into(), headers };
         let (reply, stream) = call(&self.core.connection()?, &request).await?;
         Ok((reply, stream.into_body()))

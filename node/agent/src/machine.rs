@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     ContainerImage, Node, NodeAddress, NodeCondition, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -183,27 +183,13 @@ pub fn describe(
     pressure: &Pressure,
     images: Vec<ContainerImage>,
 ) -> Node {
-    let mut labels: BTreeMap<String, String> = config.labels.clone();
-    labels.extend([
-        ("kubernetes.io/hostname".into(), config.name.clone()),
-        ("kubernetes.io/os".into(), "linux".into()),
-        ("kubernetes.io/arch".into(), architecture().into()),
-        // Kubelets still say both.
-        ("beta.kubernetes.io/os".into(), "linux".into()),
-        ("beta.kubernetes.io/arch".into(), architecture().into()),
-    ]);
-    // What the built-in RuntimeClasses select nodes by: WebAssembly runs on any architecture.
-    for name in ["wasm", "oci"] {
-        let has = config.handlers.iter().any(|handler| handler.name == name);
-        labels.insert(format!("rimward.dev/{name}"), has.to_string());
-    }
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     let ip = config.node_ip.unwrap_or_else(|| node_ip(server));
     let capacity = Capacity::of(&config.data_dir);
     Node {
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
-            labels: Some(labels),
+            labels: Some(labels(config)),
             annotations: Some(BTreeMap::from([(
                 local_volumes::DIRECTORY.to_owned(),
                 crate::volumes::directory(&config.data_dir).display().to_string(),
@@ -231,12 +217,43 @@ pub fn describe(
                 operating_system: "linux".into(),
                 os_image: os_image(),
                 system_uuid: read("/sys/class/dmi/id/product_uuid").unwrap_or_default(),
+                swap: swap(),
                 ..NodeSystemInfo::default()
             }),
             ..NodeStatus::default()
         }),
         ..Node::default()
     }
+}
+
+fn labels(config: &Config) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> = config.labels.clone();
+    labels.extend([
+        ("kubernetes.io/hostname".into(), config.name.clone()),
+        ("kubernetes.io/os".into(), "linux".into()),
+        ("kubernetes.io/arch".into(), architecture().into()),
+        // Kubelets still say both.
+        ("beta.kubernetes.io/os".into(), "linux".into()),
+        ("beta.kubernetes.io/arch".into(), architecture().into()),
+    ]);
+    // What the built-in RuntimeClasses select nodes by: WebAssembly runs on any architecture.
+    for name in ["wasm", "oci"] {
+        let has = config.handlers.iter().any(|handler| handler.name == name);
+        labels.insert(format!("rimward.dev/{name}"), has.to_string());
+    }
+    labels
+}
+
+/// What this machine knows of its Node that no control plane has told it of yet.
+pub fn unregistered(config: &Config) -> Node {
+    let (name, labels) = (Some(config.name.clone()), Some(labels(config)));
+    Node { metadata: ObjectMeta { name, labels, ..ObjectMeta::default() }, ..Node::default() }
+}
+
+/// The machine's swap in bytes, whether or not pods may have of it; None without.
+fn swap() -> Option<NodeSwapStatus> {
+    let total = meminfo(&read("/proc/meminfo")?, "SwapTotal:").filter(|bytes| *bytes > 0)?;
+    Some(NodeSwapStatus { capacity: i64::try_from(total).ok() })
 }
 
 /// Each by its name, and the default one by none: it does what the last named one does, which is the one
@@ -268,21 +285,11 @@ fn conditions(ready: bool, pressure: &Pressure) -> Vec<NodeCondition> {
     } else {
         condition("Ready", "False", "KubeletNotReady", "the agent is starting")
     };
-    let under = |type_: &str, kind: Kind| {
+    let under = |kind: Kind| {
         let (status, reason, message) = pressure.condition(kind);
-        condition(type_, status, reason, &message)
+        condition(kind.condition(), status, reason, &message)
     };
-    vec![
-        under("MemoryPressure", Kind::Memory),
-        under("DiskPressure", Kind::Disk),
-        condition(
-            "PIDPressure",
-            "False",
-            "KubeletHasSufficientPID",
-            "the node has enough process ids",
-        ),
-        ready,
-    ]
+    vec![under(Kind::Memory), under(Kind::Disk), under(Kind::Pids), ready]
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub struct Config {
     pub image_gc: GcPolicy,
     /// PEM certificates that guests trust besides the system's.
     pub guest_ca: Option<PathBuf>,
+    /// Processes and threads of one pod of Linux containers; None is what the machine's number allows.
+    pub pod_pids_max: Option<u64>,
     /// What of the machine's swap Linux containers may have.
     pub swap: Swap,
     /// This program, which the Wasm runtime starts again for its hosts.
@@ -299,12 +301,14 @@ async fn start_pods(
             network: network.clone(),
             objects: agent.objects(),
             reports: agent.reports(),
+            this_node: agent.this_node(),
             node_name: config.name.clone(),
             cluster_domain: welcome.cluster_domain.clone(),
             allocatable: Allocatable {
                 cpu_millis: free.cpu_millis,
                 memory_bytes: free.memory_bytes,
                 ephemeral_storage_bytes: free.storage_bytes,
+                pods: config.pods_max.into(),
             },
             memory_dir: rimward_node_pod::memory_dir(&config.data_dir),
             clock: Clock::system(),
@@ -329,6 +333,7 @@ fn containers(config: &Config) -> Option<OciRuntime> {
     let mut settings =
         rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
     settings.swap = config.swap;
+    settings.pids.pod = config.pod_pids_max.unwrap_or(settings.pids.pod);
     if let Err(why) = &settings.user_ids {
         tracing::warn!(why, "pods with hostUsers: false cannot run on this node");
     }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::TokenRequestStatus;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
 };
-use rimward_node_pod::outside::{ObjectError, Objects, Token};
+use rimward_node_pod::outside::{ObjectError, Objects, ThisNode, Token};
 use rimward_tunnel::call::{CallError, call};
 use rimward_tunnel::wire::{FetchRequest, ObjectKind, TokenRequest};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::Core;
+use crate::pressure::Kind;
+use crate::{Core, machine};
 
 pub(crate) struct NodeObjects {
     pub core: Arc<Core>,
@@ -56,6 +57,30 @@ impl NodeObjects {
         };
         // Not kept: what changes it later comes down by itself, or never concerned this node.
         serde_json::from_slice(&reply.body).map(Arc::new).map_err(|e| unavailable(e.to_string()))
+    }
+}
+
+/// This node, as the control plane told it of itself.
+pub(crate) struct OwnNode(pub NodeObjects);
+
+#[async_trait]
+impl ThisNode for OwnNode {
+    fn node(&self) -> Arc<Node> {
+        let core = &self.0.core;
+        let told = core.desired.own_node.get("", &core.config.name);
+        // Before it is told for the first time, it knows what it says of itself.
+        told.unwrap_or_else(|| Arc::new(machine::unregistered(&core.config)))
+    }
+
+    async fn node_now(&self) -> Arc<Node> {
+        let name = &self.0.core.config.name;
+        self.0.fetch(ObjectKind::Node, "", name).await.unwrap_or_else(|_| self.node())
+    }
+
+    fn pressures(&self) -> Vec<&'static str> {
+        let pressure = &self.0.core.pressure;
+        let under = Kind::ALL.into_iter().filter(|kind| pressure.is_under(*kind));
+        under.map(Kind::condition).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether this node runs short of memory or disk: the kubelet's eviction signals and thresholds.
+//! Whether this node runs short of memory, process ids or disk: the kubelet's eviction signals and thresholds.
 //! <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#eviction-signals-and-thresholds>
 
 mod threshold;
@@ -12,25 +12,28 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::stats::Memory;
+use crate::stats::{Memory, processes};
 use threshold::Threshold;
 pub use threshold::{EvictionHard, EvictionSoft, ThresholdError};
 
-/// What is watched. In the order in which it is answered: memory runs out fastest.
+/// What is watched. In the order in which it is answered: memory runs out fastest, and nothing starts without a
+/// process id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Signal {
     Memory,
+    Pids,
     Disk,
     Inodes,
 }
 
 impl Signal {
-    pub const ALL: [Self; 3] = [Self::Memory, Self::Disk, Self::Inodes];
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Pids, Self::Disk, Self::Inodes];
 
     /// As options name it. The node's disk holds images too: imagefs is nodefs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory.available",
+            Self::Pids => "pid.available",
             Self::Disk => "nodefs.available",
             Self::Inodes => "nodefs.inodesFree",
         }
@@ -40,13 +43,28 @@ impl Signal {
     pub fn resource(self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::Pids => "pids",
             Self::Disk => "ephemeral-storage",
             Self::Inodes => "inodes",
         }
     }
+
+    /// The condition that tells of it.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Memory => Kind::Memory,
+            Self::Pids => Kind::Pids,
+            Self::Disk | Self::Inodes => Kind::Disk,
+        }
+    }
+
+    /// Whether it is counted in bytes.
+    pub fn is_bytes(self) -> bool {
+        matches!(self, Self::Memory | Self::Disk)
+    }
 }
 
-/// How much there is of what is watched, in bytes or inodes.
+/// How much there is of what is watched, in bytes, process ids or inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub available: u64,
@@ -69,6 +87,11 @@ impl Sensor for Machine {
         if signal == Signal::Memory {
             let memory = Memory::now();
             let (available, capacity) = (memory.available_bytes(), memory.capacity_bytes);
+            return Some(Observed { available, capacity }).filter(|o| o.capacity > 0);
+        }
+        if signal == Signal::Pids {
+            let (capacity, used) = processes();
+            let available = capacity.saturating_sub(used);
             return Some(Observed { available, capacity }).filter(|o| o.capacity > 0);
         }
         let fs = rustix::fs::statvfs(&self.data_dir).ok()?;
@@ -111,6 +134,20 @@ pub struct Look {
 pub enum Kind {
     Memory,
     Disk,
+    Pids,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Disk, Self::Pids];
+
+    /// As the Node has it.
+    pub fn condition(self) -> &'static str {
+        match self {
+            Self::Memory => "MemoryPressure",
+            Self::Disk => "DiskPressure",
+            Self::Pids => "PIDPressure",
+        }
+    }
 }
 
 /// The node's thresholds, and which are crossed.
@@ -120,17 +157,14 @@ pub struct Pressure {
     soft: EvictionSoft,
     /// Since when soft thresholds are crossed.
     since: Mutex<HashMap<Signal, Instant>>,
-    memory: AtomicBool,
-    disk: AtomicBool,
+    /// Whether each of [`Kind::ALL`] holds.
+    under: [AtomicBool; 3],
     changes: watch::Sender<()>,
 }
 
 impl fmt::Debug for Pressure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pressure")
-            .field("memory", &self.memory)
-            .field("disk", &self.disk)
-            .finish_non_exhaustive()
+        f.debug_struct("Pressure").field("under", &self.under).finish_non_exhaustive()
     }
 }
 
@@ -141,8 +175,7 @@ impl Pressure {
             hard,
             soft,
             since: Mutex::default(),
-            memory: AtomicBool::new(false),
-            disk: AtomicBool::new(false),
+            under: Default::default(),
             changes: watch::Sender::new(()),
         };
         pressure.look(Instant::now());
@@ -157,17 +190,11 @@ impl Pressure {
     /// Looks again.
     pub fn look(&self, now: Instant) -> Look {
         let mut look = Look::default();
-        let (mut memory, mut disk) = (false, false);
+        let mut short = [false; 3];
         for signal in Signal::ALL {
             let Some(observed) = self.sensor.observe(signal) else { continue };
-            let short = match signal {
-                Signal::Memory => &mut memory,
-                Signal::Disk | Signal::Inodes => &mut disk,
-            };
-            let before = match signal {
-                Signal::Memory => self.memory.load(Ordering::Relaxed),
-                Signal::Disk | Signal::Inodes => self.disk.load(Ordering::Relaxed),
-            };
+            let before = self.is_under(signal.kind());
+            let short = &mut short[signal.kind() as usize];
             let hard = self.hard.of(signal);
             *short |= hard.crossed(before, observed);
             look.near |= signal == Signal::Memory && hard.is_near(observed);
@@ -184,10 +211,8 @@ impl Pressure {
             }
         }
         look.met.sort_by_key(|met| (met.signal, !met.hard));
-        for (kind, flag, now) in
-            [(Kind::Memory, &self.memory, memory), (Kind::Disk, &self.disk, disk)]
-        {
-            if flag.swap(now, Ordering::Relaxed) == now {
+        for (kind, now) in Kind::ALL.into_iter().zip(short) {
+            if self.under[kind as usize].swap(now, Ordering::Relaxed) == now {
                 continue;
             }
             let (_, _, message) = self.condition(kind);
@@ -204,10 +229,7 @@ impl Pressure {
     }
 
     pub fn is_under(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Memory => self.memory.load(Ordering::Relaxed),
-            Kind::Disk => self.disk.load(Ordering::Relaxed),
-        }
+        self.under[kind as usize].load(Ordering::Relaxed)
     }
 
     /// Status, reason and message of the node's condition.
@@ -237,6 +259,17 @@ impl Pressure {
             (Kind::Disk, false) => {
                 ("False", "KubeletHasNoDiskPressure", "the node has enough disk".into())
             }
+            (Kind::Pids, true) => (
+                "True",
+                "KubeletHasInsufficientPID",
+                format!(
+                    "the node has too few process ids left (pid.available<{})",
+                    hard.of(Signal::Pids)
+                ),
+            ),
+            (Kind::Pids, false) => {
+                ("False", "KubeletHasSufficientPID", "the node has enough process ids".into())
+            }
         }
     }
 }
@@ -252,6 +285,8 @@ fn event(kind: Kind, short: bool) -> &'static str {
         (Kind::Memory, false) => "NodeHasSufficientMemory",
         (Kind::Disk, true) => "NodeHasDiskPressure",
         (Kind::Disk, false) => "NodeHasNoDiskPressure",
+        (Kind::Pids, true) => "NodeHasInsufficientPID",
+        (Kind::Pids, false) => "NodeHasSufficientPID",
     }
 }
 
@@ -303,6 +338,21 @@ pub(crate) mod tests {
         told.set(Signal::Memory, 140);
         assert_eq!(pressure.look(now).changed[0].1, "NodeHasSufficientMemory");
         assert!(pressure.is_under(Kind::Disk));
+    }
+
+    #[test]
+    fn process_ids_run_out() {
+        let told = Told::default();
+        let hard = "pid.available<10%".parse().unwrap();
+        let pressure = Pressure::new(told.clone(), hard, EvictionSoft::default());
+        told.set(Signal::Pids, 99);
+        let look = pressure.look(Instant::now());
+        assert_eq!(look.changed[0].1, "NodeHasInsufficientPID");
+        assert_eq!(look.met[0].signal, Signal::Pids);
+        assert_eq!(pressure.condition(Kind::Pids).1, "KubeletHasInsufficientPID");
+        let machine = Machine { data_dir: "/".into() };
+        let seen = machine.observe(Signal::Pids).unwrap();
+        assert!(0 < seen.available && seen.available < seen.capacity, "{seen:?}");
     }
 
     #[test]

@@ -79,8 +79,8 @@ pub(crate) struct TunnelRegistry {
 
 #[async_trait]
 impl ClusterRegistry for TunnelRegistry {
-    async fn get(&self, path: &str, accept: &str) -> Result<ClusterResponse, String> {
-        match self.agent.registry("GET", path, accept).await {
+    async fn get(&self, path: &str, accept: &str, from: u64) -> Result<ClusterResponse, String> {
+        match self.agent.registry("GET", path, accept, from).await {
             Ok((reply, body)) => {
                 let chunks = futures::stream::unfold(body, |mut body| async move {
                     let next = body.next().await.map_err(|e| e.to_string()).transpose()?;

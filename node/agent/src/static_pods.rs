@@ -176,8 +176,7 @@ impl StaticPods {
             tokio::spawn(async move {
                 pods.gone(&uid).await;
                 let mut state = this.state.lock();
-                state.ending.remove(&key);
-                state.statuses.remove(&uid);
+                state.ended(&key, &uid);
                 drop(state);
                 this.room.notify_one();
             });
@@ -326,10 +325,26 @@ impl State {
             // Of the same name, one after the other.
             if !self.pods.contains_key(&key) && !self.ending.contains_key(&key) {
                 self.pods.insert(key, pod.clone());
-                turn.set.push(pod);
+                // What ran until a moment ago begins anew, and counts that.
+                let status = self.statuses.remove(&uid(&pod));
+                turn.set.push(match status {
+                    Some(status) => Arc::new(Pod { status: Some(status), ..(*pod).clone() }),
+                    None => pod,
+                });
             }
         }
         turn
+    }
+
+    /// A pod that was removed has ended. What was said of it last is of use if its file is there again.
+    fn ended(&mut self, key: &ObjectKey, uid: &str) {
+        self.ending.remove(key);
+        let is = |file: &File| {
+            file.pod.as_ref().is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid))
+        };
+        if !self.files.values().any(is) {
+            self.statuses.remove(uid);
+        }
     }
 }
 
@@ -443,5 +458,32 @@ mod tests {
         let twice = [("a", file("web", "v2")), ("z", file("web", "v3"))];
         assert_eq!(take(&mut state, &twice), (none(), none()));
         assert_eq!(take(&mut state, &[]), (vec!["web-n".into()], none()));
+    }
+
+    #[test]
+    fn a_file_that_comes_back_at_once_is_the_same_pod_again() {
+        let mut state = State::default();
+        let found = |there: bool| {
+            let files = [(PathBuf::from("a"), file("web", "v1"))];
+            files.into_iter().filter(|_| there).collect::<BTreeMap<_, _>>()
+        };
+        let take =
+            |there: bool, state: &mut State| state.take(found(there), "n", Timestamp::UNIX_EPOCH);
+        let first = take(true, &mut state).set.remove(0);
+        let (key, uid) = (ObjectKey::of_meta(&first.metadata), first.metadata.uid.clone().unwrap());
+        let status = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
+        state.statuses.insert(uid.clone(), status.clone());
+        assert_eq!(take(false, &mut state).remove.len(), 1);
+        assert!(take(true, &mut state).set.is_empty(), "it is still ending");
+        state.ended(&key, &uid);
+        let again = take(true, &mut state).set.remove(0);
+        assert_eq!(
+            (again.metadata.uid.as_ref(), again.status.as_ref()),
+            (Some(&uid), Some(&status))
+        );
+        state.statuses.insert(uid.clone(), status);
+        take(false, &mut state);
+        state.ended(&key, &uid);
+        assert_eq!(take(true, &mut state).set[0].status, None, "that was another life");
     }
 }

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rimward_api::usage::{self, Amount, NodeUsage};
-use rimward_node_pod::runtime::RunId;
+use rimward_node_pod::outside::Traffic;
+use rimward_node_pod::runtime::{RunId, Usage};
 use rimward_node_pod::{ContainerUsage, PodDisk, PodUsage};
 
 use crate::{Core, Parts, PodHandler};
 use machine::MachineSample;
-pub(crate) use machine::Memory;
+pub(crate) use machine::{Memory, processes};
 pub(crate) use prometheus::{container_metrics, resource_metrics, volume_metrics};
 pub(crate) use summary::summary;
 
@@ -51,6 +52,10 @@ pub(crate) struct Sample {
     pub time: Timestamp,
     pub machine: MachineSample,
     pub pods: Vec<PodUsage>,
+    /// All pods, what runs them, and this agent: by the names that the kubelet's Summary has.
+    pub whole: Vec<(&'static str, Usage)>,
+    /// The machine's network devices.
+    pub devices: Vec<(String, Traffic)>,
 }
 
 /// A look, and what CPU was used since another.
@@ -110,7 +115,10 @@ async fn latest(samples: &mut VecDeque<Arc<Sample>>, pods: &dyn PodHandler) -> A
 async fn take(pods: &dyn PodHandler) -> Arc<Sample> {
     let machine = MachineSample::take();
     let (taken, time) = (Instant::now(), Timestamp::now());
-    Arc::new(Sample { taken, time, machine, pods: pods.usage().await })
+    let mut whole = pods.usage_of_all();
+    whole.push(("kubelet", machine::own()));
+    let devices = machine::devices();
+    Arc::new(Sample { taken, time, machine, pods: pods.usage().await, whole, devices })
 }
 
 /// The sample that rates until `end` begin at.
@@ -127,6 +135,15 @@ impl Measured {
         let runs = base.pods.iter().flat_map(|pod| &pod.containers);
         let base_runs = runs.map(|c| (c.id.clone(), c.usage.cpu_nanos)).collect();
         Self { sample, base, base_runs }
+    }
+
+    /// Billionths of a core that one of the whole's parts used.
+    pub fn whole_rate(&self, name: &str) -> u64 {
+        let of = |sample: &Sample| {
+            let found = sample.whole.iter().find(|(other, _)| *other == name);
+            found.map_or(0, |(_, usage)| usage.cpu_nanos)
+        };
+        self.rate(of(&self.base), of(&self.sample))
     }
 
     pub fn window(&self) -> Duration {
@@ -198,9 +215,18 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: runs.iter().map(run).collect(),
+            traffic: None,
+            pressure: None,
         };
         let machine = MachineSample { cpu_nanos: cpu_ms * 1_000_000, ..MachineSample::default() };
-        Arc::new(Sample { taken, time: Timestamp::UNIX_EPOCH, machine, pods: vec![pod] })
+        Arc::new(Sample {
+            taken,
+            time: Timestamp::UNIX_EPOCH,
+            machine,
+            pods: vec![pod],
+            whole: Vec::new(),
+            devices: Vec::new(),
+        })
     }
 
     #[test]

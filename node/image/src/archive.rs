@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
 use crate::content::{digest_of, hex_digest};
+use crate::entries;
 use crate::fetch::{Blob, FetchError, Source};
 use crate::layers::decompressed;
 
@@ -275,9 +276,7 @@ fn members(path: &Path) -> std::io::Result<HashMap<String, Span>> {
         parts.join("/")
     };
     let (mut files, mut links) = (HashMap::new(), Vec::new());
-    let mut tar = tar::Archive::new(File::open(path)?);
-    for entry in tar.entries_with_seek()? {
-        let entry = entry?;
+    entries::each_head(File::open(path)?, |entry| {
         let name = entry.path()?.into_owned();
         if files.len() + links.len() >= MEMBERS_MAX {
             return Err(std::io::Error::other(format!("it has more than {MEMBERS_MAX} members")));
@@ -293,7 +292,8 @@ fn members(path: &Path) -> std::io::Result<HashMap<String, Span>> {
             let to = if kind.is_symlink() { from.join(to) } else { to.into_owned() };
             links.push((clean(&name), clean(&to)));
         }
-    }
+        Ok::<_, std::io::Error>(())
+    })?;
     for (name, to) in links {
         if let Some(span) = files.get(&to).copied() {
             files.insert(name, span);
@@ -315,7 +315,7 @@ impl Source for Archived<'_> {
         self.archive.document(digest).map_err(FetchError::Failed)
     }
 
-    async fn blob(&self, digest: &str, _size: u64, _from: u64) -> Result<(u64, Blob), FetchError> {
+    async fn blob(&self, digest: &str, _from: u64) -> Result<(u64, Blob), FetchError> {
         let (_, bytes) = self.archive.blob(digest).await.map_err(FetchError::Failed)?;
         Ok((0, bytes))
     }

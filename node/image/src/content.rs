@@ -30,6 +30,12 @@ pub(crate) enum ContentError {
     BadDigest(String),
     #[error("the blob is larger than the {0} bytes that this node takes")]
     TooLarge(u64),
+    #[error("the content has {actual} bytes or more, not {wanted} as its descriptor says")]
+    Longer { wanted: u64, actual: u64 },
+    #[error("the content has {actual} bytes, not {wanted} as its descriptor says")]
+    Size { wanted: u64, actual: u64 },
+    #[error("{path}: No space left on device: it takes {wanted} bytes, {room} are left for images")]
+    NoRoom { path: PathBuf, wanted: u64, room: u64 },
     #[error("the transfer broke: {0}")]
     Transfer(String),
     #[error("{path}: {source}")]
@@ -69,7 +75,7 @@ impl Content {
     }
 
     /// What came of a blob in earlier transfers, to be gone on with. The caller has the blob's turn.
-    pub async fn partial(&self, digest: &str, bytes_max: u64) -> Result<Partial, ContentError> {
+    pub async fn partial(&self, digest: &str, bytes: Bounds) -> Result<Partial, ContentError> {
         let path = self.path(digest)?;
         let name = path.file_name().expect("a blob's path has a name");
         let staged = Self::partials(&self.dir).join(name);
@@ -88,7 +94,12 @@ impl Content {
                 }
             }
         }
-        Ok(Partial { digest: digest.to_owned(), staged, path, file, hash, len, bytes_max })
+        let mut partial =
+            Partial { digest: digest.to_owned(), staged, path, file, hash, len, bytes };
+        if len > bytes.max() {
+            partial.begin_anew().await?;
+        }
+        Ok(partial)
     }
 
     /// Where the blob is or would be.
@@ -100,66 +111,60 @@ impl Content {
         Ok(self.dir.join("blobs").join(hex))
     }
 
-    /// Stores a stream under its digest, unless it is there already.
-    pub async fn store<E: std::fmt::Display>(
-        &self,
-        digest: &str,
-        bytes_max: u64,
-        stream: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<PathBuf, ContentError> {
-        let path = self.path(digest)?;
-        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
-            return Ok(path);
-        }
-        let staged = self.dir.join("staging").join(uuid::Uuid::new_v4().simple().to_string());
-        let written = write_verified(&staged, digest, bytes_max, stream).await;
-        match written {
-            Ok(()) => {
-                tokio::fs::rename(&staged, &path)
-                    .await
-                    .map_err(|source| ContentError::Io { path: path.clone(), source })?;
-                Ok(path)
-            }
-            Err(error) => {
-                let _the_first_error_is_the_one_to_tell = tokio::fs::remove_file(&staged).await;
-                Err(error)
-            }
-        }
+    /// A place for a file that this node makes itself.
+    pub fn stage(&self) -> PathBuf {
+        self.dir.join("staging").join(uuid::Uuid::new_v4().simple().to_string())
     }
 
-    /// Stores bytes that this node made itself; answers their digest.
-    pub async fn store_own(&self, content: &[u8]) -> Result<(String, PathBuf), ContentError> {
-        let digest = digest_of(content);
-        let once = futures::stream::iter([Ok::<_, String>(Bytes::copy_from_slice(content))]);
-        let path = self.store(&digest, u64::MAX, once).await?;
+    /// Takes a staged file; answers its digest. Blocks.
+    pub fn adopt(&self, staged: &Path) -> Result<(String, PathBuf), ContentError> {
+        let io = |source| ContentError::Io { path: staged.to_owned(), source };
+        let (mut hash, mut file) = (Sha256::new(), std::fs::File::open(staged).map_err(io)?);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match std::io::Read::read(&mut file, &mut buffer).map_err(io)? {
+                0 => break,
+                read => hash.update(&buffer[..read]),
+            }
+        }
+        file.sync_all().map_err(io)?;
+        let digest = hex_digest(&hash.finalize());
+        let path = self.path(&digest)?;
+        std::fs::rename(staged, &path).map_err(io)?;
         Ok((digest, path))
     }
 }
 
-async fn write_verified<E: std::fmt::Display>(
-    staged: &Path,
-    digest: &str,
-    bytes_max: u64,
-    stream: impl Stream<Item = Result<Bytes, E>>,
-) -> Result<(), ContentError> {
-    let io = |source| ContentError::Io { path: staged.to_owned(), source };
-    let mut file = tokio::fs::File::create(staged).await.map_err(io)?;
-    let (mut hash, mut len) = (Sha256::new(), 0u64);
-    let mut stream = std::pin::pin!(stream);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|e| ContentError::Transfer(e.to_string()))?;
-        len += chunk.len() as u64;
-        if len > bytes_max {
-            return Err(ContentError::TooLarge(bytes_max));
+/// How long a blob is, or may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bounds {
+    /// As what refers to it says.
+    Exactly(u64),
+    UpTo(u64),
+}
+
+impl Bounds {
+    fn max(self) -> u64 {
+        match self {
+            Self::Exactly(max) | Self::UpTo(max) => max,
         }
-        hash.update(&chunk);
-        file.write_all(&chunk).await.map_err(io)?;
     }
-    let actual = hex_digest(&hash.finalize());
-    if actual != digest {
-        return Err(ContentError::Mismatch { wanted: digest.to_owned(), actual });
+
+    fn exceeded_by(self, actual: u64) -> Option<ContentError> {
+        match self {
+            _ if actual <= self.max() => None,
+            Self::Exactly(wanted) => Some(ContentError::Longer { wanted, actual }),
+            Self::UpTo(max) => Some(ContentError::TooLarge(max)),
+        }
     }
-    file.sync_all().await.map_err(io)
+
+    /// Compares all there is.
+    pub fn check(self, actual: u64) -> Result<(), ContentError> {
+        match self {
+            Self::Exactly(wanted) if wanted != actual => Err(ContentError::Size { wanted, actual }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A blob of which not all has come.
@@ -170,7 +175,7 @@ pub(crate) struct Partial {
     file: tokio::fs::File,
     hash: Sha256,
     len: u64,
-    bytes_max: u64,
+    bytes: Bounds,
 }
 
 impl Partial {
@@ -197,10 +202,10 @@ impl Partial {
             match stream.next().await {
                 None => break Ok(()),
                 Some(Err(error)) => break Err(ContentError::Transfer(error.to_string())),
-                Some(Ok(chunk)) if self.len + chunk.len() as u64 > self.bytes_max => {
-                    return Err(ContentError::TooLarge(self.bytes_max));
-                }
                 Some(Ok(chunk)) => {
+                    if let Some(error) = self.bytes.exceeded_by(self.len + chunk.len() as u64) {
+                        return Err(error);
+                    }
                     self.file.write_all(&chunk).await.map_err(|e| self.io(e))?;
                     self.hash.update(&chunk);
                     self.len += chunk.len() as u64;
@@ -211,8 +216,17 @@ impl Partial {
         outcome
     }
 
+    /// Whether what came is the blob, whatever its descriptor says.
+    pub fn is_whole(&self) -> bool {
+        hex_digest(&self.hash.clone().finalize()) == self.digest
+    }
+
     /// All of it is there: it is what it should be, or it goes.
     pub async fn finish(self) -> Result<PathBuf, ContentError> {
+        if let Err(error) = self.bytes.check(self.len) {
+            self.discard().await;
+            return Err(error);
+        }
         let actual = hex_digest(&self.hash.clone().finalize());
         if actual != self.digest {
             let wanted = self.digest.clone();
@@ -263,14 +277,14 @@ mod tests {
         let digest = digest_of(b"hello world");
         {
             let content = Content::open(dir.path()).unwrap();
-            let mut partial = content.partial(&digest, 100).await.unwrap();
+            let mut partial = content.partial(&digest, Bounds::Exactly(11)).await.unwrap();
             let broke = partial.take(chunks(&[Ok("hel"), Ok("lo"), Err("reset")])).await;
             assert_eq!(broke.unwrap_err().to_string(), "the transfer broke: reset");
             assert_eq!(partial.len(), 5);
         }
         // By the next agent.
         let content = Content::open(dir.path()).unwrap();
-        let mut partial = content.partial(&digest, 100).await.unwrap();
+        let mut partial = content.partial(&digest, Bounds::Exactly(11)).await.unwrap();
         assert_eq!(partial.len(), 5);
         partial.take(chunks(&[Ok(" world")])).await.unwrap();
         let path = partial.finish().await.unwrap();
@@ -283,13 +297,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = Content::open(dir.path()).unwrap();
         let digest = digest_of(b"hello world");
-        let mut partial = content.partial(&digest, 8).await.unwrap();
+        let mut partial = content.partial(&digest, Bounds::UpTo(8)).await.unwrap();
         let outcome = partial.take(chunks(&[Ok("hello"), Ok(" world")])).await;
         assert!(matches!(outcome, Err(ContentError::TooLarge(8))), "{outcome:?}");
         partial.begin_anew().await.unwrap();
         partial.take(chunks(&[Ok("other")])).await.unwrap();
         let outcome = partial.finish().await;
         assert!(matches!(outcome, Err(ContentError::Mismatch { .. })), "{outcome:?}");
-        assert_eq!(content.partial(&digest, 8).await.unwrap().len(), 0);
+        let again = content.partial(&digest, Bounds::UpTo(8)).await.unwrap();
+        assert_eq!(again.len(), 0);
+        again.discard().await;
+        // Its digest is right, and still it is not what the manifest says.
+        for (wanted, expected) in [
+            (10, "the content has 11 bytes or more, not 10 as its descriptor says"),
+            (12, "the content has 11 bytes, not 12 as its descriptor says"),
+        ] {
+            let mut partial = content.partial(&digest, Bounds::Exactly(wanted)).await.unwrap();
+            let taken = partial.take(chunks(&[Ok("hello world")])).await;
+            let error = match taken {
+                Err(error) => {
+                    partial.discard().await;
+                    error
+                }
+                Ok(()) => partial.finish().await.unwrap_err(),
+            };
+            assert_eq!(error.to_string(), expected);
+        }
     }
 }

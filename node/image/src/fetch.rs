@@ -19,17 +19,18 @@ pub(crate) const MANIFEST_PATIENCE: Duration = Duration::from_secs(20);
 /// The cluster's own registry, as the node reaches it: through its tunnel.
 #[async_trait]
 pub trait ClusterRegistry: Send + Sync + 'static {
-    /// GET of a `/v2/…` path with an Accept header.
+    /// GET of a `/v2/…` path with an Accept header, from a byte on.
     ///
     /// # Errors
     /// A sentence when the control plane cannot be reached.
-    async fn get(&self, path: &str, accept: &str) -> Result<ClusterResponse, String>;
+    async fn get(&self, path: &str, accept: &str, from: u64) -> Result<ClusterResponse, String>;
 
     /// `host:port` names that mean this registry.
     fn hosts(&self) -> Vec<String>;
 }
 
 pub struct ClusterResponse {
+    /// 206 when it begins where it was asked to.
     pub status: u16,
     pub body: BoxStream<'static, Result<Bytes, String>>,
 }
@@ -42,8 +43,24 @@ pub(crate) enum FetchError {
     /// The credentials, or their absence, are not good enough.
     #[error("{0}")]
     Denied(String),
+    /// It answers, but not with what was asked for. Somebody else may get another answer.
+    #[error("{0}")]
+    Refused(String),
+    /// Whoever asks: it cannot be reached, or what it sends is not what it should be.
     #[error("{0}")]
     Failed(String),
+}
+
+impl FetchError {
+    /// The same, told by where it happened.
+    pub fn within(self, place: &str) -> Self {
+        match self {
+            Self::NotFound(what) => Self::NotFound(format!("{place}: {what}")),
+            Self::Denied(why) => Self::Denied(format!("{place}: {why}")),
+            Self::Refused(why) => Self::Refused(format!("{place}: {why}")),
+            Self::Failed(why) => Self::Failed(format!("{place}: {why}")),
+        }
+    }
 }
 
 pub(crate) type Blob = BoxStream<'static, Result<Bytes, String>>;
@@ -54,7 +71,7 @@ pub(crate) trait Source: Send + Sync {
     /// The manifest's bytes, digest not yet checked.
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError>;
     /// A blob's bytes from one on, or all of them where the place cannot do that: the answer says from which.
-    async fn blob(&self, digest: &str, size: u64, from: u64) -> Result<(u64, Blob), FetchError>;
+    async fn blob(&self, digest: &str, from: u64) -> Result<(u64, Blob), FetchError>;
 }
 
 /// A repository of the cluster's registry.
@@ -64,10 +81,12 @@ pub(crate) struct InCluster<'a> {
 }
 
 impl InCluster<'_> {
-    async fn get(&self, path: String, accept: &str) -> Result<Blob, FetchError> {
-        let response = self.registry.get(&path, accept).await.map_err(FetchError::Failed)?;
+    /// From which byte on, and the bytes.
+    async fn get(&self, path: String, accept: &str, from: u64) -> Result<(u64, Blob), FetchError> {
+        let response = self.registry.get(&path, accept, from).await.map_err(FetchError::Failed)?;
         match response.status {
-            200 => Ok(response.body),
+            200 => Ok((0, response.body)),
+            206 => Ok((from, response.body)),
             404 => Err(FetchError::NotFound(format!("cluster registry {path}"))),
             code => Err(FetchError::Failed(format!("cluster registry {path}: HTTP status {code}"))),
         }
@@ -78,7 +97,7 @@ impl InCluster<'_> {
 impl Source for InCluster<'_> {
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
         let path = format!("/v2/{}/manifests/{version}", self.repository);
-        let mut body = self.get(path, &ACCEPT.join(", ")).await?;
+        let (_, mut body) = self.get(path, &ACCEPT.join(", "), 0).await?;
         let mut content = BytesMut::new();
         while let Some(chunk) = body.next().await {
             content.extend_from_slice(&chunk.map_err(FetchError::Failed)?);
@@ -91,8 +110,7 @@ impl Source for InCluster<'_> {
         Ok(content.freeze())
     }
 
-    async fn blob(&self, digest: &str, _size: u64, _from: u64) -> Result<(u64, Blob), FetchError> {
-        let blob = self.get(format!("/v2/{}/blobs/{digest}", self.repository), "*/*").await?;
-        Ok((0, blob))
+    async fn blob(&self, digest: &str, from: u64) -> Result<(u64, Blob), FetchError> {
+        self.get(format!("/v2/{}/blobs/{digest}", self.repository), "*/*", from).await
     }
 }

@@ -5,9 +5,14 @@
 //! (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>), the `wasi/wasm` platform
 //! of container tools, Spin's application artifacts, the OCI image specification.
 
+use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::entries;
+use crate::layers::decompressed;
 
 /// What the node asks registries for, most wanted first.
 pub(crate) const ACCEPT: [&str; 4] = [
@@ -29,18 +34,19 @@ pub(crate) struct Manifest {
     pub layers: Vec<Descriptor>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
     #[serde(default)]
     pub media_type: String,
     pub digest: String,
+    /// In bytes; 0 where it is not said.
     #[serde(default)]
     pub size: u64,
     pub platform: Option<Platform>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct Platform {
     #[serde(default)]
     pub os: String,
@@ -95,12 +101,12 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, 
 /// What to fetch next, having seen a manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Plan {
-    /// It is an index: this entry fits the node.
-    Entry { digest: String },
+    /// It is an index: these entries fit the node, or do not say whether they do; the best first.
+    Entries(Vec<Descriptor>),
     /// One layer is the Wasm itself.
-    WasmLayer { digest: String, config: Option<String> },
+    WasmLayer { layer: Descriptor, config: Option<Descriptor> },
     /// The config will tell whether Wasm lies in the layers, or a Linux root file system.
-    ByConfig { config: String },
+    ByConfig { config: Descriptor },
 }
 
 /// Chooses from a manifest, for a node of this machine architecture (as OCI spells it: `amd64`).
@@ -109,43 +115,48 @@ pub(crate) enum Plan {
 /// A sentence for the user when nothing in the image fits.
 pub(crate) fn plan(manifest: &Manifest, architecture: &str) -> Result<Plan, String> {
     if !manifest.manifests.is_empty() {
-        let rank = |d: &&Descriptor| match &d.platform {
+        let rank = |d: &Descriptor| match &d.platform {
             Some(p) if p.architecture == "wasm" => 0,
             Some(p) if p.os == "linux" && p.architecture == architecture => 1 + variant(p),
-            None if manifest.manifests.len() == 1 => 4,
-            _ => 9,
+            // An index within an index, say.
+            None => 20,
+            Some(_) => UNFIT,
         };
-        return match manifest.manifests.iter().min_by_key(rank) {
-            Some(entry) if rank(&entry) < 9 => Ok(Plan::Entry { digest: entry.digest.clone() }),
-            _ => {
-                let offered: Vec<String> = manifest
-                    .manifests
-                    .iter()
-                    .filter_map(|d| d.platform.as_ref())
-                    .map(|p| format!("{}/{}", p.os, p.architecture))
-                    .collect();
-                Err(format!(
-                    "no matching manifest for wasm or linux/{architecture} in the image index, which offers {}",
-                    offered.join(", ")
-                ))
-            }
-        };
+        let mut fitting: Vec<&Descriptor> =
+            manifest.manifests.iter().filter(|d| rank(d) < UNFIT).collect();
+        fitting.sort_by_key(|d| rank(d));
+        // Who says that it fits is believed before who says nothing.
+        let told = fitting.iter().take_while(|d| d.platform.is_some()).count();
+        if told > 0 {
+            return Ok(Plan::Entries(vec![fitting[0].clone()]));
+        }
+        if !fitting.is_empty() {
+            return Ok(Plan::Entries(fitting.into_iter().cloned().collect()));
+        }
+        let offered: Vec<String> =
+            manifest.manifests.iter().filter_map(|d| d.platform.as_ref()).map(shown).collect();
+        return Err(format!(
+            "no match for platform in the image index: it offers {}; this node runs wasm and linux/{architecture}",
+            offered.join(", ")
+        ));
     }
     let wasm: Vec<&Descriptor> =
         manifest.layers.iter().filter(|l| WASM_LAYERS.contains(&l.media_type.as_str())).collect();
     match (wasm.as_slice(), &manifest.config) {
-        ([layer], config) => Ok(Plan::WasmLayer {
-            digest: layer.digest.clone(),
-            config: config.as_ref().map(|c| c.digest.clone()),
-        }),
+        ([layer], config) => {
+            Ok(Plan::WasmLayer { layer: (*layer).clone(), config: config.clone() })
+        }
         ([_, _, ..], _) => Err(format!(
             "the image has {} Wasm layers; one component per image is what a container runs",
             wasm.len()
         )),
-        ([], Some(config)) => Ok(Plan::ByConfig { config: config.digest.clone() }),
+        ([], Some(config)) => Ok(Plan::ByConfig { config: config.clone() }),
         ([], None) => Err("the manifest has neither a config nor a Wasm layer".into()),
     }
 }
+
+/// The rank of what no node runs.
+const UNFIT: u8 = 99;
 
 /// Of several variants of the node's architecture the newest that every such machine has: v7 of 32-bit
 /// ARM, v8 of 64-bit, v1 (which need not be said) of amd64.
@@ -154,46 +165,50 @@ fn variant(platform: &Platform) -> u8 {
         (_, "") | ("arm", "v7") | ("arm64", "v8") | ("amd64", "v1") => 0,
         ("arm", "v6") => 1,
         ("arm", "v5") => 2,
-        _ => 8,
+        _ => UNFIT,
     }
 }
 
-/// The Wasm file that a compat image starts, from its unpacked layers (lowest first): the entrypoint,
-/// or the only `.wasm` there is. Layers are tar, gzip or not.
+fn shown(platform: &Platform) -> String {
+    let Platform { os, architecture, variant } = platform;
+    let variant = if variant.is_empty() { String::new() } else { format!("/{variant}") };
+    format!("{os}/{architecture}{variant}")
+}
+
+/// Writes the Wasm file that a compat image starts to `out`, from its layers (files, lowest first): the entrypoint,
+/// or the only `.wasm` there is. Layers are tar, compressed or not. Neither a layer nor the file may unpack to more
+/// than `bytes_max`. Answers how long the file is. Blocks.
 pub(crate) fn wasm_in_layers(
-    layers: &[Vec<u8>],
+    layers: &[PathBuf],
     run: &RunConfig,
+    out: &Path,
     bytes_max: u64,
-) -> Result<Vec<u8>, String> {
+) -> Result<u64, String> {
     let wanted = run.entrypoint.iter().chain(&run.cmd).find(|word| word.ends_with(".wasm"));
     let wanted = wanted.map(|path| clean(path));
-    let mut found: Option<(String, Vec<u8>)> = None;
+    let mut found: Option<(String, u64)> = None;
     let mut others = 0;
     for layer in layers {
-        let reader: Box<dyn Read> = match layer.starts_with(&[0x1f, 0x8b]) {
-            true => Box::new(flate2::read::GzDecoder::new(layer.as_slice())),
-            false => Box::new(layer.as_slice()),
-        };
+        let file = File::open(layer).map_err(|e| format!("{}: {e}", layer.display()))?;
+        let plain = decompressed(file).map_err(|e| format!("a layer cannot be read: {e}"))?;
         // A bomb ends at the limit, as a short archive.
-        let mut archive = tar::Archive::new(reader.take(bytes_max));
-        for entry in archive.entries().map_err(|e| format!("a layer is not a tar archive: {e}"))? {
-            let mut entry = entry.map_err(|e| format!("a layer cannot be read: {e}"))?;
-            let path = clean(&entry.path().map_err(|e| e.to_string())?.to_string_lossy());
+        let visited = entries::each(plain.take(bytes_max), |entry| {
+            let path = clean(&entry.path()?.to_string_lossy());
             let fits = match &wanted {
                 Some(wanted) => path == *wanted,
                 None => path.ends_with(".wasm"),
             };
-            if !fits || !entry.header().entry_type().is_file() {
-                continue;
+            if fits && entry.header().entry_type().is_file() {
+                let size = std::io::copy(entry, &mut File::create(out)?)?;
+                others += usize::from(found.as_ref().is_some_and(|(old, _)| *old != path));
+                found = Some((path, size));
             }
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content).map_err(|e| format!("{path} cannot be read: {e}"))?;
-            others += usize::from(found.as_ref().is_some_and(|(old, _)| *old != path));
-            found = Some((path, content));
-        }
+            Ok::<_, std::io::Error>(())
+        });
+        visited.map_err(|e| format!("a layer is not a tar archive that can be read: {e}"))?;
     }
     match (found, others) {
-        (Some((_, content)), 0) => Ok(content),
+        (Some((_, size)), 0) => Ok(size),
         (Some(_), _) => Err("several .wasm files and no entrypoint that names one of them".into()),
         (None, _) => Err(match wanted {
             Some(path) => format!("the entrypoint {path:?} is not in the image"),
@@ -214,41 +229,69 @@ mod tests {
         serde_json::from_value(json).expect("a manifest")
     }
 
+    /// What is chosen, by digests.
+    fn chosen(plan: Plan) -> String {
+        match plan {
+            Plan::Entries(entries) => {
+                let digests: Vec<String> = entries.into_iter().map(|e| e.digest).collect();
+                format!("entries {}", digests.join(" "))
+            }
+            Plan::WasmLayer { layer, config } => {
+                format!("wasm {} {}", layer.digest, config.unwrap_or_default().digest)
+            }
+            Plan::ByConfig { config } => format!("config {}", config.digest),
+        }
+    }
+
     #[test]
     fn what_an_image_is() {
         #[track_caller]
-        fn check(json: serde_json::Value, expected: Result<Plan, &str>) {
-            match (plan(&manifest(json.clone()), "amd64"), expected) {
+        fn check(architecture: &str, json: serde_json::Value, expected: Result<&str, &str>) {
+            match (plan(&manifest(json.clone()), architecture), expected) {
                 (Err(text), Err(part)) => assert!(text.contains(part), "{text}"),
                 (got, expected) => {
-                    assert_eq!(got, expected.map_err(str::to_owned), "{json}");
+                    let expected = expected.map(str::to_owned).map_err(str::to_owned);
+                    assert_eq!(got.map(chosen), expected, "{json}");
                 }
             }
         }
-        let entry = |os: &str, arch: &str, digest: &str| serde_json::json!({"digest": digest, "platform": {"os": os, "architecture": arch}});
+        let of = |os: &str, arch: &str, variant: &str, digest: &str| serde_json::json!({"digest": digest, "platform": {"os": os, "architecture": arch, "variant": variant}});
+        let entry = |os: &str, arch: &str, digest: &str| of(os, arch, "", digest);
+        let untold = |digest: &str| serde_json::json!({ "digest": digest });
+        let index = |entries: &[serde_json::Value]| serde_json::json!({ "manifests": entries });
         check(
+            "amd64",
             serde_json::json!({"config": {"mediaType": "application/vnd.wasm.config.v0+json", "digest": "c"},
                 "layers": [{"mediaType": "application/wasm", "digest": "w"}]}),
-            Ok(Plan::WasmLayer { digest: "w".into(), config: Some("c".into()) }),
+            Ok("wasm w c"),
         );
+        let both = [entry("linux", "amd64", "l"), entry("wasip2", "wasm", "w")];
+        check("amd64", index(&both), Ok("entries w"));
+        let many = [
+            of("linux", "amd64", "v3", "v3"),
+            entry("linux", "arm64", "a"),
+            entry("linux", "amd64", "l"),
+            untold("u"),
+            entry("unknown", "unknown", "attestation"),
+        ];
+        check("amd64", index(&many), Ok("entries l"));
+        check("amd64", index(&many[..2]), Err("offers linux/amd64/v3, linux/arm64;"));
+        check("amd64", index(&[untold("u"), untold("v"), many[1].clone()]), Ok("entries u v"));
+        let arms = [
+            of("linux", "arm", "v5", "v5"),
+            of("linux", "arm", "v7", "v7"),
+            of("linux", "arm", "v6", "v6"),
+        ];
+        check("arm", index(&arms), Ok("entries v7"));
+        check("arm", index(&[arms[0].clone(), arms[2].clone()]), Ok("entries v6"));
+        check("amd64", index(&arms), Err("offers linux/arm/v5, linux/arm/v7, linux/arm/v6"));
+        check("amd64", index(&[entry("linux", "arm64", "l")]), Err("offers linux/arm64"));
         check(
-            serde_json::json!({"manifests": [entry("linux", "amd64", "l"), entry("wasip2", "wasm", "w")]}),
-            Ok(Plan::Entry { digest: "w".into() }),
-        );
-        let older = serde_json::json!({"digest": "v3", "platform": {"os": "linux", "architecture": "amd64", "variant": "v3"}});
-        check(
-            serde_json::json!({"manifests": [older, entry("linux", "arm64", "a"), entry("linux", "amd64", "l")]}),
-            Ok(Plan::Entry { digest: "l".into() }),
-        );
-        check(
-            serde_json::json!({"manifests": [entry("linux", "arm64", "l")]}),
-            Err("offers linux/arm64"),
-        );
-        check(
+            "amd64",
             serde_json::json!({"config": {"digest": "c"}, "layers": [{"mediaType": "tar", "digest": "t"}]}),
-            Ok(Plan::ByConfig { config: "c".into() }),
+            Ok("config c"),
         );
-        check(serde_json::json!({}), Err("neither"));
+        check("amd64", serde_json::json!({}), Err("neither"));
     }
 
     #[test]
@@ -260,12 +303,23 @@ mod tests {
             header.set_cksum();
             tar.append_data(&mut header, path, content).expect("appends");
         }
-        let layers = [tar.into_inner().expect("finishes")];
+        let tar = tar.into_inner().expect("finishes");
+        let dir = tempfile::tempdir().expect("a directory");
+        let zstd = zstd::encode_all(&tar[..], 3).expect("compresses");
         let run =
             |entry: &str| RunConfig { entrypoint: vec![entry.into()], ..RunConfig::default() };
-        assert_eq!(wasm_in_layers(&layers, &run("/hello.wasm"), 1 << 20).unwrap(), b"\0asm");
-        assert_eq!(wasm_in_layers(&layers, &RunConfig::default(), 1 << 20).unwrap(), b"\0asm");
-        let missing = wasm_in_layers(&layers, &run("/other.wasm"), 1 << 20).unwrap_err();
-        assert!(missing.contains("other.wasm"));
+        for content in [tar, zstd] {
+            let layer = dir.path().join("layer");
+            std::fs::write(&layer, content).expect("a file");
+            let (layers, out) = ([layer], dir.path().join("out"));
+            for run in [run("/hello.wasm"), RunConfig::default()] {
+                assert_eq!(wasm_in_layers(&layers, &run, &out, 1 << 20), Ok(4));
+                assert_eq!(std::fs::read(&out).expect("the file"), b"\0asm");
+            }
+            let missing = wasm_in_layers(&layers, &run("/other.wasm"), &out, 1 << 20).unwrap_err();
+            assert!(missing.contains("other.wasm"));
+            let bomb = wasm_in_layers(&layers, &run("/hello.wasm"), &out, 700).unwrap_err();
+            assert!(bomb.contains("cannot be read") || bomb.contains("can be read"), "{bomb}");
+        }
     }
 }

@@ -108,7 +108,7 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
     let mut tar = Hashing { inner: plain, hash: Sha256::new(), left: limits.bytes_max };
     unpack::unpack(&mut tar, dir, &limits)?;
     // The end of an archive is padding, which the diffID covers too.
-    std::io::copy(&mut tar, &mut std::io::sink()).map_err(|e| UnpackError::from_read(&e))?;
+    std::io::copy(&mut tar, &mut std::io::sink()).map_err(UnpackError::from)?;
     let actual = hex_digest(&tar.hash.finalize());
     if actual != wanted.to_ascii_lowercase() {
         return Err(LayerError::DiffId { wanted: wanted.to_owned(), actual });
@@ -121,8 +121,8 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
 /// Of the disk, what no layer takes: so one that is larger than it says fails alone.
 const KEPT_FREE: u64 = 1 << 30;
 
-/// What one layer may take of the disk, in bytes. Of a small disk a twentieth is kept free.
-fn room(dir: &Path) -> std::io::Result<u64> {
+/// What images may still take of the disk, in bytes. Of a small disk a twentieth is kept free.
+pub(crate) fn room(dir: &Path) -> std::io::Result<u64> {
     let disk = rustix::fs::statvfs(dir)?;
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
     Ok(bytes(disk.f_bavail).saturating_sub(KEPT_FREE.min(bytes(disk.f_blocks) / 20)))

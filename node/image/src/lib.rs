@@ -10,9 +10,11 @@
 
 mod archive;
 mod content;
+mod entries;
 mod fetch;
 mod form;
 mod gc;
+mod keyring;
 mod layers;
 mod name;
 mod progress;
@@ -25,4 +27,4 @@ pub use fetch::{ClusterRegistry, ClusterResponse};
 pub use gc::{Candidate, GcPolicy, Room};
 pub use layers::Limits;
 pub use remote::RemoteConfig;
-pub use store::{Config, ImageStore, StoredImage};
+pub use store::{Access, Config, ImageStore, StoredImage};

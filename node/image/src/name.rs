@@ -9,6 +9,15 @@ pub(crate) fn canonical(text: &str) -> Option<String> {
     text.parse::<Reference>().ok().map(|reference| reference.whole())
 }
 
+/// `host/repository` of a name, as every container tool reads it. Empty for what is no name.
+pub(crate) fn repository(text: &str) -> String {
+    text.parse::<Reference>().map(|reference| repository_of(&reference)).unwrap_or_default()
+}
+
+fn repository_of(reference: &Reference) -> String {
+    format!("{}/{}", reference.registry(), reference.repository())
+}
+
 /// A parsed name, and where it points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Name {
@@ -52,13 +61,16 @@ impl Name {
         self.reference.digest().or(self.reference.tag()).unwrap_or("latest")
     }
 
+    /// `host/repository`.
+    pub fn repository(&self) -> String {
+        repository_of(&self.reference)
+    }
+
     /// What `imageID` shows: the repository and the digest that was found.
     pub fn id(&self, digest: &str) -> String {
         match (&self.in_cluster, self.has_host) {
             (Some(repository), false) => format!("{repository}@{digest}"),
-            _ => {
-                format!("{}/{}@{digest}", self.reference.registry(), self.reference.repository())
-            }
+            _ => format!("{}@{digest}", self.repository()),
         }
     }
 }

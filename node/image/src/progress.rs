@@ -45,8 +45,8 @@ impl Source for Counted<'_> {
         Ok(content)
     }
 
-    async fn blob(&self, digest: &str, size: u64, from: u64) -> Result<(u64, Blob), FetchError> {
-        let (from, blob) = self.source.blob(digest, size, from).await?;
+    async fn blob(&self, digest: &str, from: u64) -> Result<(u64, Blob), FetchError> {
+        let (from, blob) = self.source.blob(digest, from).await?;
         let counts = self.counts.clone();
         // What an earlier transfer had counts too; one that begins anew counts twice, up to all.
         counts.bytes.fetch_add(from, Ordering::Relaxed);

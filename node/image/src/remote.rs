@@ -3,34 +3,40 @@
 //! Certificates are laid out as every container tool knows it: `DIR/HOST[:PORT]/*.crt` are authorities to
 //! trust for that registry alone. They are read again when they change, so that a new one needs no restart.
 //!
-//! A client keeps tokens, so there is one for each host and each credential: what one pod's secret opens
-//! stays closed to a pod without it.
+//! A registry is a stranger. No more of anything it says is read than such a thing may have, and what one pod's
+//! secret opens stays closed to others: tokens live as long as one pull. (`oci-client`, which reads whatever it is
+//! sent into memory and keeps tokens, gives names only.)
 
-mod manifest;
+mod auth;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
-use oci_client::Client;
-use oci_client::client::{
-    BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol,
-};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth as OciAuth;
+use http::StatusCode;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, WWW_AUTHENTICATE};
+use oci_client::errors::OciEnvelope;
 use parking_lot::Mutex;
+use reqwest::Response;
 use rimward_node_pod::outside::RegistryAuth;
-use sha2::{Digest, Sha256};
 
-use crate::fetch::{Blob, FetchError, MANIFEST_PATIENCE, Source};
+use crate::fetch::{Blob, FetchError, MANIFEST_BYTES_MAX, MANIFEST_PATIENCE, Source};
 use crate::name::Name;
+use crate::{form, keyring};
+use auth::Challenge;
 
 /// Clients that are kept; when there are more, all are made anew.
 const CLIENTS_MAX: usize = 64;
+
+/// Of what a registry says when it refuses, and of tokens.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of silence.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How registries outside the cluster are spoken to.
 #[derive(Clone, Debug, Default)]
@@ -46,24 +52,13 @@ pub struct RemoteConfig {
 /// Clients for registries outside.
 pub(crate) struct Remotes {
     config: RemoteConfig,
-    clients: Mutex<HashMap<ClientId, Clients>>,
+    clients: Mutex<HashMap<ClientId, reqwest::Client>>,
 }
 
-/// For one host and credential.
-#[derive(Clone)]
-struct Clients {
-    /// Keeps tokens, and gets blobs.
-    oci: Client,
-    /// Gets manifests.
-    http: reqwest::Client,
-    plain: bool,
-}
-
-/// What a client depends on: the host, a hash of the credential, and the certificates as they are now.
+/// What a client depends on: the host, and the certificates as they are now.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct ClientId {
     host: String,
-    credential: [u8; 32],
     certificates: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
@@ -74,7 +69,7 @@ impl Remotes {
         // Wrong options are told now, not at the first pull. Without any there is nothing to be wrong, and a
         // client costs a node that never pulls from outside a megabyte: it reads all of the system's authorities.
         if !config.ca_files.is_empty() {
-            make(&config, &config.ca_files, "")?;
+            make(&config.ca_files)?;
         }
         Ok(Self { config, clients: Mutex::default() })
     }
@@ -85,41 +80,31 @@ impl Remotes {
         name: &'a Name,
         auths: &[RegistryAuth],
     ) -> Result<Vec<Remote<'a>>, String> {
-        let (host, shown) = (name.reference.resolve_registry(), name.reference.registry());
-        let fits = |auth: &&RegistryAuth| {
-            host_matches(&auth.registry, host) || host_matches(&auth.registry, shown)
+        let host = name.reference.resolve_registry();
+        let plain = self.config.plain_http.iter().any(|plain| plain == host);
+        let client = self.client(host)?;
+        let remote = |auth: Option<RegistryAuth>| {
+            let (client, state) = (client.clone(), Mutex::default());
+            Remote { client, plain, name, auth, state }
         };
-        let mut credentials: Vec<OciAuth> = auths
-            .iter()
-            .filter(fits)
-            .map(|auth| OciAuth::Basic(auth.username.clone(), auth.password.clone()))
-            .collect();
-        if credentials.is_empty() {
-            credentials.push(OciAuth::Anonymous);
-        }
-        let remote = |auth: OciAuth| -> Result<Remote<'a>, String> {
-            Ok(Remote { clients: self.clients(host, &auth)?, name, auth })
-        };
-        credentials.into_iter().map(remote).collect()
+        let fitting = keyring::lookup(&name.repository(), auths);
+        Ok(match fitting.is_empty() {
+            true => vec![remote(None)],
+            false => fitting.into_iter().map(|auth| remote(Some(auth.clone()))).collect(),
+        })
     }
 
-    fn clients(&self, host: &str, auth: &OciAuth) -> Result<Clients, String> {
+    fn client(&self, host: &str) -> Result<reqwest::Client, String> {
         let files = self.certificates(host)?;
         let modified = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();
         let id = ClientId {
             host: host.to_owned(),
-            credential: match auth {
-                OciAuth::Basic(user, password) => {
-                    Sha256::digest(format!("{user}:{password}")).into()
-                }
-                _ => [0; 32],
-            },
             certificates: files.iter().map(|f| (f.clone(), modified(f))).collect(),
         };
         if let Some(known) = self.clients.lock().get(&id) {
             return Ok(known.clone());
         }
-        let made = make(&self.config, &files, host)?;
+        let made = make(&files)?;
         let mut clients = self.clients.lock();
         if clients.len() >= CLIENTS_MAX {
             clients.clear();
@@ -149,112 +134,130 @@ impl Remotes {
     }
 }
 
-fn make(config: &RemoteConfig, certificates: &[PathBuf], host: &str) -> Result<Clients, String> {
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-    const READ_TIMEOUT: Duration = Duration::from_secs(60);
+fn make(certificates: &[PathBuf]) -> Result<reqwest::Client, String> {
     const USER_AGENT: &str = concat!("rimward/", env!("CARGO_PKG_VERSION"));
-    let failed = |e: &dyn std::error::Error| format!("registry client: {}", causes(e));
-    let certificates: Vec<Certificate> =
-        certificates.iter().map(|file| certificate(file)).collect::<Result<_, _>>()?;
-    let pem = |one: &Certificate| reqwest::Certificate::from_pem(&one.data);
-    let trusted: Vec<_> =
-        certificates.iter().map(pem).collect::<Result<_, _>>().map_err(|e| failed(&e))?;
-    let http = reqwest::Client::builder()
+    let trusted =
+        certificates.iter().map(|file| certificate(file)).collect::<Result<Vec<_>, _>>()?;
+    reqwest::Client::builder()
         .tls_certs_merge(trusted)
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .user_agent(USER_AGENT)
         .build()
-        .map_err(|e| failed(&e))?;
-    let plain = config.plain_http.iter().any(|plain| plain == host);
-    let config = ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(config.plain_http.clone()),
-        extra_root_certificates: certificates,
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        read_timeout: Some(READ_TIMEOUT),
-        user_agent: USER_AGENT,
-        ..ClientConfig::default()
-    };
-    let oci = Client::try_from(config).map_err(|e| failed(&e))?;
-    Ok(Clients { oci, http, plain })
+        .map_err(|e| format!("registry client: {}", causes(&e)))
 }
 
-fn certificate(file: &Path) -> Result<Certificate, String> {
+fn certificate(file: &Path) -> Result<reqwest::Certificate, String> {
     let data =
         std::fs::read(file).map_err(|e| format!("registry certificate {}: {e}", file.display()))?;
     if !data.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
         return Err(format!("registry certificate {} is not a PEM file", file.display()));
     }
-    Ok(Certificate { encoding: CertificateEncoding::Pem, data })
+    reqwest::Certificate::from_pem(&data)
+        .map_err(|e| format!("registry certificate {}: {}", file.display(), causes(&e)))
 }
 
-/// Whether a credential's registry is this host. A `*` stands for a whole or part of one label, as in the
-/// kubelet: `*.example.com`.
-/// <https://kubernetes.io/docs/concepts/containers/images/#config-json>
-fn host_matches(registry: &str, host: &str) -> bool {
-    let (pattern, port) = split_port(registry);
-    let (name, host_port) = split_port(host);
-    let (patterns, labels) = (pattern.split('.'), name.split('.'));
-    port == host_port
-        && patterns.clone().count() == labels.clone().count()
-        && patterns.zip(labels).all(|(pattern, label)| glob(pattern, label))
-}
-
-fn split_port(host: &str) -> (&str, &str) {
-    host.rsplit_once(':').unwrap_or((host, ""))
-}
-
-/// Goes back to the last star only, so it takes at most the product of both lengths.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p + 1, t));
-                p += 1;
-            }
-            Some(byte) if *byte == text[t] => (p, t) = (p + 1, t + 1),
-            _ => {
-                let Some((after, at)) = star else { return false };
-                star = Some((after, at + 1));
-                (p, t) = (after, at + 1);
-            }
-        }
-    }
-    pattern[p..].iter().all(|byte| *byte == b'*')
-}
-
-/// A repository of a registry outside.
+/// A repository of a registry outside, as one credential sees it.
 pub(crate) struct Remote<'a> {
-    clients: Clients,
+    client: reqwest::Client,
+    plain: bool,
     name: &'a Name,
-    auth: OciAuth,
+    auth: Option<RegistryAuth>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What opened the repository last: a header's value.
+    authorization: Option<String>,
+    /// It was asked who asks.
+    challenged: bool,
 }
 
 impl Remote<'_> {
-    fn explain(&self, error: OciDistributionError) -> FetchError {
-        let whole = self.name.reference.whole();
-        match error {
-            OciDistributionError::ImageManifestNotFoundError(_) => FetchError::NotFound(whole),
-            OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::AuthenticationFailure(_) => FetchError::Denied(format!(
-                "{whole}: pull access denied, repository does not exist or may require authorization: {error}"
-            )),
-            OciDistributionError::RegistryError { envelope, .. }
-                if envelope.errors.iter().any(|e| {
-                    matches!(e.code, OciErrorCode::Denied | OciErrorCode::Unauthorized)
-                }) =>
-            {
-                FetchError::Denied(format!("{whole}: pull access denied: {envelope}"))
-            }
-            OciDistributionError::RequestError(e) => {
-                FetchError::Failed(format!("{whole}: {}", causes(&e)))
-            }
-            other => FetchError::Failed(format!("{whole}: {other}")),
+    /// The credential without which the repository does not answer; None where it opens to anybody.
+    pub fn opened_by(&self) -> Option<&RegistryAuth> {
+        self.auth.as_ref().filter(|_| self.state.lock().challenged)
+    }
+
+    /// GET of something of the repository, once more with what the registry asks for if it asks who is there.
+    async fn get(&self, path: &str, accept: &str, from: u64) -> Result<Response, FetchError> {
+        let reference = &self.name.reference;
+        let host = reference.resolve_registry();
+        let scheme = if self.plain { "http" } else { "https" };
+        let url = format!("{scheme}://{host}/v2/{}/{path}", reference.repository());
+        let response = self.send(&url, accept, from).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenge = {
+            let challenges = response.headers().get_all(WWW_AUTHENTICATE).into_iter();
+            challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?)).next()
+        };
+        let Some(challenge) = challenge else { return Ok(response) };
+        drop(response);
+        let authorization = auth::answer(self, &challenge).await?;
+        *self.state.lock() = State { authorization: Some(authorization), challenged: true };
+        self.send(&url, accept, from).await
+    }
+
+    async fn send(&self, url: &str, accept: &str, from: u64) -> Result<Response, FetchError> {
+        let mut request = self.client.get(url).header(ACCEPT, accept);
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        let authorization = self.state.lock().authorization.clone();
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.send().await.map_err(|e| failed(&e))
+    }
+
+    /// What a good answer holds, or how it was refused.
+    async fn good(&self, response: Response) -> Result<Response, FetchError> {
+        let status = response.status();
+        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+            return Ok(response);
+        }
+        let url = response.url().to_string();
+        let said = bounded(response, ANSWER_BYTES_MAX).await.unwrap_or_default();
+        Err(refused(&self.name.reference.whole(), &url, status, &said))
+    }
+}
+
+fn failed(error: &reqwest::Error) -> FetchError {
+    FetchError::Failed(causes(error))
+}
+
+/// No more of an answer's body than that; None of one that breaks off.
+async fn bounded(mut response: Response, max: usize) -> Option<Bytes> {
+    let mut content = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        content.extend_from_slice(&chunk[..chunk.len().min(max - content.len())]);
+        if content.len() == max {
+            break;
         }
     }
+    Some(content.freeze())
+}
+
+fn refused(whole: &str, url: &str, status: StatusCode, said: &[u8]) -> FetchError {
+    // In the registry's own words, where it has some. Of another page nothing is shown: a redirect may have led
+    // to where its reader may not look.
+    let said = serde_json::from_slice::<OciEnvelope>(said).map(|said| format!(": {said}"));
+    let answer = format!(
+        "unexpected status from GET request to {url}: {status}{}",
+        said.unwrap_or_default()
+    );
+    match status {
+        StatusCode::NOT_FOUND => FetchError::NotFound(whole.to_owned()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::Denied(denied(&answer)),
+        _ => FetchError::Refused(answer),
+    }
+}
+
+fn denied(why: &str) -> String {
+    format!("pull access denied, repository does not exist or may require authorization: {why}")
 }
 
 /// An error with what caused it; reqwest's own text stops at the URL.
@@ -270,35 +273,52 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 #[async_trait]
 impl Source for Remote<'_> {
+    /// Of which no more is read than a manifest may be.
+    /// <https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests>
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
-        let got = tokio::time::timeout(MANIFEST_PATIENCE, manifest::get(self, version)).await;
-        got.unwrap_or_else(|_| {
+        let get = async {
+            let path = format!("manifests/{version}");
+            let response = self.get(&path, &form::ACCEPT.join(", "), 0).await?;
+            let mut response = self.good(response).await?;
+            let mut content = BytesMut::new();
+            while let Some(chunk) = response.chunk().await.map_err(|e| failed(&e))? {
+                if content.len() + chunk.len() > MANIFEST_BYTES_MAX {
+                    let why = format!("the manifest exceeds {MANIFEST_BYTES_MAX} bytes");
+                    return Err(FetchError::Failed(why));
+                }
+                content.extend_from_slice(&chunk);
+            }
+            Ok(content.freeze())
+        };
+        tokio::time::timeout(MANIFEST_PATIENCE, get).await.unwrap_or_else(|_| {
             Err(FetchError::Failed(format!(
-                "{}: the registry did not answer within {} s",
-                self.name.reference.whole(),
+                "the registry did not answer within {} s",
                 MANIFEST_PATIENCE.as_secs()
             )))
         })
     }
 
-    async fn blob(&self, digest: &str, size: u64, from: u64) -> Result<(u64, Blob), FetchError> {
-        let size = i64::try_from(size).unwrap_or(i64::MAX);
-        let descriptor = OciDescriptor { digest: digest.to_owned(), size, ..Default::default() };
-        let (client, reference) = (&self.clients.oci, &self.name.reference);
-        let (from, stream) = match from {
-            0 => (0, client.pull_blob_stream(reference, &descriptor).await),
-            _ => {
-                let rest = client.pull_blob_stream_partial(reference, &descriptor, from, None);
-                match rest.await {
-                    Ok(BlobResponse::Partial(stream)) => (from, Ok(stream)),
-                    Ok(BlobResponse::Full(stream)) => (0, Ok(stream)),
-                    Err(error) => (from, Err(error)),
-                }
-            }
+    async fn blob(&self, digest: &str, from: u64) -> Result<(u64, Blob), FetchError> {
+        let get = async {
+            let response = self.get(&format!("blobs/{digest}"), "*/*", from).await?;
+            self.good(response).await
         };
-        let stream = stream.map_err(|e| self.explain(e))?;
-        Ok((from, stream.stream.map_err(|e| causes(&e)).boxed()))
+        let response = tokio::time::timeout(READ_TIMEOUT, get).await.unwrap_or_else(|_| {
+            let seconds = READ_TIMEOUT.as_secs();
+            Err(FetchError::Failed(format!("the registry did not answer within {seconds} s")))
+        })?;
+        let from = match response.status() {
+            StatusCode::PARTIAL_CONTENT => begins_at(&response).unwrap_or(u64::MAX),
+            _ => 0,
+        };
+        Ok((from, response.bytes_stream().map_err(|e| causes(&e)).boxed()))
     }
+}
+
+/// The first byte of a partial answer.
+fn begins_at(response: &Response) -> Option<u64> {
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -306,25 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_fit_hosts() {
-        #[track_caller]
-        fn check(registry: &str, host: &str, expected: bool) {
-            assert_eq!(host_matches(registry, host), expected, "{registry} for {host}");
-        }
-        check("r.example", "r.example", true);
-        check("r.example", "s.example", false);
-        check("*.example", "r.example", true);
-        check("*.example", "a.r.example", false);
-        check("r-*.example", "r-eu.example", true);
-        check("*-eu*.example", "r-us-eu-1.example", true);
-        check("*-us.example", "r-eu.example", false);
-        check("r.example:5000", "r.example:5000", true);
-        check("r.example", "r.example:5000", false);
-        check("*", "r.example", false);
-    }
-
-    #[test]
-    fn a_client_for_each_credential_and_certificate() {
+    fn a_client_for_each_host_and_certificate() {
         let dir = tempfile::tempdir().unwrap();
         let config = RemoteConfig { certs_dir: Some(dir.path().into()), ..RemoteConfig::default() };
         let remotes = Remotes::new(config).unwrap();
@@ -333,19 +335,48 @@ mod tests {
             registry: "r.example:5000".into(),
             username: user.into(),
             password: "p".into(),
+            ..RegistryAuth::default()
         };
         let clients = |expected: usize| assert_eq!(remotes.clients.lock().len(), expected);
         assert_eq!(remotes.of(&name, &[]).unwrap().len(), 1);
         assert_eq!(remotes.of(&name, &[auth("a"), auth("b")]).unwrap().len(), 2);
-        clients(3);
-        remotes.of(&name, &[auth("a")]).unwrap();
-        clients(3);
+        clients(1);
+        let other = Name::parse("s.example/a:v1", &[]).unwrap();
+        remotes.of(&other, &[auth("a")]).unwrap();
+        clients(2);
         let own = dir.path().join("r.example:5000");
         std::fs::create_dir(&own).unwrap();
         std::fs::write(own.join("ca.crt"), "not a certificate").unwrap();
         let error = remotes.of(&name, &[]).err().unwrap();
         assert!(error.contains("r.example:5000/ca.crt"), "{error}");
-        let other = Name::parse("s.example/a:v1", &[]).unwrap();
         assert!(remotes.of(&other, &[]).is_ok(), "another host's certificates do not matter");
+    }
+
+    #[test]
+    fn refusals() {
+        #[track_caller]
+        fn check(status: u16, said: &str, expected: &str) {
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = refused("r/a:v1", "http://r/x", status, said.as_bytes());
+            assert_eq!(error.to_string(), expected);
+        }
+        let unexpected = "unexpected status from GET request to http://r/x";
+        check(500, "<html>boom", &format!("{unexpected}: 500 Internal Server Error"));
+        check(404, "", "r/a:v1: not found");
+        check(
+            401,
+            "",
+            &format!(
+                "pull access denied, repository does not exist or may require authorization: \
+                 {unexpected}: 401 Unauthorized"
+            ),
+        );
+        let said = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#;
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let error = refused("r/a:v1", "http://r/x", status, said.as_bytes()).to_string();
+        assert!(
+            error.contains("429 Too Many Requests: ") && error.contains("slow down"),
+            "{error}"
+        );
     }
 }

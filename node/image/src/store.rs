@@ -1,6 +1,8 @@
 //! The node's images: which names are here, and the pull that brings one.
 
+mod access;
 mod import;
+mod pull;
 mod remove;
 
 use std::collections::HashMap;
@@ -15,12 +17,13 @@ use rimward_node_pod::outside::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, Semaphore, watch};
 
-use crate::content::{Content, ContentError, digest_of};
-use crate::fetch::{ClusterRegistry, FetchError, InCluster, Source};
-use crate::form::{self, ImageConfig, Manifest, Plan, RunConfig};
+pub use access::Access;
+
+use crate::content::Content;
+use crate::fetch::ClusterRegistry;
 use crate::layers::{Layers, Limits};
 use crate::name::{self, Name};
-use crate::progress::{Counted, Counts};
+use crate::progress::Counts;
 use crate::remote::{RemoteConfig, Remotes};
 
 pub struct Config {
@@ -55,6 +58,8 @@ pub struct StoredImage {
     pub image: Image,
     pub size_bytes: u64,
     pub pulled_at: jiff::Timestamp,
+    #[serde(default)]
+    pub access: Access,
 }
 
 /// A handle on the node's images; clones share them.
@@ -172,6 +177,10 @@ impl Images for ImageStore {
         Some(Image { reference: reference.to_owned(), ..found })
     }
 
+    fn may_use(&self, reference: &str, image: &Image, auth: &[RegistryAuth]) -> bool {
+        self.inner.may_use(reference, image, auth)
+    }
+
     async fn ensure(
         &self,
         reference: &str,
@@ -180,8 +189,10 @@ impl Images for ImageStore {
     ) -> Result<Image, ImageError> {
         let name = Name::parse(reference, &self.inner.cluster.hosts())?;
         let present = self.present(reference).await;
+        let present = present.filter(|image| self.may_use(reference, image, auth));
         match (policy, present) {
             (PullPolicy::IfNotPresent | PullPolicy::Never, Some(image)) => return Ok(image),
+            // Whoever may not use it does not learn that it is here.
             (PullPolicy::Never, None) => {
                 return Err(ImageError {
                     reason: "ErrImageNeverPull".into(),
@@ -198,7 +209,12 @@ impl Images for ImageStore {
             let _only_one_pull_of_this_name = turn.lock().await;
             let fresh = self.inner.images.lock().get(reference).cloned();
             match fresh {
-                Some(stored) if stored.pulled_at >= asked_at => Ok(stored.image),
+                Some(stored)
+                    if stored.pulled_at >= asked_at
+                        && self.may_use(reference, &stored.image, auth) =>
+                {
+                    Ok(stored.image)
+                }
                 _ => self.inner.pull(reference, &name, auth).await,
             }
         };
@@ -208,6 +224,10 @@ impl Images for ImageStore {
             pulling.remove(reference);
         }
         result
+    }
+
+    fn size_bytes(&self, reference: &str) -> Option<u64> {
+        Some(self.inner.find(reference)?.size_bytes)
     }
 
     fn progress(&self, reference: &str) -> Option<PullProgress> {
@@ -241,341 +261,22 @@ impl Inner {
         self.changes.send_modify(|n| *n += 1);
     }
 
-    async fn pull(
-        &self,
-        reference: &str,
-        name: &Name,
-        auth: &[RegistryAuth],
-    ) -> Result<Image, ImageError> {
-        let slots = self.slots(name);
-        let _slot = slots.acquire().await.expect("the semaphore is never closed");
-        let _nothing_is_swept = self.pulls.read().await;
-        let pulled = self.pull_from_anywhere(reference, name, auth).await;
-        let (image, size_bytes) = pulled.map_err(|message| ImageError {
-            reason: "ErrImagePull".into(),
-            message: format!("failed to pull image {reference:?}: {message}"),
-        })?;
-        let stored =
-            StoredImage { image: image.clone(), size_bytes, pulled_at: jiff::Timestamp::now() };
-        self.remember(stored).map_err(|e| ImageError {
-            reason: "ErrImagePull".into(),
-            message: format!(
-                "failed to store image {reference:?} under {}: {e}",
-                self.dir.display()
-            ),
-        })?;
-        Ok(image)
-    }
-
-    async fn pull_from_anywhere(
-        &self,
-        reference: &str,
-        name: &Name,
-        auth: &[RegistryAuth],
-    ) -> Result<(Image, u64), String> {
-        let Some(repository) = &name.in_cluster else {
-            return self.pull_from_outside(reference, name, auth).await;
-        };
-        let in_cluster = InCluster { registry: &*self.cluster, repository };
-        match self.pull_from(&in_cluster, reference, name).await {
-            Err(FetchError::NotFound(here)) if !name.has_host => {
-                // Names without a host mean the default registry everywhere else.
-                let outside = self.pull_from_outside(reference, name, auth).await;
-                outside.map_err(|e| format!("{here}: not found; {e}"))
-            }
-            other => other.map_err(|e| e.to_string()),
+    /// Keeps the record on disk, then in memory. What is known of the same image's pulls adds up.
+    fn remember(&self, mut stored: StoredImage) -> std::io::Result<()> {
+        let reference = stored.image.reference.clone();
+        let known = self.images.lock().get(&reference).cloned();
+        if let Some(known) = known.filter(|known| known.image.digest == stored.image.digest) {
+            stored.access = known.access.and(stored.access);
         }
-    }
-
-    /// With each credential that fits, until one is good enough.
-    async fn pull_from_outside(
-        &self,
-        reference: &str,
-        name: &Name,
-        auth: &[RegistryAuth],
-    ) -> Result<(Image, u64), String> {
-        let mut denied = None;
-        for remote in self.remotes.of(name, auth)? {
-            match self.pull_from(&remote, reference, name).await {
-                Err(FetchError::Denied(cause)) => denied = Some(cause),
-                other => return other.map_err(|e| e.to_string()),
-            }
-        }
-        Err(denied.expect("there is at least the anonymous try"))
-    }
-
-    async fn pull_from(
-        &self,
-        source: &dyn Source,
-        reference: &str,
-        name: &Name,
-    ) -> Result<(Image, u64), FetchError> {
-        let counts = Arc::new(Counts::default());
-        self.progress.lock().insert(reference.to_owned(), counts.clone());
-        let pulled = self.pull_counted(&Counted { source, counts }, reference, name).await;
-        self.progress.lock().remove(reference);
-        pulled
-    }
-
-    async fn pull_counted(
-        &self,
-        source: &dyn Source,
-        reference: &str,
-        name: &Name,
-    ) -> Result<(Image, u64), FetchError> {
-        let (mut manifest, digest) = self.manifest(source, name.version()).await?;
-        let failed = FetchError::Failed;
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        let mut plan = form::plan(&manifest, architecture).map_err(failed)?;
-        if let Plan::Entry { digest } = &plan {
-            manifest = self.manifest(source, digest).await?.0;
-            plan = form::plan(&manifest, architecture).map_err(failed)?;
-        }
-        let (form, size_bytes) = match plan {
-            Plan::Entry { .. } => {
-                return Err(failed("an image index inside an image index is not supported".into()));
-            }
-            Plan::WasmLayer { digest, config } => {
-                let run = self.run_config(source, &manifest, config.as_deref()).await?;
-                self.wasm_layer(source, &manifest, digest, run.config).await?
-            }
-            Plan::ByConfig { config } => {
-                let image = self.run_config(source, &manifest, Some(&config)).await?;
-                if image.architecture.is_empty() || image.os.is_empty() {
-                    return Err(failed(format!(
-                        "the image's config {config} is not valid: it names no os and architecture"
-                    )));
-                }
-                if image.architecture == "wasm" || image.os.starts_with("wasi") {
-                    self.compat(source, &manifest, image.config).await?
-                } else {
-                    self.linux(source, &manifest, image, architecture).await?
-                }
-            }
-        };
-        let id = name.id(&digest);
-        Ok((Image { reference: reference.to_owned(), id, digest, form }, size_bytes))
-    }
-
-    /// A manifest, checked against its digest where the version is one.
-    async fn manifest(
-        &self,
-        source: &dyn Source,
-        version: &str,
-    ) -> Result<(Manifest, String), FetchError> {
-        let content = source.manifest(version).await?;
-        let digest = digest_of(&content);
-        if version.starts_with("sha256:") && version != digest {
-            return Err(FetchError::Failed(format!(
-                "the manifest has digest {digest}, not {version}: the registry or the network altered it"
-            )));
-        }
-        let manifest = serde_json::from_slice(&content)
-            .map_err(|e| FetchError::Failed(format!("the manifest is not valid: {e}")))?;
-        Ok((manifest, digest))
-    }
-
-    async fn blob(
-        &self,
-        source: &dyn Source,
-        digest: &str,
-        size: u64,
-        max: u64,
-    ) -> Result<PathBuf, FetchError> {
-        let failed = |e: ContentError| FetchError::Failed(format!("blob {digest}: {e}"));
-        let path = self.content.path(digest).map_err(failed)?;
-        let turn = self.content.turn(digest);
-        let _one_transfer_at_a_time = turn.lock().await;
-        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
-            return Ok(path);
-        }
-        let mut partial = self.content.partial(digest, max).await.map_err(failed)?;
-        let mut tries = Tries::default();
-        loop {
-            let before = partial.len();
-            let broke = match source.blob(digest, size, before).await {
-                Ok((from, stream)) => {
-                    if from != before {
-                        partial.begin_anew().await.map_err(failed)?;
-                    }
-                    match partial.take(stream).await {
-                        Ok(()) => return partial.finish().await.map_err(failed),
-                        // All has come: what is wrong is not the transfer.
-                        Err(ContentError::Transfer(_)) if size > 0 && partial.len() >= size => {
-                            return partial.finish().await.map_err(failed);
-                        }
-                        Err(ContentError::Transfer(why)) => ContentError::Transfer(why),
-                        Err(error) => {
-                            partial.discard().await;
-                            return Err(failed(error));
-                        }
-                    }
-                }
-                // It may be that it has no such rest.
-                Err(FetchError::Failed(why)) if before > 0 => {
-                    partial.begin_anew().await.map_err(failed)?;
-                    ContentError::Transfer(why)
-                }
-                Err(error) => {
-                    if before == 0 {
-                        partial.discard().await;
-                    }
-                    return Err(error);
-                }
-            };
-            if !tries.another(partial.len() > before) {
-                return Err(failed(broke));
-            }
-            tracing::info!(digest, got = partial.len(), error = %broke, "a transfer goes on");
-            tokio::time::sleep(Tries::PAUSE).await;
-        }
-    }
-
-    /// The config blob; empty when there is none or it is not an image config (Wasm artifacts have
-    /// configs of their own, whose fields a container does not use).
-    async fn run_config(
-        &self,
-        source: &dyn Source,
-        manifest: &Manifest,
-        digest: Option<&str>,
-    ) -> Result<ImageConfig, FetchError> {
-        const CONFIG_BYTES_MAX: u64 = 1 << 20;
-        let Some(digest) = digest else { return Ok(ImageConfig::default()) };
-        let size = manifest.config.as_ref().map_or(0, |c| c.size);
-        let path = self.blob(source, digest, size, CONFIG_BYTES_MAX).await?;
-        let content = read(&path).await?;
-        Ok(serde_json::from_slice(&content).unwrap_or_default())
-    }
-
-    async fn wasm_layer(
-        &self,
-        source: &dyn Source,
-        manifest: &Manifest,
-        digest: String,
-        run: RunConfig,
-    ) -> Result<(ImageForm, u64), FetchError> {
-        let size = manifest.layers.iter().find(|l| l.digest == digest).map_or(0, |l| l.size);
-        let file = self.blob(source, &digest, size, self.layer_bytes_max).await?;
-        let size = tokio::fs::metadata(&file).await.map_or(size, |m| m.len());
-        Ok((wasm_form(file, digest, run), size))
-    }
-
-    /// A `wasi/wasm` image: the Wasm file lies inside tar layers.
-    async fn compat(
-        &self,
-        source: &dyn Source,
-        manifest: &Manifest,
-        run: RunConfig,
-    ) -> Result<(ImageForm, u64), FetchError> {
-        let mut layers = Vec::new();
-        for layer in &manifest.layers {
-            let path = self.blob(source, &layer.digest, layer.size, self.layer_bytes_max).await?;
-            layers.push(read(&path).await?);
-        }
-        let (max, config) = (self.layer_bytes_max, run.clone());
-        let unpacked =
-            tokio::task::spawn_blocking(move || form::wasm_in_layers(&layers, &config, max));
-        let content = unpacked
-            .await
-            .map_err(|e| FetchError::Failed(e.to_string()))?
-            .map_err(FetchError::Failed)?;
-        let stored = self.content.store_own(&content).await;
-        let (digest, file) = stored.map_err(|e| FetchError::Failed(e.to_string()))?;
-        Ok((wasm_form(file, digest, run), content.len() as u64))
-    }
-
-    /// A root file system: each layer is unpacked once, whoever uses it. A layer that is there is not even
-    /// fetched, so a pull that broke goes on where it was.
-    async fn linux(
-        &self,
-        source: &dyn Source,
-        manifest: &Manifest,
-        image: ImageConfig,
-        architecture: &str,
-    ) -> Result<(ImageForm, u64), FetchError> {
-        let failed = |why: String| FetchError::Failed(why);
-        let kind = format!("{}/{}", image.os, image.architecture);
-        let Some(store) = &self.layers else {
-            return Err(failed(format!(
-                "it is a {kind} container image, which needs a node that runs as root; this one runs WebAssembly images only"
-            )));
-        };
-        if image.os != "linux" || image.architecture != architecture {
-            return Err(failed(format!(
-                "it is a {kind} container image; this node runs linux/{architecture} and WebAssembly"
-            )));
-        }
-        let diff_ids = &image.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers.len() {
-            return Err(failed(format!(
-                "the manifest has {} layers, the config names {}",
-                manifest.layers.len(),
-                diff_ids.len()
-            )));
-        }
-        let (mut layers, mut size_bytes) = (Vec::with_capacity(diff_ids.len()), 0u64);
-        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
-            size_bytes += layer.size;
-            let dir = match store.present(diff_id).map_err(failed)? {
-                Some(dir) => dir,
-                None => {
-                    let blob =
-                        self.blob(source, &layer.digest, layer.size, self.layer_bytes_max).await?;
-                    let dir = store.unpack(&blob, diff_id).await;
-                    // What was unpacked is not needed packed; what cannot be unpacked even less.
-                    let _none_needs_it = tokio::fs::remove_file(&blob).await;
-                    dir.map_err(|e| failed(format!("layer {}: {e}", layer.digest)))?
-                }
-            };
-            layers.push(dir);
-        }
-        let RunConfig { entrypoint, cmd, env, working_dir, user, stop_signal } = image.config;
-        let form =
-            ImageForm::Linux { layers, entrypoint, cmd, env, working_dir, user, stop_signal };
-        Ok((form, size_bytes))
-    }
-
-    /// Keeps the record on disk, then in memory.
-    fn remember(&self, stored: StoredImage) -> std::io::Result<()> {
         let content = serde_json::to_vec(&stored).expect("the record has no maps with odd keys");
-        let path = self.record_path(&stored.image.reference);
-        let staged = self.dir.join("staging").join(uuid::Uuid::new_v4().simple().to_string());
+        let staged = self.content.stage();
         std::fs::write(&staged, content)?;
-        std::fs::rename(&staged, path)?;
-        self.images.lock().insert(stored.image.reference.clone(), stored);
+        std::fs::rename(&staged, self.record_path(&reference))?;
+        self.images.lock().insert(reference, stored);
         self.changed();
         Ok(())
     }
 }
 
-/// How often a transfer that breaks is gone on with within one pull. What it has is kept for the next.
-#[derive(Default)]
-struct Tries {
-    all: u32,
-    in_vain: u32,
-}
-
-impl Tries {
-    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
-
-    fn another(&mut self, brought_something: bool) -> bool {
-        const MAX: u32 = 5;
-        const IN_VAIN_MAX: u32 = 2;
-        self.all += 1;
-        self.in_vain = if brought_something { 0 } else { self.in_vain + 1 };
-        self.all < MAX && self.in_vain < IN_VAIN_MAX
-    }
-}
-
-fn wasm_form(file: PathBuf, digest: String, run: RunConfig) -> ImageForm {
-    let RunConfig { entrypoint, cmd, env, working_dir, .. } = run;
-    ImageForm::Wasm { file, digest, entrypoint, cmd, env, working_dir }
-}
-
-async fn read(path: &Path) -> Result<Vec<u8>, FetchError> {
-    tokio::fs::read(path).await.map_err(|e| FetchError::Failed(format!("{}: {e}", path.display())))
-}
+#[cfg(test)]
+mod tests;

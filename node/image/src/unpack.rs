@@ -10,7 +10,7 @@
 //! <https://docs.kernel.org/filesystems/overlayfs.html>
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
@@ -23,6 +23,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
 
+use crate::entries;
 use crate::layers::Limits;
 
 pub(crate) const TOO_MUCH: &str = "it unpacks to more than this node takes";
@@ -37,8 +38,8 @@ pub(crate) enum UnpackError {
     TooMuch(String),
 }
 
-impl UnpackError {
-    pub fn from_read(error: &std::io::Error) -> Self {
+impl From<std::io::Error> for UnpackError {
+    fn from(error: std::io::Error) -> Self {
         match error.to_string() {
             text if text.contains(TOO_MUCH) => Self::TooMuch("its bytes exceed the limit".into()),
             text => Self::Archive(text),
@@ -50,21 +51,19 @@ impl UnpackError {
 pub(crate) fn unpack(tar: impl Read, dir: &Path, limits: &Limits) -> Result<(), UnpackError> {
     let root = rustix::fs::open(dir, DIRECTORY, Mode::empty())
         .map_err(|e| UnpackError::Archive(format!("{}: {e}", dir.display())))?;
-    let mut layer = Layer { root, last: None, times: Vec::new() };
-    let mut archive = tar::Archive::new(tar);
+    let mut layer = Layer { root, last: None, times: Vec::new(), sparse_left: limits.bytes_max };
     let mut count = 0;
-    for entry in archive.entries().map_err(|e| UnpackError::from_read(&e))? {
-        let mut entry = entry.map_err(|e| UnpackError::from_read(&e))?;
+    entries::each(tar, |entry| {
         count += 1;
         if count > limits.entries_max {
             return Err(UnpackError::TooMuch(format!("over {} entries", limits.entries_max)));
         }
         let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
-        layer.entry(&path, &mut entry).map_err(|why| match why.contains(TOO_MUCH) {
+        layer.entry(&path, entry).map_err(|why| match why.contains(TOO_MUCH) {
             true => UnpackError::TooMuch("its bytes exceed the limit".into()),
             false => UnpackError::Entry { path, why },
-        })?;
-    }
+        })
+    })?;
     layer.finish();
     Ok(())
 }
@@ -77,6 +76,8 @@ struct Layer {
     last: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Filling a directory changes its time, so that is set at the end.
     times: Vec<(PathBuf, i64)>,
+    /// What files with holes may still be long. The archive's own bytes do not bound them.
+    sparse_left: u64,
 }
 
 /// The parts of a header that are wanted for every kind of file.
@@ -123,7 +124,13 @@ impl Layer {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
                 let file = open_made(parent, name, flags)?;
                 let mut file = std::fs::File::from(file);
-                std::io::copy(entry, &mut file).map_err(|e| e.to_string())?;
+                if kind.is_gnu_sparse() {
+                    let left = self.sparse_left.checked_sub(entry.size());
+                    self.sparse_left = left.ok_or(TOO_MUCH)?;
+                    write_sparse(entry, &mut file).map_err(|e| e.to_string())?;
+                } else {
+                    std::io::copy(entry, &mut file).map_err(|e| e.to_string())?;
+                }
                 self.dress(&OwnedFd::from(file), &meta).map_err(text)
             }
             EntryType::Link => {
@@ -237,6 +244,29 @@ impl Layer {
     }
 }
 
+/// What is zeros all over stays a hole.
+fn write_sparse(entry: &mut impl Read, file: &mut std::fs::File) -> std::io::Result<()> {
+    let mut block = vec![0; 64 << 10];
+    let mut len = 0;
+    loop {
+        let mut filled = 0;
+        while filled < block.len() {
+            match entry.read(&mut block[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        if filled == 0 {
+            return file.set_len(len);
+        }
+        len += filled as u64;
+        match block[..filled].iter().all(|byte| *byte == 0) {
+            true => drop(file.seek(SeekFrom::Start(len))?),
+            false => file.write_all(&block[..filled])?,
+        }
+    }
+}
+
 fn text(error: Errno) -> String {
     error.to_string()
 }
@@ -265,7 +295,12 @@ fn meta<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, String> {
     let mut xattrs = Vec::new();
     for extension in entry.pax_extensions().map_err(|e| e.to_string())?.into_iter().flatten() {
         let extension = extension.map_err(|e| e.to_string())?;
-        let name = extension.key().ok().and_then(|key| key.strip_prefix("SCHILY.xattr."));
+        let key = extension.key().unwrap_or_default();
+        if key.starts_with("GNU.sparse.") {
+            // Its content would be taken for a map of holes, and the map for content.
+            return Err("it is a sparse file in a form that is not known (pax)".into());
+        }
+        let name = key.strip_prefix("SCHILY.xattr.");
         // `trusted.overlay.…` would be orders to overlayfs; labels are another machine's.
         if let Some(name) = name.filter(|n| *n == "security.capability" || n.starts_with("user.")) {
             xattrs.push((name.to_owned(), extension.value_bytes().to_owned()));

@@ -88,6 +88,11 @@ impl Addresses {
         self.state.lock().by_pod.get(pod_uid).copied()
     }
 
+    /// Every pod that has one.
+    pub fn all(&self) -> BTreeMap<String, Ipv4Addr> {
+        self.state.lock().by_pod.clone()
+    }
+
     /// Whether a pod has this address.
     pub fn holds(&self, address: Ipv4Addr) -> bool {
         self.state.lock().used.contains(&address.into())

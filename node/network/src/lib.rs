@@ -9,6 +9,7 @@
 
 pub mod addresses;
 pub mod backends;
+pub mod devices;
 pub mod dial;
 pub mod root;
 pub mod services;

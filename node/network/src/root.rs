@@ -30,7 +30,7 @@ mod routing;
 mod rules;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,11 +40,12 @@ use k8s_openapi::api::core::v1::Service;
 use parking_lot::Mutex;
 use rimward_api::Block;
 use rimward_client::Cache;
-use rimward_node_pod::outside::{Attachment, HostPort, Network};
+use rimward_node_pod::outside::{Attachment, HostPort, Network, Traffic};
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::Addresses;
 use crate::backends::Backends;
+use crate::devices::devices;
 use command::Programs;
 use host_ports::HostPorts;
 use routing::Routing;
@@ -243,5 +244,14 @@ impl Network for RootNetwork {
 
     fn host_ip(&self) -> IpAddr {
         self.config.host_ip
+    }
+
+    fn traffic(&self) -> HashMap<String, Traffic> {
+        let devices: HashMap<String, Traffic> = devices().into_iter().collect();
+        let of = |(uid, address): (String, Ipv4Addr)| {
+            // What the host sends there, the pod receives.
+            Some((uid, devices.get(&self.pods.veth(address))?.mirrored()))
+        };
+        self.addresses.all().into_iter().filter_map(of).collect()
     }
 }

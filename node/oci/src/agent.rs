@@ -20,12 +20,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
-    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Resources, RunId,
-    Runtime, RuntimeEvent, StartError, Streams, Usage,
+    ContainerSpec, ExecRequest, Exit, Handler, Identity, Known, PodLimits, Pressure, Resources,
+    RunId, Runtime, RuntimeEvent, StartError, Streams, Usage,
 };
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Config, Swap};
 use crate::layout::{self, Ended, Kept, RunDir, Started};
 use crate::protocol;
 use cgroup::Cgroups;
@@ -260,6 +260,7 @@ impl Runtime for OciRuntime {
         let mut alone = Vec::new();
         for (dir, Kept { spec, boot_id, cgroup }) in sweep::find(&this.config.data_dir) {
             let id = spec.id.clone();
+            this.cgroups.count_in_class(&spec);
             let started: Option<Started> = dir.read("started.json").ok();
             let may_live =
                 boot_id == this.boot_id && started.is_some() && !dir.file("exit.json").exists();
@@ -363,6 +364,20 @@ impl Runtime for OciRuntime {
         self.0.cgroups.usage(&cgroup)
     }
 
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        let [pods, shims] = self.0.cgroups.usage_of_all();
+        let parts = [("pods", pods), ("runtime", shims)];
+        parts.into_iter().filter_map(|(name, usage)| Some((name, usage?))).collect()
+    }
+
+    async fn pressure(&self, pod_uid: &str) -> Option<Pressure> {
+        self.0.cgroups.pressure_of_pod(pod_uid)
+    }
+
+    fn has_swap(&self) -> bool {
+        self.0.config.swap == Swap::Limited && self.0.cgroups.is_unified()
+    }
+
     fn resizes(&self) -> bool {
         true
     }
@@ -386,6 +401,7 @@ impl Runtime for OciRuntime {
         let (this, changed) = (self.0.clone(), spec.clone());
         let work = move || -> std::io::Result<()> {
             this.cgroups.resize(&cgroup, &changed.resources, &changed.linux.pod)?;
+            this.cgroups.count_in_class(&changed);
             // The next agent is to know it by what it has.
             let kept = Kept { spec: changed, boot_id: this.boot_id.clone(), cgroup };
             dir.write("spec.json", &kept)

@@ -17,8 +17,8 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// Files that one run's log has at most, the current one included.
     pub log_files_max: usize,
-    /// Processes and threads of one pod: a fork bomb ends at it.
-    pub pod_pids_max: u64,
+    /// Processes and threads: a fork bomb ends at it.
+    pub pids: PidLimits,
     /// Directory of seccomp profiles of type Localhost.
     pub seccomp_dir: PathBuf,
     /// What of the machine's swap containers may have.
@@ -37,7 +37,7 @@ impl Config {
             // As the kubelet has them.
             log_bytes_max: 10 << 20,
             log_files_max: 5,
-            pod_pids_max: pids_of_machine() / 4,
+            pids: PidLimits::of_machine(),
             swap: Swap::None,
             user_ids: UserIds::of_machine(),
         }
@@ -55,7 +55,28 @@ pub enum Swap {
     Limited,
 }
 
-fn pids_of_machine() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
-    text.trim().parse().unwrap_or(32768)
+/// How many processes and threads there may be.
+/// <https://kubernetes.io/docs/concepts/policy/pid-limiting/>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PidLimits {
+    /// In one pod.
+    pub pod: u64,
+    /// In all pods together.
+    pub node: u64,
+}
+
+impl PidLimits {
+    /// What pods may not have: the machine's own programs go on, and this node can end what is too much.
+    const RESERVED: u64 = 1000;
+
+    /// A quarter of what the machine has for each pod, and nearly all for all of them.
+    pub fn of_machine() -> Self {
+        let limit = |name: &str| -> Option<u64> {
+            let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+            text.trim().parse().ok()
+        };
+        let limits = [limit("pid_max"), limit("threads-max")];
+        let most = limits.into_iter().flatten().min().unwrap_or(32768);
+        Self { pod: most / 4, node: most.saturating_sub(Self::RESERVED).max(most / 2) }
+    }
 }

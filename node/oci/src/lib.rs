@@ -34,6 +34,7 @@
 mod agent;
 mod capabilities;
 mod config;
+mod descriptors;
 mod layout;
 mod protocol;
 mod seccomp_profile;
@@ -43,7 +44,7 @@ mod syscalls;
 mod user_ids;
 
 pub use agent::OciRuntime;
-pub use config::{Config, Swap};
+pub use config::{Config, PidLimits, Swap};
 pub use user_ids::{IDS_OF_POD, UserIds};
 
 /// Does the work of `oci-shim` when this process was started as one: to be called before any thread is

@@ -14,16 +14,15 @@ mod seccomp;
 mod tend;
 pub(crate) mod users;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::RunDir;
 
-/// `oci-shim create DIR`, `oci-shim exec DIR REQUEST`, `oci-shim users DIR WANTED`,
+/// `oci-shim create DIR`, `oci-shim exec DIR NAME`, `oci-shim users DIR WANTED`,
 /// `oci-shim pause [USERS]`
 pub(crate) fn main(mut args: impl Iterator<Item = String>) -> ExitCode {
     let work = args.next().unwrap_or_default();
@@ -51,12 +50,6 @@ pub(crate) enum Created {
 /// What this process is started with may be a shell's: a container has the groups that it was given alone.
 fn leave_groups() -> std::io::Result<()> {
     nix::unistd::setgroups(&[]).map_err(Into::into)
-}
-
-/// Makes descriptors survive the next execve, or not.
-fn keep_over_exec(fd: impl AsFd, keep: bool) -> std::io::Result<()> {
-    let flags = if keep { FdFlags::empty() } else { FdFlags::CLOEXEC };
-    rustix::io::fcntl_setfd(fd, flags).map_err(Into::into)
 }
 
 /// An error with all that caused it.

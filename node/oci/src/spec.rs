@@ -37,6 +37,10 @@ pub(crate) struct Given<'a> {
     pub shm: &'a Path,
     /// How swap is counted, and how much of it the container may have.
     pub swap: SwapLimit,
+    /// Cgroup v2 is what limits.
+    pub unified: bool,
+    /// Sizes of huge pages that the kernel limits, as it names them.
+    pub page_sizes: Vec<String>,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
     /// What the container was given by itself.
@@ -56,12 +60,11 @@ pub(crate) enum SwapLimit {
 /// What of the machine's swap a container may have, where a node lets it have any.
 /// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
 pub(crate) fn limited_swap(spec: &ContainerSpec, memory_bytes: u64, swap_bytes: u64) -> u64 {
-    let request = spec.linux.memory_request_bytes;
-    let bounded = spec.resources.memory_limit_bytes == Some(request);
-    if spec.linux.qos != QosClass::Burstable || request == 0 || bounded {
+    if !spec.linux.may_swap {
         return 0;
     }
-    let share = u128::from(request) * u128::from(swap_bytes) / u128::from(memory_bytes.max(1));
+    let share = u128::from(spec.linux.memory_request_bytes) * u128::from(swap_bytes)
+        / u128::from(memory_bytes.max(1));
     u64::try_from(share).unwrap_or(u64::MAX)
 }
 
@@ -183,7 +186,7 @@ fn namespaces(spec: &ContainerSpec, given: &Given<'_>) -> Value {
 }
 
 fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
-    let (resources, swap) = (&spec.resources, given.swap);
+    let resources = &spec.resources;
     let mut cpu = json!({"shares": cpu_shares(resources.cpu_request_millis)});
     if let Some(millis) = resources.cpu_limit_millis {
         let (quota, period) = cpu_quota(millis);
@@ -191,26 +194,37 @@ fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
         cpu["period"] = json!(period);
     }
     let privileged = spec.linux.privileged;
-    // Devices that every container has are allowed after this, by libcontainer.
+    // Devices that every container has are allowed after this, by libcontainer; in v2 by `agent::cgroup`.
     let mut devices = vec![json!({"allow": privileged, "access": "rwm"})];
     devices.extend(given.disks.iter().map(Device::rule));
     let mut result = json!({"cpu": cpu, "devices": devices});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
-        if swap == SwapLimit::WithMemory {
+        if given.swap == SwapLimit::WithMemory {
             result["memory"]["swap"] = json!(bytes);
         }
     }
-    if let SwapLimit::Bytes(bytes) = swap {
-        result["unified"] = json!({"memory.swap.max": bytes.to_string()});
+    if given.unified {
+        // Where one process is killed for memory, so are the others: a container is well or not, never half.
+        result["unified"] = json!({"memory.oom.group": "1"});
     }
-    let pages = spec.linux.huge_pages.iter();
-    let pages: Vec<Value> =
-        pages.map(|(size, bytes)| json!({"pageSize": page_size(*size), "limit": bytes})).collect();
+    if let SwapLimit::Bytes(bytes) = given.swap {
+        result["unified"]["memory.swap.max"] = json!(bytes.to_string());
+    }
+    let pages = huge_page_limits(&spec.linux.huge_pages, &given.page_sizes);
     if !pages.is_empty() {
         result["hugepageLimits"] = Value::Array(pages);
     }
     result
+}
+
+/// Of each size that the kernel limits: what the container asked for, else nothing.
+fn huge_page_limits(wanted: &[(u64, u64)], sizes: &[String]) -> Vec<Value> {
+    let limit = |name: &String| {
+        let asked = wanted.iter().find(|(size, _)| page_size(*size) == *name);
+        json!({"pageSize": name, "limit": asked.map_or(0, |(_, bytes)| *bytes)})
+    };
+    sizes.iter().map(limit).collect()
 }
 
 /// As the kernel names the files of its limits: `2MB`, `1GB`.
@@ -237,10 +251,11 @@ pub(crate) fn cpu_quota(millis: u64) -> (u64, u64) {
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
 pub(crate) fn oom_score_adj(spec: &ContainerSpec, machine_bytes: u64) -> i32 {
     match spec.linux.qos {
+        _ if spec.linux.node_critical => -997,
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let share = 1000 * spec.linux.memory_request_bytes / machine_bytes.max(1);
+            let share = 1000 * spec.linux.memory_due_bytes / machine_bytes.max(1);
             (1000 - share.min(1000) as i32).clamp(3, 999)
         }
     }
@@ -334,6 +349,8 @@ pub(crate) mod tests {
                 cgroup_dirs: Vec::new(),
                 shm: Path::new("/shm"),
                 swap,
+                unified: swap == SwapLimit::Bytes(0),
+                page_sizes: vec!["1GB".into(), "2MB".into()],
                 devices: Vec::new(),
                 disks: Vec::new(),
             },
@@ -376,7 +393,8 @@ pub(crate) mod tests {
         let resources = &config["linux"]["resources"];
         assert_eq!(resources["cpu"], json!({"shares": 256, "quota": 50_000, "period": 100_000}));
         assert_eq!(resources["memory"], json!({"limit": 1 << 20}));
-        assert_eq!(resources["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 4 << 20}]));
+        let pages = json!([{"pageSize": "1GB", "limit": 0}, {"pageSize": "2MB", "limit": 4 << 20}]);
+        assert_eq!(resources["hugepageLimits"], pages);
         assert_eq!(resources["devices"][0]["allow"], true);
         assert_eq!(config["process"]["noNewPrivileges"], true);
         assert_eq!(config["linux"]["maskedPaths"], json!([]));
@@ -393,14 +411,12 @@ pub(crate) mod tests {
         let swap = |spec: &ContainerSpec| limited_swap(spec, 1000 << 20, 500 << 20);
         spec.linux.memory_request_bytes = 100 << 20;
         assert_eq!(swap(&spec), 0);
-        spec.linux.qos = QosClass::Burstable;
-        assert_eq!(swap(&spec), 50 << 20);
-        spec.resources.memory_limit_bytes = Some(200 << 20);
+        spec.linux.may_swap = true;
         assert_eq!(swap(&spec), 50 << 20);
         spec.resources.memory_limit_bytes = Some(100 << 20);
-        assert_eq!(swap(&spec), 0);
-        let of = |limit| built_with(&spec, limit).unwrap()["linux"]["resources"].clone();
-        assert_eq!(of(SwapLimit::Bytes(0))["unified"], json!({"memory.swap.max": "0"}));
+        let of = |limit| built_with(&spec, limit).unwrap()["linux"]["resources"].take();
+        let group = json!({"memory.oom.group": "1", "memory.swap.max": "0"});
+        assert_eq!(of(SwapLimit::Bytes(0))["unified"], group);
         let both = json!({"limit": 100 << 20, "swap": 100 << 20});
         assert_eq!(of(SwapLimit::WithMemory)["memory"], both);
         assert_eq!(of(SwapLimit::Uncounted).get("unified"), None);
@@ -412,10 +428,14 @@ pub(crate) mod tests {
         let machine = 1000 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 1000);
         spec.linux.qos = QosClass::Burstable;
-        spec.linux.memory_request_bytes = 250 << 20;
+        assert_eq!(oom_score_adj(&spec, machine), 999);
+        spec.linux.memory_due_bytes = 250 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 750);
-        spec.linux.memory_request_bytes = 2000 << 20;
+        spec.linux.memory_due_bytes = 2000 << 20;
         assert_eq!(oom_score_adj(&spec, machine), 3);
+        spec.linux.node_critical = true;
+        assert_eq!(oom_score_adj(&spec, machine), -997);
+        spec.linux.node_critical = false;
         spec.linux.qos = QosClass::Guaranteed;
         assert_eq!(oom_score_adj(&spec, machine), -997);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use crate::container_spec::{self, Given};
 use crate::dns;
@@ -13,7 +13,8 @@ use crate::env;
 use crate::env_file;
 use crate::hooks;
 use crate::host_ports;
-use crate::image_pull;
+use crate::image_pull::{self, Said, Say, Wanted};
+use crate::image_volumes::{self, Failed};
 use crate::outside::{Attachment, Image, ImageError, ImageForm};
 use crate::probe::{self, Target};
 use crate::runtime::{RunId, Runtime, StartError};
@@ -43,7 +44,7 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
             h.apply(|state, now| state.started(&id, result.map(|()| identity), now));
         }),
         Action::PostStart { index, id, runtime, hook } => spawn(async move {
-            let result = run_hook(&h, index, &id, runtime, &hook, None).await;
+            let result = run_hook(&h, index, &id, runtime, &hook).await;
             h.apply(|state, now| state.post_started(&id, result, now));
         }),
         Action::Probe { index, id, runtime, kind } => spawn(async move {
@@ -52,6 +53,10 @@ pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
         Action::Resize { index, id, runtime } => spawn(async move {
             let result = resize(&h, index, &id, runtime).await;
             h.apply(|state, now| state.resized(&id, result, now));
+        }),
+        Action::PreStop { index, id, runtime, hook, limit } => spawn(async move {
+            pre_stop(&h, index, &id, runtime, &hook, limit).await;
+            h.apply(|state, _| state.pre_stopped(&id));
         }),
         Action::Stop { index, id, runtime, hook, grace } => spawn(async move {
             stop(&h, index, &id, runtime, hook, grace).await;
@@ -100,10 +105,7 @@ async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = {
-        let world = (&*config.objects, &*config.images);
-        volumes::set_up(&pod, &places, world, &facts, turn, now).await
-    };
+    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, turn, now).await;
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),
@@ -156,21 +158,37 @@ async fn pull(handle: &Arc<Handle>, index: usize) {
         let field_path = format!("spec.{list}{{{}}}", container.name);
         (state.pod.clone(), container, field_path)
     });
-    let say = |(warning, reason, message): image_pull::Said| {
-        config.reports.event(&pod, &field_path, warning, reason, &message);
+    let say = |said: Said| {
+        let field_path = if said.of_pod { "" } else { field_path.as_str() };
+        config.reports.event(&pod, field_path, said.warning, said.reason, &said.message);
     };
-    let image = image_pull::ensure(&pod, &container, &*config.images, &*config.objects, &say).await;
-    let result = image.and_then(|image| {
-        let runtime = choose_runtime(handle, &pod, &image)?;
+    let result = image(handle, &pod, &container, &say).await;
+    if let Err(Failed { error, .. }) = &result {
+        let told =
+            if error.reason == "CreateContainerError" { &error.message } else { &error.reason };
+        let (reason, message) = ("Failed", format!("Error: {told}"));
+        say(Said { of_pod: false, warning: true, reason, message });
+    }
+    let wanted = container.image.unwrap_or_default();
+    handle.apply(|state, now| state.pulled(index, &wanted, result, now));
+}
+
+/// The images of the volumes that a container mounts, then its own, and what runs that.
+async fn image(
+    handle: &Arc<Handle>,
+    pod: &Pod,
+    container: &Container,
+    say: Say<'_>,
+) -> Result<(Image, (usize, &'static str)), Failed> {
+    let config = &handle.node.config;
+    image_volumes::ensure(handle, pod, container).await?;
+    let wanted = Wanted::of(container);
+    let image = image_pull::ensure(pod, &wanted, &*config.images, &*config.objects, say).await;
+    let ready = image.and_then(|image| {
+        let runtime = choose_runtime(handle, pod, &image)?;
         Ok((image, runtime))
     });
-    if let Err(error) = result.as_ref()
-        && error.reason == "CreateContainerError"
-    {
-        say((true, "Failed", format!("Error: {}", error.message)));
-    }
-    let reference = container.image.unwrap_or_default();
-    handle.apply(|state, now| state.pulled(index, &reference, result, now));
+    ready.map_err(|error| Failed { reference: wanted.reference.to_owned(), error })
 }
 
 /// The first runtime that runs the image and has the handler that the pod's RuntimeClass names.
@@ -339,7 +357,7 @@ async fn shares_a_namespace(handle: &Handle, pod: &Pod, name: &str) -> bool {
             Some(image) => Some(image),
             None => {
                 let (images, objects) = (&*config.images, &*config.objects);
-                image_pull::ensure(pod, other, images, objects, &|_| {}).await.ok()
+                image_pull::ensure(pod, &Wanted::of(other), images, objects, &|_| {}).await.ok()
             }
         };
         let needs = |image: &Image| {
@@ -366,7 +384,6 @@ async fn run_hook(
     id: &RunId,
     runtime: usize,
     hook: &LifecycleHandler,
-    limit: Option<Duration>,
 ) -> Result<(), String> {
     let container = handle.look(|state| state.container_spec(index).clone());
     let Some(attachment) = handle.look(attachment) else {
@@ -379,14 +396,7 @@ async fn run_hook(
         pod_ip: attachment.pod_ips.first().copied().unwrap_or(attachment.bind_ip),
         container: &container,
     };
-    let run = hooks::run(hook, &target);
-    let result = match limit {
-        None => run.await,
-        Some(limit) => match tokio::time::timeout(limit, run).await {
-            Ok(result) => result,
-            Err(_) => Err("the grace period is over".into()),
-        },
-    };
+    let result = hooks::run(hook, &target).await;
     if let Err(why) = &result {
         tracing::info!(%id, why, "lifecycle hook failed");
     }
@@ -412,6 +422,31 @@ async fn probe(handle: &Arc<Handle>, index: usize, id: &RunId, runtime: usize, k
     handle.apply(|state, now| state.probed(id, kind, outcome, now));
 }
 
+/// Waits for a preStop hook as long as there is time. A command that takes longer goes on until its container
+/// ends, as under the kubelet: it may just be saving something.
+async fn pre_stop(
+    handle: &Arc<Handle>,
+    index: usize,
+    id: &RunId,
+    runtime: usize,
+    hook: &LifecycleHandler,
+    limit: Duration,
+) {
+    let goes_on = hook.exec.is_some();
+    let (handle, id, hook) = (handle.clone(), id.clone(), hook.clone());
+    let mut run = tokio::spawn(async move {
+        if run_hook(&handle, index, &id, runtime, &hook).await.is_err() {
+            handle.apply(|state, _| {
+                let message = "PreStopHook failed".into();
+                state.container_event(index, true, "FailedPreStopHook", message);
+            });
+        }
+    });
+    if tokio::time::timeout(limit, &mut run).await.is_err() && !goes_on {
+        run.abort();
+    }
+}
+
 async fn stop(
     handle: &Arc<Handle>,
     index: usize,
@@ -423,16 +458,7 @@ async fn stop(
     let began = tokio::time::Instant::now();
     let mut left = grace;
     if let Some(hook) = hook {
-        if run_hook(handle, index, id, runtime, &hook, Some(grace)).await.is_err() {
-            handle.apply(|state, _| {
-                state.container_event(
-                    index,
-                    true,
-                    "FailedPreStopHook",
-                    "PreStopHook failed".into(),
-                );
-            });
-        }
+        pre_stop(handle, index, id, runtime, &hook, grace).await;
         // The kubelet leaves two seconds even when the hook took all.
         left = grace.saturating_sub(began.elapsed()).max(Duration::from_secs(2));
     }

@@ -9,13 +9,18 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PodSpec;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::container_spec::pod_requests;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Amounts {
+    /// 1 of a pod.
+    pub pods: u64,
     pub cpu_millis: u64,
     pub memory_bytes: u64,
+    /// Of the node's disk: `ephemeral-storage`.
+    pub storage_bytes: u64,
 }
 
 impl Amounts {
@@ -24,8 +29,42 @@ impl Amounts {
         pod_requests(spec).unwrap_or_default()
     }
 
-    fn named(self) -> [(&'static str, u64); 2] {
-        [("cpu", self.cpu_millis), ("memory", self.memory_bytes)]
+    fn named(self) -> [(&'static str, u64); 4] {
+        [
+            ("pods", self.pods),
+            ("cpu", self.cpu_millis),
+            ("memory", self.memory_bytes),
+            ("ephemeral-storage", self.storage_bytes),
+        ]
+    }
+
+    fn zip(self, other: Self, of: fn(u64, u64) -> u64) -> Self {
+        Self {
+            pods: of(self.pods, other.pods),
+            cpu_millis: of(self.cpu_millis, other.cpu_millis),
+            memory_bytes: of(self.memory_bytes, other.memory_bytes),
+            storage_bytes: of(self.storage_bytes, other.storage_bytes),
+        }
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        self.zip(other, u64::saturating_add)
+    }
+
+    /// What of it is left when so much was had.
+    pub fn without(self, had: Self) -> Self {
+        self.zip(had, u64::saturating_sub)
+    }
+
+    pub fn at_least(self, other: Self) -> Self {
+        self.zip(other, u64::max)
+    }
+
+    /// How much of what is needed is left by so much: of each resource the share, squared.
+    pub fn share_left_by(self, had: Self) -> f64 {
+        let (needed, left) = (self.named(), self.without(had).named());
+        let shares = needed.iter().zip(left).filter(|((_, needed), _)| *needed > 0);
+        shares.map(|((_, needed), (_, left))| (left as f64 / *needed as f64).powi(2)).sum()
     }
 }
 
@@ -72,6 +111,8 @@ struct State {
     by_pod: HashMap<Arc<str>, Amounts>,
     /// Pods that wait for others to need less.
     waiting: HashSet<Arc<str>>,
+    /// Counts what was given back.
+    freed: watch::Sender<u64>,
 }
 
 impl Allocations {
@@ -86,10 +127,7 @@ impl Allocations {
         let mut state = self.0.lock();
         let had = state.by_pod.get(uid).copied().unwrap_or_default();
         let others = state.by_pod.iter().filter(|(other, _)| *other != uid);
-        let used = others.fold(Amounts::default(), |sum, (_, pod)| Amounts {
-            cpu_millis: sum.cpu_millis + pod.cpu_millis,
-            memory_bytes: sum.memory_bytes + pod.memory_bytes,
-        });
+        let used = others.fold(Amounts::default(), |sum, (_, pod)| sum.and(*pod));
         let all =
             wanted.named().into_iter().zip(had.named()).zip(used.named()).zip(capacity.named());
         for ((((resource, requested), (_, had)), (_, used)), (_, capacity)) in all {
@@ -109,7 +147,30 @@ impl Allocations {
 
     /// The pod is over.
     pub fn release(&self, uid: &str) {
-        self.0.lock().by_pod.remove(uid);
+        let mut state = self.0.lock();
+        if state.by_pod.remove(uid).is_some() {
+            state.freed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Wakes when something was given back.
+    pub fn freed(&self) -> watch::Receiver<u64> {
+        self.0.lock().freed.subscribe()
+    }
+
+    /// What a pod was promised.
+    pub fn of(&self, uid: &str) -> Amounts {
+        self.0.lock().by_pod.get(uid).copied().unwrap_or_default()
+    }
+
+    /// What is to come free before all of it fits.
+    pub fn missing(&self, uid: &str, wanted: Amounts, capacity: Amounts) -> Amounts {
+        let state = self.0.lock();
+        let others = state.by_pod.iter().filter(|(other, _)| ***other != *uid);
+        let used = others.fold(Amounts::default(), |sum, (_, pod)| sum.and(*pod));
+        let missing = wanted.and(used).without(capacity);
+        // What it does not ask for it does not miss.
+        wanted.zip(missing, |wanted, missing| if wanted > 0 { missing } else { 0 })
     }
 
     /// Those that waited: something was given back.
@@ -125,8 +186,13 @@ mod tests {
     #[test]
     fn what_fits() {
         let allocations = Allocations::default();
-        let capacity = Amounts { cpu_millis: 2000, memory_bytes: 1000 };
-        let amounts = |cpu_millis, memory_bytes| Amounts { cpu_millis, memory_bytes };
+        let amounts = |cpu_millis, memory_bytes| Amounts {
+            pods: 1,
+            cpu_millis,
+            memory_bytes,
+            storage_bytes: 0,
+        };
+        let capacity = Amounts { pods: 3, ..amounts(2000, 1000) };
         let take =
             |uid: &str, wanted, keeps| allocations.take(&uid.into(), wanted, capacity, keeps);
         assert_eq!(take("a", amounts(1500, 100), false), Ok(()));
@@ -143,7 +209,17 @@ mod tests {
             lack.of_resize(),
             "Node didn't have enough capacity: memory, requested: 2000, capacity: 1000"
         );
+        let freed = allocations.freed();
         allocations.release("a");
+        assert!(freed.has_changed().unwrap());
         assert_eq!(take("c", amounts(1400, 900), false), Ok(()));
+        assert_eq!(take("d", amounts(0, 0), false), Ok(()), "it asks for nothing");
+        let lack = take("e", amounts(10, 0), false).unwrap_err();
+        assert_eq!(
+            lack.refusal(),
+            "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3"
+        );
+        let missing = allocations.missing("e", amounts(10, 0), capacity);
+        assert_eq!(missing, Amounts { pods: 1, cpu_millis: 10, ..Amounts::default() });
     }
 }

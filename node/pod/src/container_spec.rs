@@ -2,7 +2,7 @@
 
 pub(crate) mod linux;
 
-pub(crate) use linux::pod_limits;
+pub(crate) use linux::{may_swap, pod_limits};
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +30,7 @@ pub(crate) fn hash(container: &Container) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
-pub(crate) use linux::pod_requests;
+pub(crate) use linux::{pod_requests, stop_signal};
 
 /// What a container and its pod may take, for one that runs.
 ///

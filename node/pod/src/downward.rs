@@ -164,6 +164,7 @@ mod tests {
             cpu_millis: 2000,
             memory_bytes: 4 << 30,
             ephemeral_storage_bytes: 1 << 30,
+            pods: 110,
         };
         Facts {
             pod_ips: ips,

@@ -1,34 +1,67 @@
-//! Stopping a pod: containers, then sidecars in reverse order, then what it held.
+//! Stopping a pod: containers, then sidecars in reverse order, then what it held. All preStop hooks begin at once.
 //! <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination>
+
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::record::Ended;
 use crate::runtime::Exit;
-use crate::state::{Action, Durability, Phase, PodState, Refresh, Setup};
+use crate::state::{Action, Durability, Phase, PodState, PreStop, Refresh, Setup};
 use crate::status::Kind;
 use crate::steps::Plan;
+
+/// `status.reason` of a pod that made room.
+pub(crate) const PREEMPTING: &str = "Preempting";
 
 /// How long after its grace a runtime may take to report an end, before the run counts as lost.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(15);
 
 pub(crate) fn plan(state: &mut PodState, plan: &mut Plan) {
-    let order = |kind: fn(Kind) -> bool, state: &PodState| -> Vec<usize> {
-        (0..state.containers.len()).filter(|i| kind(state.containers[*i].kind)).collect()
-    };
     let mut alive = false;
-    for index in order(|k| k != Kind::Sidecar, state) {
-        alive |= stop(state, index, plan);
-    }
-    if alive {
-        return;
-    }
-    for index in order(|k| k == Kind::Sidecar, state).into_iter().rev() {
-        if stop(state, index, plan) {
-            return;
+    for index in 0..state.containers.len() {
+        if state.containers[index].kind != Kind::Sidecar {
+            alive |= stop(state, index, plan);
         }
     }
-    release(state, plan);
+    // Each in its turn, but none is spared for others that take too long. Their preStop hooks wait for nobody.
+    for index in (0..state.containers.len()).rev() {
+        if state.containers[index].kind != Kind::Sidecar {
+            continue;
+        }
+        let waits = alive || matches!(prepared(state, index), Some(PreStop::Doing));
+        alive |= match waits && !is_late(state, plan) {
+            true => prepare(state, index, plan),
+            false => stop(state, index, plan),
+        };
+    }
+    if !alive {
+        release(state, plan);
+    }
+}
+
+/// Whether the pod's grace is over.
+fn is_late(state: &PodState, plan: &mut Plan) -> bool {
+    state.ending.is_none_or(|ending| plan.is_due(ending.deadline))
+}
+
+fn prepared(state: &PodState, index: usize) -> Option<PreStop> {
+    match &state.containers[index].phase {
+        Phase::Running(running) => running.pre_stop,
+        _ => None,
+    }
+}
+
+/// A sidecar whose turn has not come does what its preStop hook says; answers whether it is still there.
+fn prepare(state: &mut PodState, index: usize, plan: &Plan) -> bool {
+    let left = state.ending.map_or(SignedDuration::ZERO, |e| e.deadline.duration_since(plan.now));
+    let limit = Duration::try_from(left).unwrap_or_default();
+    if matches!(state.containers[index].phase, Phase::Running(_))
+        && prepared(state, index).is_none()
+    {
+        state.prepare_stop(index, limit);
+    }
+    state.containers[index].is_alive()
 }
 
 impl PodState {
@@ -38,12 +71,31 @@ impl PodState {
         if !self.loaded || self.orphan || self.ended.is_some() || self.ending.is_some() {
             return false;
         }
-        self.event(true, "Evicted", message.clone());
-        let reason = "Evicted".into();
+        self.end_early("Evicted", message, disrupted, grace, now);
+        true
+    }
+
+    /// The pod makes room for a critical one.
+    pub fn preempt(&mut self, now: Timestamp) {
+        if self.loaded && self.ended.is_none() && self.ending.is_none() {
+            let message = "Preempted in order to admit critical pod".into();
+            self.end_early(PREEMPTING, message, true, self.grace_seconds(), now);
+        }
+    }
+
+    fn end_early(
+        &mut self,
+        reason: &str,
+        message: String,
+        disrupted: bool,
+        grace: i64,
+        now: Timestamp,
+    ) {
+        self.event(true, reason, message.clone());
+        let reason = reason.into();
         self.ended = Some(Ended { succeeded: false, reason, message, disrupted });
         self.save(Durability::Power);
         self.end(grace, now);
-        true
     }
 }
 

@@ -7,4 +7,4 @@ mod runtime;
 mod world;
 
 pub use runtime::{FakeRuntime, Script};
-pub use world::{FakeImages, FakeNetwork, FakeObjects, FakeReports, SeenEvent, World};
+pub use world::{FakeImages, FakeNetwork, FakeNode, FakeObjects, FakeReports, SeenEvent, World};

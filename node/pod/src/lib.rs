@@ -20,6 +20,7 @@ pub mod session;
 mod task;
 
 mod admission;
+mod preemption;
 
 mod state;
 mod steps;
@@ -44,6 +45,7 @@ mod env_file;
 mod hooks;
 mod host_ports;
 mod image_pull;
+mod image_volumes;
 mod probe;
 mod references;
 mod sessions;
@@ -59,6 +61,7 @@ pub mod fake;
 mod tests;
 
 pub use clock::Clock;
+pub use image_pull::of_docker_config;
 pub use logs::{LogError, LogRequest};
 pub use pods::{Allocatable, Config, Error, Pods, memory_dir};
 pub use probe::connect_text;

@@ -1,13 +1,14 @@
 //! What a pod needs from the rest of the node, as traits: images, addresses, objects, and the way
 //! up for status and Events. `rimward-node-agent` wires the real ones in.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,12 +66,23 @@ pub enum PullPolicy {
     Never,
 }
 
-/// Credentials for one registry host, from imagePullSecrets.
-#[derive(Clone, PartialEq, Eq)]
+/// Credentials for a registry, or for a part of it.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RegistryAuth {
+    /// As the secret has it: a host, perhaps with a path, perhaps a URL, perhaps with wildcards.
     pub registry: String,
     pub username: String,
     pub password: String,
+    /// None of those that no pod gave.
+    pub source: Option<SecretSource>,
+}
+
+/// The Secret that credentials are from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretSource {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
 }
 
 /// The node's image store.
@@ -87,6 +99,13 @@ pub trait Images: Send + Sync + 'static {
     /// Whether the reference is here already (no pull needed under IfNotPresent).
     async fn present(&self, reference: &str) -> Option<Image>;
 
+    /// Whether a pod with these credentials may use an image that is here without asking its registry again.
+    /// What nobody's credentials brought here is everybody's.
+    /// <https://kubernetes.io/docs/concepts/containers/images/#ensureimagepullcredentialverification>
+    fn may_use(&self, _reference: &str, _image: &Image, _auth: &[RegistryAuth]) -> bool {
+        true
+    }
+
     /// The image, pulled if the policy wants it. Concurrent calls for one reference share a pull.
     async fn ensure(
         &self,
@@ -94,6 +113,11 @@ pub trait Images: Send + Sync + 'static {
         policy: PullPolicy,
         auth: &[RegistryAuth],
     ) -> Result<Image, ImageError>;
+
+    /// How large an image that is here is, as it was transferred.
+    fn size_bytes(&self, _reference: &str) -> Option<u64> {
+        None
+    }
 
     /// How far the pull of a reference is that is under way now.
     fn progress(&self, _reference: &str) -> Option<PullProgress> {
@@ -135,6 +159,35 @@ pub enum Transport {
     Sctp,
 }
 
+/// What went over a network device since it is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+impl Traffic {
+    /// The same as the other end of a pair sees it.
+    pub fn mirrored(self) -> Self {
+        Self {
+            rx_bytes: self.tx_bytes,
+            rx_packets: self.tx_packets,
+            rx_errors: self.tx_errors,
+            rx_dropped: self.tx_dropped,
+            tx_bytes: self.rx_bytes,
+            tx_packets: self.rx_packets,
+            tx_errors: self.rx_errors,
+            tx_dropped: self.rx_dropped,
+        }
+    }
+}
+
 /// Gives pods addresses. Keyed by pod UID; both calls may be repeated, also after a restart.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
@@ -173,6 +226,11 @@ pub trait Network: Send + Sync + 'static {
     fn dns_server(&self) -> std::net::SocketAddr;
 
     fn host_ip(&self) -> IpAddr;
+
+    /// By UID what went over the devices of pods that have one of their own.
+    fn traffic(&self) -> HashMap<String, Traffic> {
+        HashMap::new()
+    }
 }
 
 /// A token for a pod's projected volume.
@@ -216,6 +274,23 @@ pub trait Objects: Send + Sync + 'static {
     fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
     /// Wakes when any ConfigMap, Secret or claim changed: mounted volumes are then refreshed.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// What this node is just now, by which it takes a pod or turns it away.
+#[async_trait]
+pub trait ThisNode: Send + Sync + 'static {
+    /// Its labels and taints, as it last heard of them.
+    fn node(&self) -> Arc<Node>;
+
+    /// The same as the API has it now, where that can be asked.
+    async fn node_now(&self) -> Arc<Node> {
+        self.node()
+    }
+
+    /// The conditions under which it takes not every pod: `MemoryPressure`, `DiskPressure`, `PIDPressure`.
+    fn pressures(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 }
 
 /// The way up. Calls never block: the newest status of a pod replaces an unsent older one.

@@ -18,12 +18,13 @@ use crate::clock::Clock;
 use crate::dns;
 use crate::host_ports::Claims;
 use crate::logs::{self, LogError, LogRequest, LogWatch};
-use crate::outside::{Images, Network, Objects, Reports};
+use crate::outside::{Images, Network, Objects, Reports, ThisNode, Traffic};
 use crate::record::{self, Record};
 use crate::references::References;
 use crate::runtime::{Dns, Exit, Known, RunId, Runtime, RuntimeEvent, StartError};
 use crate::state::{KnownRun, PodState};
 use crate::task::{self, Handle};
+use crate::volumes::host;
 
 /// Events of one runtime that may wait for the pods to take them.
 const EVENTS: usize = 1024;
@@ -41,6 +42,7 @@ pub struct Config {
     pub network: Arc<dyn Network>,
     pub objects: Arc<dyn Objects>,
     pub reports: Arc<dyn Reports>,
+    pub this_node: Arc<dyn ThisNode>,
     pub node_name: String,
     /// `cluster.local`
     pub cluster_domain: String,
@@ -67,12 +69,27 @@ pub fn memory_dir(data_dir: &Path) -> Option<PathBuf> {
     Some(Path::new(memory).join("rimward").join(short).join("pods"))
 }
 
+/// What is secret is not to be written to a disk, which swap is. A directory that holds something, of an agent
+/// that did not do so, stays as it is: containers know it.
+fn keep_from_swap(dir: &Path) {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let is_empty = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    if swaps.lines().count() < 2 || !is_empty || host::is_mount(dir) {
+        return;
+    }
+    if let Err(error) = host::mount_in_memory(dir, "mode=0711") {
+        tracing::warn!(%error, "Secrets in {} may be written to swap", dir.display());
+    }
+}
+
 /// The node's `status.allocatable`: what pods are granted from, and what the downward API shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocatable {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
     pub ephemeral_storage_bytes: u64,
+    /// How many pods there may be.
+    pub pods: u64,
 }
 
 /// Why no pod can be run at all.
@@ -153,8 +170,16 @@ impl Node {
 
     /// What pods may be promised together.
     pub fn capacity(&self) -> Amounts {
-        let Allocatable { cpu_millis, memory_bytes, .. } = self.config.allocatable;
-        Amounts { cpu_millis, memory_bytes }
+        let Allocatable { cpu_millis, memory_bytes, ephemeral_storage_bytes, pods } =
+            self.config.allocatable;
+        Amounts { pods, cpu_millis, memory_bytes, storage_bytes: ephemeral_storage_bytes }
+    }
+
+    /// All pods but one.
+    pub fn others(&self, uid: &str) -> Vec<Arc<Handle>> {
+        let Some(inner) = self.pods.lock().upgrade() else { return Vec::new() };
+        let pods = inner.pods.lock();
+        pods.values().filter(|handle| *handle.uid != *uid).cloned().collect()
     }
 
     /// The pod's task is over.
@@ -178,6 +203,9 @@ impl Pods {
         for path in made {
             record::make_dir(path)
                 .map_err(|source| Error::Directory { path: path.clone(), source })?;
+        }
+        if let Some(dir) = &config.memory_dir {
+            keep_from_swap(dir);
         }
         let logs = LogWatch::start(shutdown.clone());
         let host_dns =
@@ -304,6 +332,10 @@ impl Pods {
 
     pub(crate) fn runtimes(&self) -> &[Arc<dyn Runtime>] {
         &self.inner.node.config.runtimes
+    }
+
+    pub(crate) fn traffic(&self) -> HashMap<String, Traffic> {
+        self.inner.node.config.network.traffic()
     }
 
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {

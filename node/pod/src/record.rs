@@ -50,7 +50,11 @@ pub(crate) struct RunRecord {
     pub attempt: u32,
     pub spec_hash: String,
     #[serde(default)]
+    pub stop_signal: String,
+    #[serde(default)]
     pub identity: Option<Identity>,
+    #[serde(default)]
+    pub image_name: String,
     pub image_id: String,
     pub runtime: String,
     /// None while it runs, as far as the agent knew.

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, ContainerResizePolicy, Pod, ResourceRequirements};
+use serde::Serialize;
 
 use crate::allocation::Lack;
 use crate::runtime::{RunId, StartError};
@@ -61,6 +62,29 @@ impl PodState {
         Arc::new(pod)
     }
 
+    /// Whether a change is asked for by which a container's share of swap would change, while it goes on. As the
+    /// kubelet has it: with swap before or after, and another request of memory.
+    pub fn resizes_swap(&self, index: usize) -> bool {
+        let wanted = self.container_spec(index);
+        if !self.granted.contains_key(&wanted.name) {
+            return false;
+        }
+        let has = self.granted_container(index);
+        let request = |container: &Container| {
+            let resources = container.resources.as_ref();
+            resources.and_then(|r| r.requests.as_ref()?.get("memory").cloned())
+        };
+        let restarts = |policy: &ContainerResizePolicy| {
+            policy.resource_name == "memory" && policy.restart_policy == "RestartContainer"
+        };
+        let may_swap = |pod: &Pod, container: &Container| {
+            crate::container_spec::may_swap(pod, container).unwrap_or(false)
+        };
+        request(&has) != request(wanted)
+            && !has.resize_policy.iter().flatten().any(restarts)
+            && (may_swap(&self.granted_pod(), &has) || may_swap(&self.pod, wanted))
+    }
+
     /// The spec may ask for other resources than before.
     pub fn notice_resources(&mut self, old: &Pod) {
         let Some(old_spec) = &old.spec else { return };
@@ -100,6 +124,7 @@ impl PodState {
         }
         if let (Some(has), Phase::Running(running)) = (has, &mut self.containers[index].phase) {
             running.resizing = Some(resizing(has.clone(), now));
+            self.resizing_since.get_or_insert(now);
         }
     }
 
@@ -124,7 +149,12 @@ impl PodState {
                 }
             }
         }
-        self.event(false, "ResizeStarted", "Pod resize started".into());
+        let any = self.containers.iter().any(|c| resizing_of(c).is_some());
+        self.resizing_since = any.then_some(now).or(self.resizing_since);
+        self.resize_event(false, "ResizeStarted", "started", "");
+        if !any {
+            self.resize_done();
+        }
         self.save(Durability::Process);
     }
 
@@ -135,7 +165,7 @@ impl PodState {
 
     pub fn resize_pending(&mut self, reason: &'static str, message: String, now: Timestamp) {
         let event = if reason == "Infeasible" { "ResizeInfeasible" } else { "ResizeDeferred" };
-        self.event(true, event, format!("Pod resize {reason}: {message}"));
+        self.resize_event(true, event, reason, &message);
         self.resize = Resize::Pending { reason, message, since: now };
     }
 
@@ -148,9 +178,6 @@ impl PodState {
         match result {
             Ok(()) => {
                 running.resizing = None;
-                if !self.containers.iter().any(|c| resizing_of(c).is_some()) {
-                    self.event(false, "ResizeCompleted", "Pod resize completed".into());
-                }
                 self.save(Durability::Process);
             }
             Err(error) => {
@@ -158,11 +185,47 @@ impl PodState {
                 resizing.error = Some(error.message.clone());
                 resizing.retry_at = now.saturating_add(RETRY).unwrap_or(now);
                 if first {
-                    let message = format!("Pod resize error: {}", error.message);
-                    self.event(true, "ResizeError", message);
+                    self.resize_event(true, "ResizeError", "error", &error.message);
                 }
             }
         }
+    }
+
+    fn resize_done(&mut self) {
+        self.resizing_since = None;
+        self.resize_event(false, "ResizeCompleted", "completed", "");
+    }
+
+    /// In the kubelet's form: what is asked for of each container, and what is in the way.
+    fn resize_event(&mut self, warning: bool, reason: &str, what: &str, error: &str) {
+        #[derive(Serialize)]
+        struct Of<'a> {
+            name: &'a str,
+            resources: ResourceRequirements,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Summary<'a> {
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            init_containers: Vec<Of<'a>>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            containers: Vec<Of<'a>>,
+            generation: i64,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            error: &'a str,
+        }
+        fn all(list: &[Container]) -> Vec<Of<'_>> {
+            list.iter().map(|c| Of { name: &c.name, resources: of(c) }).collect()
+        }
+        let spec = self.spec();
+        let summary = Summary {
+            init_containers: all(spec.init_containers.as_deref().unwrap_or_default()),
+            containers: all(&spec.containers),
+            generation: self.pod.metadata.generation.unwrap_or(0),
+            error,
+        };
+        let summary = serde_json::to_string(&summary).expect("resources are plain data");
+        self.event(warning, reason, format!("Pod resize {what}: {summary}"));
     }
 
     pub fn resize_conditions(&self) -> Vec<ResizeCondition> {
@@ -175,9 +238,9 @@ impl PodState {
                 since: *since,
             });
         }
-        let under_way: Vec<&Resizing> = self.containers.iter().filter_map(resizing_of).collect();
-        if let Some(since) = under_way.iter().map(|resizing| resizing.since).min() {
-            let errors = under_way.iter().filter_map(|resizing| resizing.error.clone());
+        if let Some(since) = self.resizing_since {
+            let under_way = self.containers.iter().filter_map(resizing_of);
+            let errors = under_way.filter_map(|resizing| resizing.error.clone());
             let message = errors.collect::<Vec<_>>().join("; ");
             let reason = if message.is_empty() { "" } else { "Error" };
             let type_ = "PodResizeInProgress";
@@ -188,7 +251,7 @@ impl PodState {
 }
 
 fn resizing(has: ResourceRequirements, now: Timestamp) -> Box<Resizing> {
-    Box::new(Resizing { has, since: now, doing: false, error: None, retry_at: now })
+    Box::new(Resizing { has, doing: false, error: None, retry_at: now })
 }
 
 fn resizing_of(c: &ContainerState) -> Option<&Resizing> {
@@ -227,6 +290,12 @@ pub(crate) fn plan(state: &mut PodState, plan: &mut Plan) {
             resizing.doing = true;
             plan.actions.push(Action::Resize { index, id, runtime });
         }
+    }
+    let goes_on = |c: &ContainerState| {
+        resizing_of(c).is_some() || c.replace || matches!(c.phase, Phase::Starting(_))
+    };
+    if state.resizing_since.is_some() && !state.containers.iter().any(goes_on) {
+        state.resize_done();
     }
 }
 

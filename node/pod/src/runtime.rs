@@ -13,8 +13,10 @@ use tokio::sync::mpsc;
 use crate::outside::Image;
 
 mod linux;
+mod usage;
 
 pub use linux::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+pub use usage::{Pressure, Stall, Stalls, SwapUsage, Usage};
 
 /// One run of one container: a restart has the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -170,18 +172,6 @@ pub struct Known {
     pub exit: Option<Exit>,
 }
 
-/// What a run has used of CPU since it began, and of memory now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub cpu_nanos: u64,
-    /// The working set: what cannot be dropped without asking.
-    pub memory_bytes: u64,
-    /// With the page cache.
-    pub memory_usage_bytes: u64,
-    /// Anonymous memory.
-    pub memory_rss_bytes: u64,
-}
-
 /// Why a container did not start: `reason` becomes the waiting reason in the pod's status, `message`
 /// names the cause (the missing import, the trap), for a person.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -313,6 +303,22 @@ pub trait Runtime: Send + Sync + 'static {
     }
 
     async fn usage(&self, id: &RunId) -> Option<Usage>;
+
+    /// What all its runs use together (`pods`), and what it takes itself to run them (`runtime`), where that is
+    /// counted.
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
+    }
+
+    /// What a pod's containers waited for, together. None where the kernel does not tell.
+    async fn pressure(&self, _pod_uid: &str) -> Option<Pressure> {
+        None
+    }
+
+    /// Whether containers with [`Linux::may_swap`] have swap, by how much memory they ask for.
+    fn has_swap(&self) -> bool {
+        false
+    }
 
     /// Whether [`Runtime::update`] is possible.
     fn resizes(&self) -> bool {

@@ -47,6 +47,8 @@ pub(crate) struct Trouble {
     pub retry_at: Timestamp,
     /// In a row.
     pub failures: u32,
+    /// That could not be had: the container's own, or one of its volumes'.
+    pub image: String,
 }
 
 pub(crate) struct PodState {
@@ -72,6 +74,8 @@ pub(crate) struct PodState {
     /// What containers have for which the spec says something else that is not granted (yet).
     pub granted: BTreeMap<String, ResourceRequirements>,
     pub resize: Resize,
+    /// Since when containers are being given what was granted.
+    pub resizing_since: Option<Timestamp>,
     /// All init containers did their work (since the machine booted).
     pub initialized: bool,
     /// It is over, whatever becomes of its object.
@@ -151,11 +155,15 @@ pub(crate) struct ContainerState {
     /// How the run before that ended.
     pub last: Option<Box<Exit>>,
     pub image: ImageStep,
+    /// Of the newest run: as the pod named it then, and what it was.
+    pub image_name: String,
     pub image_id: String,
     /// Index and name of the runtime.
     pub runtime: Option<(usize, &'static str)>,
     /// Of the current run.
     pub spec_hash: String,
+    /// What asks the newest run to end; empty where that is no signal.
+    pub stop_signal: String,
     /// Of the newest run, if its runtime knows users.
     pub identity: Option<Box<Identity>>,
     pub backoff: Option<Backoff>,
@@ -208,14 +216,22 @@ pub(crate) struct Running {
     /// postStart is under way.
     pub hook: bool,
     pub stop_deadline: Option<Timestamp>,
+    /// Of a sidecar that waits for its turn to be stopped.
+    pub pre_stop: Option<PreStop>,
     /// What it really has, while it is to be resized to what was granted.
     pub resizing: Option<Box<Resizing>>,
+}
+
+/// How far a preStop hook is that does not wait for its container's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PreStop {
+    Doing,
+    Done,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Resizing {
     pub has: ResourceRequirements,
-    pub since: Timestamp,
     /// The runtime is at it.
     pub doing: bool,
     pub error: Option<String>,
@@ -253,6 +269,14 @@ pub(crate) enum Action {
         index: usize,
         id: RunId,
         runtime: usize,
+    },
+    /// The hook alone: the stop comes later.
+    PreStop {
+        index: usize,
+        id: RunId,
+        runtime: usize,
+        hook: Box<LifecycleHandler>,
+        limit: Duration,
     },
     Stop {
         index: usize,
@@ -411,6 +435,7 @@ fn trouble(
         at: now,
         retry_at: now.saturating_add(delay).unwrap_or(now),
         failures,
+        image: String::new(),
     }
 }
 
@@ -435,9 +460,11 @@ impl ContainerState {
             phase: Phase::Fresh,
             last: None,
             image: ImageStep::Todo,
+            image_name: String::new(),
             image_id: String::new(),
             runtime: None,
             spec_hash: String::new(),
+            stop_signal: String::new(),
             identity: None,
             backoff: None,
             trouble: None,

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rimward_api::Quantity;
 use sha2::{Digest, Sha256};
 
+use crate::ending::PREEMPTING;
 use crate::record::Ended;
 use crate::restart;
 use crate::runtime::{Exit, Identity, RunId};
@@ -81,7 +82,7 @@ pub(crate) struct Container {
     pub restarts: u32,
     pub identity: Option<Identity>,
     pub mounts: Vec<api::VolumeMountStatus>,
-    /// Where the pod names one.
+    /// Of the newest run, where a signal asks it to end.
     pub stop_signal: Option<String>,
     pub started: bool,
     pub ready: bool,
@@ -318,7 +319,10 @@ fn conditions(
         type_: DISRUPTION_TARGET.into(),
         status: "True".into(),
         reason: Some("TerminationByKubelet".into()),
-        message: Some(ended.message.clone()),
+        message: Some(match ended.reason.as_str() {
+            PREEMPTING => "Pod was preempted by Kubelet to accommodate a critical pod.".into(),
+            _ => ended.message.clone(),
+        }),
         last_transition_time: Some(Time(have_since(have, DISRUPTION_TARGET).unwrap_or(now))),
         observed_generation: pod.metadata.generation,
         ..PodCondition::default()

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::record::Ended;
 use crate::restart::Backoff;
-use crate::state::{Action, Durability, Phase, PodState, Refresh, Setup};
+use crate::state::{Action, ContainerState, Durability, Phase, PodState, Refresh, Setup};
 use crate::status::Kind;
 use crate::{ending, probing, resize};
 
@@ -72,6 +72,10 @@ pub(crate) fn plan(state: &mut PodState, now: Timestamp) -> Plan {
     if state.ending.is_some() {
         ending::plan(state, &mut plan);
     } else if !plan_restart_of_all(state, &mut plan) {
+        for index in 0..state.containers.len() {
+            ending::give_up(state, index, &mut plan);
+            containers::stop_outdated(state, index, now);
+        }
         for step in &STEPS {
             if (step.plan)(state, &mut plan) == Progress::Wait {
                 tracing::trace!(pod = %state.uid, step = step.name, "waits");
@@ -220,6 +224,11 @@ fn want(state: &PodState, index: usize, now: Timestamp) -> Want {
 
 fn turn(state: &PodState, plan: &mut Plan) -> Turn {
     let mut turn = Turn { containers: Vec::new(), initialized: state.initialized };
+    // As under the kubelet, nothing begins while something is being ended: a restart after a probe that failed
+    // would race with what ends.
+    let stopping =
+        |c: &ContainerState| matches!(&c.phase, Phase::Running(r) if r.stop_deadline.is_some());
+    let ends = state.containers.iter().any(stopping);
     let mut waits = false;
     for (index, c) in state.containers.iter().enumerate() {
         if c.kind == Kind::Init && state.initialized {
@@ -232,6 +241,7 @@ fn turn(state: &PodState, plan: &mut Plan) -> Turn {
         let want = want(state, index, plan.now);
         let over = matches!(want, Want::Over);
         match want {
+            Want::Begin if ends => {}
             Want::Begin => turn.containers.push(index),
             Want::Later(at) => plan.wake_at(at),
             Want::Nothing | Want::Over => {}

@@ -1,5 +1,7 @@
 //! The task of one pod: plan, write down, act, report, wait.
 
+mod admit;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -13,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::act;
 use crate::allocation::Amounts;
-use crate::host_ports;
+use crate::image_volumes::ImageVolumes;
 use crate::pods::Node;
 use crate::record::{self, Record};
 use crate::sources::{Name, Sources};
@@ -38,6 +40,8 @@ pub(crate) struct Handle {
     pub uid: Arc<str>,
     pub key: ObjectKey,
     pub node: Arc<Node>,
+    /// Those that are images.
+    pub image_volumes: ImageVolumes,
     state: Mutex<Kept>,
     wake: Notify,
 }
@@ -92,7 +96,7 @@ impl Handle {
     pub fn new(node: Arc<Node>, state: PodState) -> Self {
         let (uid, key) = (state.uid.clone(), ObjectKey::of_meta(&state.pod.metadata));
         let state = Mutex::new(Kept { state, packed: None });
-        Self { uid, key, node, state, wake: Notify::new() }
+        Self { uid, key, node, image_volumes: ImageVolumes::default(), state, wake: Notify::new() }
     }
 
     /// The state, with its object, until the pod has nothing to do again.
@@ -139,15 +143,12 @@ impl Handle {
         self.look(|state| status::compute(&state.pod, &state.facts(host_ip, now), now))
     }
 
-    fn load(self: &Arc<Self>, known: Vec<KnownRun>) {
+    async fn load(self: &Arc<Self>, known: Vec<KnownRun>) {
         let record = Record::read(&self.pod_dir());
         let runtimes = self.node.runtime_names();
         let was_here = record.is_some() || !known.is_empty();
         let seen = self.apply(|state, now| {
             state.load(record, known, &runtimes, now);
-            if !state.orphan && state.ended.is_none() {
-                self.admit(state, was_here, now);
-            }
             let seen = match &state.volumes {
                 Setup::Done(mounted) => mounted.versions.clone(),
                 _ => Vec::new(),
@@ -155,6 +156,7 @@ impl Handle {
             state.watched = seen.iter().map(|(name, _)| name.clone()).collect();
             seen
         });
+        self.admit(was_here).await;
         self.ask_who_runs();
         self.node.references.resume(&self.key.namespace, &self.uid, &seen);
         if !seen.is_empty() {
@@ -183,22 +185,6 @@ impl Handle {
         }
     }
 
-    /// A pod that is new here is turned away for good when this node does not have what it needs, in the
-    /// kubelet's words.
-    fn admit(&self, state: &mut PodState, was_here: bool, now: Timestamp) {
-        let ports = host_ports::of(state.spec());
-        if !self.node.host_ports.take(&self.uid, ports, was_here) {
-            let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
-            return state.reject("NodePorts", why, now);
-        }
-        let amounts = Amounts::of(state.granted_pod().spec.as_ref().unwrap_or(state.spec()));
-        let taken = self.node.allocations.take(&self.uid, amounts, self.node.capacity(), was_here);
-        if let Err(lack) = taken {
-            self.node.host_ports.release(&self.uid);
-            state.reject(&format!("OutOf{}", lack.resource), &lack.refusal(), now);
-        }
-    }
-
     /// What the spec asks for is granted if this node has it and the runtimes can give it.
     fn resize(&self, state: &mut PodState, now: Timestamp) {
         let cannot = (0..state.containers.len()).find(|index| {
@@ -213,6 +199,16 @@ impl Handle {
             let runtime = c.runtime.map_or("", |(_, name)| name);
             let why =
                 format!("the {runtime} runtime cannot resize container {:?} in place", c.name);
+            return state.resize_pending("Infeasible", why, now);
+        }
+        let swaps = (0..state.containers.len()).any(|index| {
+            let runtime =
+                state.containers[index].runtime.map(|(index, _)| self.node.runtime(index));
+            runtime.is_some_and(|runtime| runtime.has_swap()) && state.resizes_swap(index)
+        });
+        if swaps {
+            // The kubelet's words.
+            let why = "In-place resize of containers with swap is not supported.".to_owned();
             return state.resize_pending("Infeasible", why, now);
         }
         let wanted = Amounts::of(state.spec());
@@ -313,7 +309,7 @@ fn digest(status: &PodStatus) -> u64 {
 /// Runs until the pod is gone, or the agent goes: then all that runs goes on running. What it keeps
 /// across its waits is what an idle pod costs, so each turn is boxed and gone before the wait.
 pub(crate) async fn run(handle: Arc<Handle>, known: Vec<KnownRun>) {
-    handle.load(known);
+    Box::pin(handle.load(known)).await;
     while let Some(pause) = Box::pin(take_turn(&handle)).await {
         let (first, rest) = match pause {
             Some(pause) if pause <= PACKED_MIN => (Some(pause), None),

@@ -10,9 +10,9 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
-use crate::outside::{Image, ImageForm};
+use crate::outside::{Image, ImageForm, Traffic};
 use crate::pods::Pods;
-use crate::runtime::{RunId, Usage};
+use crate::runtime::{Pressure, RunId, Usage};
 use crate::state::{ImageStep, Phase};
 use crate::task::Handle;
 use crate::volumes::FOLDER;
@@ -28,6 +28,10 @@ pub struct PodUsage {
     pub name: String,
     pub uid: String,
     pub containers: Vec<ContainerUsage>,
+    /// Of its own network device, if it has one.
+    pub traffic: Option<Traffic>,
+    /// What its containers waited for, together.
+    pub pressure: Option<Pressure>,
 }
 
 /// A container that runs.
@@ -130,6 +134,11 @@ impl PodDisk {
 }
 
 impl Pods {
+    /// What all pods use together, and what runs them: by the names that the kubelet's Summary has.
+    pub fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        self.runtimes().iter().flat_map(|runtime| runtime.usage_of_all()).collect()
+    }
+
     /// What the running containers of all pods use, in the order of namespaces and names.
     pub async fn usage(&self) -> Vec<PodUsage> {
         let running = |handle: Arc<Handle>| {
@@ -146,9 +155,14 @@ impl Pods {
             (handle, runs)
         };
         let asked = self.handles().into_iter().map(running).filter(|(_, runs)| !runs.is_empty());
+        let traffic = &self.traffic();
         let asked = asked.map(|(handle, runs)| async move {
             let mut containers = Vec::with_capacity(runs.len());
+            let mut pressure = None;
             for (id, runtime, started_at) in runs {
+                if pressure.is_none() {
+                    pressure = handle.node.runtime(runtime).pressure(&handle.uid).await;
+                }
                 if let Some(usage) = handle.node.runtime(runtime).usage(&id).await {
                     containers.push(ContainerUsage { id, started_at, usage });
                 }
@@ -158,6 +172,8 @@ impl Pods {
                 name: handle.key.name.clone(),
                 uid: handle.uid.to_string(),
                 containers,
+                traffic: traffic.get(&*handle.uid).copied(),
+                pressure,
             }
         });
         let mut pods: Vec<PodUsage> =

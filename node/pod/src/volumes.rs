@@ -21,8 +21,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::downward::Facts;
-use crate::image_pull;
-use crate::outside::{ImageForm, Images, Objects};
+use crate::outside::Objects;
 use crate::record::make_dir;
 use crate::sources::{self, Name, Sources};
 use claimed::{Claimed, Source};
@@ -121,7 +120,7 @@ pub(crate) enum Turn {
 pub(crate) async fn set_up(
     pod: &Pod,
     places: &Places,
-    (objects, images): (&dyn Objects, &dyn Images),
+    objects: &dyn Objects,
     facts: &Facts<'_>,
     turn: Turn,
     now: Timestamp,
@@ -130,15 +129,21 @@ pub(crate) async fn set_up(
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let names = volumes.iter().flat_map(|v| sources::of_volume(pod, v)).collect();
     let world =
-        World { pod, sources: Sources::fetch(objects, namespace, names).await, objects, images, facts };
+        World { pod, sources: Sources::fetch(objects, namespace, names).await, objects, facts };
     let mut mounted = Mounted { versions: world.sources.versions(), tokens_due: None };
     let again = turn != Turn::First;
     let mut first_failure = None;
     let mut plans = Vec::with_capacity(volumes.len());
-    for volume in volumes.iter().filter(|volume| !again || is_followed(volume)) {
+    // An image is not for the whole pod to wait for: see `image_volumes`.
+    let wanted = |volume: &&Volume| match again {
+        true => is_followed(volume),
+        false => volume.image.is_none(),
+    };
+    for volume in volumes.iter().filter(wanted) {
         match world.plan(volume, places.of(volume), turn, now).await {
             Ok(plan) => {
-                mounted.tokens_due = [mounted.tokens_due, plan.tokens_due].into_iter().flatten().min();
+                mounted.tokens_due =
+                    [mounted.tokens_due, plan.tokens_due].into_iter().flatten().min();
                 plans.push(plan);
             }
             Err(message) if again => {
@@ -180,7 +185,6 @@ struct World<'a> {
     pod: &'a Pod,
     sources: Sources,
     objects: &'a dyn Objects,
-    images: &'a dyn Images,
     facts: &'a Facts<'a>,
 }
 
@@ -208,8 +212,6 @@ impl World<'_> {
         let tokens = tokens(pod, volume, &dir, *objects, due, now).await.map_err(failed)?;
         let content =
             content::of(pod, volume, &self.sources, &tokens, self.facts).map_err(failed)?;
-        let content =
-            with_image(pod, &dir, content, *objects, self.images).await.map_err(failed)?;
         let (name, tokens_due) = (volume.name.clone(), tokens.due);
         Ok(Plan { name, dir, content, tokens_due, alone: true })
     }
@@ -294,27 +296,15 @@ fn make_mount_points(pod_dir: &Path) -> std::io::Result<()> {
     make_dir(&pod_dir.join(FOLDER))
 }
 
-/// The image of an image volume is pulled, unless it is mounted already.
-async fn with_image(
-    pod: &Pod,
-    dir: &Path,
-    content: Content,
-    objects: &dyn Objects,
-    images: &dyn Images,
-) -> Result<Content, String> {
-    let Content::Image { reference, policy, .. } = content else { return Ok(content) };
-    if host::is_mount(dir) {
-        return Ok(Content::Image { reference, policy, layers: Vec::new() });
-    }
-    let pull = image_pull::policy(&reference, policy.as_deref());
-    let auth = image_pull::credentials(pod, objects).await;
-    let image = images.ensure(&reference, pull, &auth).await.map_err(|e| e.to_string())?;
-    match image.form {
-        ImageForm::Linux { layers, .. } => Ok(Content::Image { reference, policy, layers }),
-        ImageForm::Wasm { .. } => {
-            Err(format!("image {reference:?} is a WebAssembly component: it has no files to mount"))
-        }
-    }
+/// Mounts what an image holds, where it is to lie and as long as the pod lives.
+///
+/// # Errors
+/// A sentence that names the place.
+pub(crate) fn mount_image(places: &Places, name: &str, layers: &[PathBuf]) -> Result<(), String> {
+    let dir = places.pod_dir.join(FOLDER).join(name);
+    make_mount_points(&places.pod_dir)
+        .and_then(|()| mounted::image(&dir, layers))
+        .map_err(|e| io_text(&dir, &e))
 }
 
 /// What another pod has already (not `alone`) keeps its owners: that pod may have changed them.
@@ -327,12 +317,9 @@ fn make(dir: &Path, content: Content, ownership: &Ownership, alone: bool) -> Res
     };
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
-        Content::EmptyDir { memory, size_limit } => {
-            host::empty_dir(dir, memory, size_limit, group).map_err(io)
-        }
+        Content::EmptyDir(medium) => host::empty_dir(dir, medium, group).map_err(io),
         Content::HostPath { kind } => host::check(dir, &kind),
         Content::Nfs(_) => Ok(()),
-        Content::Image { layers, .. } => mounted::image(dir, &layers).map_err(io),
         Content::Claimed(Claimed { source, read_only, .. }) => match source {
             Source::Nfs(_) => Ok(()),
             Source::Disk(_) => give(dir, read_only),

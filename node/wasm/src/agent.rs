@@ -441,6 +441,8 @@ impl Runtime for WasmRuntime {
                 memory_bytes,
                 memory_usage_bytes: memory_bytes,
                 memory_rss_bytes: memory_bytes,
+                // A guest is part of its host, which many share: it has no process of its own.
+                ..Usage::default()
             }),
             _ => None,
         }

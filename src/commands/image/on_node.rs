@@ -44,6 +44,13 @@ impl NodeApi {
         self.send(method, path, name, body).await
     }
 
+    /// `credentials` are laid out as docker's `config.json`, or nothing.
+    pub async fn pull(&self, name: &str, credentials: Vec<u8>) -> anyhow::Result<Bytes> {
+        let body =
+            Full::new(Bytes::from(credentials)).map_err(|never| match never {}).boxed_unsync();
+        self.send("POST", "/pull", Some(name), body).await
+    }
+
     /// Sends an archive as it is read.
     pub async fn import(&self, file: &Path, name: Option<&str>) -> anyhow::Result<Bytes> {
         let named = || format!("cannot read {}", file.display());

@@ -63,7 +63,8 @@ fn pusher(cluster: &Cluster) -> String {
     cluster.ok(&["create", "token", "image-pusher"]).trim().to_owned()
 }
 
-fn machine() -> &'static str {
+/// This machine's architecture, as images call it.
+pub fn machine() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -127,11 +128,11 @@ impl<'a> Layout<'a> {
     }
 }
 
-fn hex(content: &[u8]) -> String {
+pub(crate) fn hex(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn gzip(content: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(content: &[u8]) -> Vec<u8> {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(content).expect("memory takes it");
     gzip.finish().expect("memory takes it")
@@ -173,7 +174,8 @@ fn owned_by_root(header: &mut tar::Header) {
     header.set_mtime(1_700_000_000);
 }
 
-fn lower() -> Vec<u8> {
+/// A layer with busybox in it, a tar archive.
+pub fn lower() -> Vec<u8> {
     let busybox = std::fs::read(BUSYBOX).expect("busybox-static: scripts/bootstrap --tests");
     let applets = Command::new(BUSYBOX).arg("--list").output().expect("busybox runs");
     let mut tar = Tar::new();

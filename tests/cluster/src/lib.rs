@@ -4,8 +4,10 @@
 //! A [`Cluster`] stops its processes, by pid, when it is dropped, and shows their logs when the test failed.
 
 pub mod busybox;
+pub mod disk;
 pub mod fleet;
 pub mod hosts;
+pub mod liar;
 pub mod pods;
 pub mod registry;
 
@@ -44,6 +46,18 @@ pub fn skip_without_root(test: &str) -> bool {
         eprintln!("SKIPPED {test}: it needs root (network namespaces); CI runs it as root");
     }
     !is_root()
+}
+
+/// Says loudly that a test which needs a machine of its own does nothing now: one with cgroup v2 alone, swap, huge
+/// pages and an NFS server.
+pub fn skip_without_vm(test: &str) -> bool {
+    let here = std::env::var_os("RIMWARD_VM").is_some();
+    if !here {
+        eprintln!(
+            "SKIPPED {test}: it needs cgroup v2, swap, huge pages and an NFS server: run scripts/test-in-vm"
+        );
+    }
+    !here
 }
 
 /// Tries until there is an answer; panics with `what` when [`PATIENCE`] is over.

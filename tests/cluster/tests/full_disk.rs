@@ -1,54 +1,12 @@
 //! A full disk says where it is full: the node's condition, the pod's status, the API's answer.
 //! Small file systems in memory stand for disks. Needs root.
 
-use std::path::{Path, PathBuf};
-
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::statvfs::statvfs;
+use rimward_tests_cluster::disk::SmallDisk;
 use rimward_tests_cluster::hosts::Hosts;
 use rimward_tests_cluster::{
     Cluster, Process, binary, condition, eventually, repository, skip_without_root,
 };
 use serde_json::json;
-
-/// A file system of a few MiB, gone when dropped.
-struct SmallDisk {
-    path: PathBuf,
-}
-
-impl SmallDisk {
-    fn at(path: &Path, mib: u64) -> Self {
-        std::fs::create_dir_all(path).expect("a directory");
-        let options = format!("size={mib}m");
-        let none = None::<&str>;
-        mount(none, path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-            .expect("root mounts");
-        Self { path: path.to_owned() }
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.path.join("ballast")
-    }
-
-    /// Leaves so many of 1000 parts of it free.
-    fn fill(&self, permille_free: u64) {
-        let stat = statvfs(&self.path).expect("it is mounted");
-        let size = stat.fragment_size();
-        let blocks = stat.blocks_available().saturating_sub(stat.blocks() * permille_free / 1000);
-        let bytes = vec![0; usize::try_from(blocks * size).expect("a small disk")];
-        let _full_is_what_is_wanted = std::fs::write(self.ballast(), bytes);
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.ballast()).expect("the ballast");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _busy_means_detach_when_idle = umount2(&self.path, MntFlags::MNT_DETACH);
-    }
-}
 
 #[test]
 fn a_nodes_full_disk() {

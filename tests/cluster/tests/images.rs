@@ -204,8 +204,74 @@ fn nodes_pull_from_a_registry_with_passwords() {
     };
     setup.run("wrong", &image, secrets(&["wrong", "not-there"]));
     setup.waits("wrong", &["ErrImagePull"], "pull access denied");
+    eventually("the missing secret is told", || {
+        let told = cluster.ok(&["describe", "pod", "wrong"]);
+        told.contains("FailedToRetrieveImagePullSecret").then_some(())
+    });
     setup.run("second-fits", &image, secrets(&["wrong", "right"]));
     setup.ready("second-fits");
+
+    // That it is here now makes it nobody's who has no secret, and does not ask again of who has.
+    setup.run("freeloader", &image, json!({}));
+    setup.waits("freeloader", &["ErrImagePull"], "pull access denied");
+    let never = json!({"containers": [{"name": "c", "image": image, "imagePullPolicy": "Never"}]});
+    setup.run("blind", &image, never);
+    setup.waits("blind", &["ErrImageNeverPull"], "is not present with pull policy of Never");
+    setup.run("again", &image, secrets(&["right"]));
+    setup.ready("again");
+    let told = cluster.ok(&["describe", "pod", "again"]);
+    assert!(told.contains("already present on machine and can be accessed by the pod"), "{told}");
+
+    // The older type, for a part of the registry only; of two that fit the longer goes first.
+    let part = |path: &str, password: &str| json!({format!("https://{}/v2/{path}", registry.host): {"username": USER, "password": password}});
+    let older = |name: &str, config: Value| {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "type": "kubernetes.io/dockercfg", "stringData": {".dockercfg": config.to_string()}});
+        cluster.apply(&secret.to_string());
+    };
+    older("other-part", part("other/", PASSWORD));
+    older("part", part("team/", PASSWORD));
+    let always = |names: &[&str]| {
+        let mut spec = secrets(names);
+        spec["containers"] = json!([{"name": "c", "image": image, "imagePullPolicy": "Always"}]);
+        spec
+    };
+    setup.run("other-part", &image, always(&["other-part"]));
+    setup.waits("other-part", &["ErrImagePull"], "no basic auth credentials");
+    setup.run("part", &image, always(&["part", "wrong"]));
+    setup.ready("part");
+
+    // By hand: what comes so is everybody's.
+    let (layout, _) = setup.layout("by-hand");
+    setup.push_outside(&registry, &layout, "team/by-hand:v1");
+    let by_hand = format!("{}/team/by-hand:v1", registry.host);
+    let pull = |more: &[&str], input: &str| {
+        let binary = rimward_tests_cluster::binary("rimward");
+        let args = ["image", "pull", &by_hand, "--data-dir", arg(&cluster.dir)];
+        let words = cluster.wrap().iter().map(String::as_str);
+        let mut words = words.chain([arg(&binary)]).chain(args).chain(more.iter().copied());
+        let mut command = std::process::Command::new(words.next().expect("at least the binary"));
+        command.args(words).stdin(std::process::Stdio::piped());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        std::io::Write::write_all(&mut stdin, input.as_bytes()).expect("a short line");
+        drop(stdin);
+        child.wait_with_output().expect("it ends")
+    };
+    let refused = pull(&[], "");
+    assert!(text(&refused.stderr).contains("no basic auth credentials"), "{refused:?}");
+    let refused = pull(&["--creds-stdin"], "puller:guessed\n");
+    assert!(text(&refused.stderr).contains("pull access denied"), "{refused:?}");
+    let pulled = pull(&["--creds-stdin"], &format!("{USER}:{PASSWORD}\n"));
+    assert!(pulled.status.success(), "{pulled:?}");
+    let file = setup.path("auth.json");
+    let auths = json!({"auths": {&registry.host: {"username": USER, "password": PASSWORD}}});
+    std::fs::write(&file, auths.to_string()).expect("a file");
+    let pulled = pull(&["--auth-file", arg(&file)], "");
+    assert!(pulled.status.success(), "{pulled:?}");
+    setup.run("by-hand", &by_hand, json!({}));
+    setup.ready("by-hand");
 
     // By the ServiceAccount, pinned by digest.
     cluster.apply(

@@ -10,6 +10,7 @@ pub mod block;
 pub mod local_volumes;
 pub mod meta;
 pub mod names;
+pub mod nodes;
 pub mod quantity;
 pub mod resource;
 pub mod selector;

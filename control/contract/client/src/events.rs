@@ -55,6 +55,8 @@ struct Occurrence {
     reason: String,
     message: String,
     at: Timestamp,
+    /// Where the component is that says it, where there are many.
+    host: String,
 }
 
 impl Recorder {
@@ -89,13 +91,24 @@ impl Recorder {
         reason: &str,
         message: impl Into<String>,
     ) {
+        self.event_from("", about, kind, reason, message);
+    }
+
+    /// The same, said by the component's instance on a host.
+    pub fn event_from(
+        &self,
+        host: &str,
+        about: ObjectReference,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let mut hasher = DefaultHasher::new();
         about.uid.hash(&mut hasher);
         about.name.hash(&mut hasher);
         let lane = &self.lanes[hasher.finish() as usize % LANES];
-        let message = message.into();
-        let occurrence =
-            Occurrence { about, kind, reason: reason.into(), message, at: Timestamp::now() };
+        let (reason, message, host) = (reason.into(), message.into(), host.into());
+        let occurrence = Occurrence { about, kind, reason, message, at: Timestamp::now(), host };
         if lane.try_send(occurrence).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -294,9 +307,12 @@ impl Memory {
             first_timestamp: Some(Time(occurrence.at)),
             last_timestamp: Some(Time(occurrence.at)),
             count: Some(1),
-            source: Some(EventSource { component: Some(self.component.clone()), host: None }),
+            source: Some(EventSource {
+                component: Some(self.component.clone()),
+                host: Some(occurrence.host.clone()).filter(|host| !host.is_empty()),
+            }),
             reporting_component: Some(self.component.clone()),
-            reporting_instance: Some(String::new()),
+            reporting_instance: Some(occurrence.host.clone()),
             ..Event::default()
         }))
     }
@@ -339,6 +355,7 @@ mod tests {
             reason: "Because".into(),
             message: message.into(),
             at: Timestamp::from_second(second).expect("in range"),
+            host: String::new(),
         }
     }
 

@@ -5,8 +5,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
     self, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Toleration,
 };
+use rimward_api::nodes::{NODE_NAME_FIELD, WantedNodes, tolerates};
 use rimward_control_lean::Pod;
-use rimward_control_lean::nodes::{NODE_NAME_FIELD, WantedNodes, tolerates};
 
 use crate::claim::controller_reference;
 use crate::history::REVISION_LABEL;

@@ -26,9 +26,14 @@ pub struct PartialMeta {
     pub namespace: String,
     pub uid: String,
     pub resource_version: String,
-    pub deletion_timestamp: Option<String>,
+    #[serde(rename = "deletionTimestamp", deserialize_with = "is_there")]
+    pub is_deleted: bool,
     pub finalizers: Vec<String>,
     pub owner_references: Vec<Owner>,
+}
+
+fn is_there<'de, D: serde::Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    Option::<serde::de::IgnoredAny>::deserialize(value).map(|value| value.is_some())
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -144,7 +149,7 @@ impl Graph {
             resource,
             key,
             resource_version: meta.resource_version.into(),
-            deleting: meta.deletion_timestamp.is_some(),
+            deleting: meta.is_deleted,
             foreground: has(FOREGROUND),
             orphaning: has(ORPHAN),
             owners: meta.owner_references.into(),
@@ -177,6 +182,13 @@ impl Graph {
         self.by_resource.entry(resource).or_default().insert(uid.clone());
         self.nodes.insert(uid, node);
         work
+    }
+
+    /// An object changed in nothing that this is about. False if it is not known.
+    pub fn revise(&mut self, uid: &str, resource_version: &str) -> bool {
+        let Some(node) = self.nodes.get_mut(uid) else { return false };
+        node.resource_version = resource_version.into();
+        true
     }
 
     /// Whether an owner is there and not about to take its dependents along.
@@ -369,7 +381,7 @@ mod tests {
                 namespace: "ns".into(),
                 uid: uid.into(),
                 resource_version: "1".into(),
-                deletion_timestamp: (!state.is_empty()).then(|| "t".into()),
+                is_deleted: !state.is_empty(),
                 finalizers: [FOREGROUND, ORPHAN]
                     .iter()
                     .filter(|f| f.starts_with(state) && !state.is_empty())

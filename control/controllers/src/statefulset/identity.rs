@@ -44,6 +44,12 @@ pub fn ordinal(set_name: &str, pod_name: &str) -> Option<i64> {
     Some(number.into())
 }
 
+/// The names of sets that a claim of that name may be of: what stands between a template's name and an ordinal.
+pub fn sets_of_claim(claim_name: &str) -> impl Iterator<Item = &str> {
+    let (rest, _ordinal) = claim_name.rsplit_once('-').unwrap_or_default();
+    rest.match_indices('-').map(|(at, _)| &rest[at + 1..])
+}
+
 /// Whether a claim of that name is one of the set's.
 pub fn has_claim(set: &StatefulSet, claim_name: &str) -> bool {
     let ours = |template: &PersistentVolumeClaim| {
@@ -136,4 +142,20 @@ pub fn claims(set: &StatefulSet, ordinal: i64) -> Vec<PersistentVolumeClaim> {
         }
     };
     claim_templates(set).iter().map(claim).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_sets_a_claim_may_be_of() {
+        let check = |claim: &str, expected: &[&str]| {
+            assert_eq!(sets_of_claim(claim).collect::<Vec<_>>(), expected, "{claim}");
+        };
+        check("data-web-0", &["web"]);
+        check("my-data-web-blue-12", &["data-web-blue", "web-blue", "blue"]);
+        check("data-0", &[]);
+        check("data", &[]);
+    }
 }

@@ -8,7 +8,8 @@ use rimward_api::{ObjectKey, local_volumes};
 use rimward_client::Cache;
 use rimward_tunnel::wire::ObjectKind;
 
-use super::{Entry, Interest, World, entry};
+use super::interest::{Interest, Reference};
+use super::{Entry, World, entry};
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
@@ -19,7 +20,7 @@ impl World {
         self.claims.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
             let interest = world.interest.lock();
-            interest.mark_referrers((ObjectKind::PersistentVolumeClaim, change.key.clone()));
+            interest.mark_referrers(&(ObjectKind::PersistentVolumeClaim, change.key.clone()));
             for claim in [change.old, change.new].into_iter().flatten() {
                 interest.mark_volume_of(change.key, claim);
             }
@@ -28,27 +29,37 @@ impl World {
         self.volumes.on_change(move |change| {
             let Some(world) = weak.upgrade() else { return };
             let interest = world.interest.lock();
-            for (node, outbox) in &interest.outboxes {
-                let sides = [change.old, change.new].into_iter().flatten();
-                if sides.into_iter().any(|volume| world.concerns(&interest, node, volume)) {
-                    outbox.mark(ObjectKind::PersistentVolume, change.key.clone());
+            for volume in [change.old, change.new].into_iter().flatten() {
+                for node in world.told_of(&interest, volume) {
+                    interest.mark(node, (ObjectKind::PersistentVolume, change.key.clone()));
                 }
             }
         });
     }
 
+    /// The nodes that are told a volume.
+    fn told_of<'a>(
+        &self,
+        interest: &'a Interest,
+        volume: &'a PersistentVolume,
+    ) -> impl Iterator<Item = &'a str> {
+        let used = self.claim_that_has(volume);
+        let users = used.map(|used| interest.nodes_of(&used).collect::<Vec<_>>());
+        home_of(volume).into_iter().chain(users.into_iter().flatten())
+    }
+
+    /// The claim that a volume is bound to, if it is bound to that volume.
+    fn claim_that_has(&self, volume: &PersistentVolume) -> Option<Reference> {
+        let key = claim_of(volume)?;
+        let claim = self.claims.get_key(&key)?;
+        let both = volume_of(&claim)? == volume.metadata.name.as_deref()?;
+        both.then_some((ObjectKind::PersistentVolumeClaim, key))
+    }
+
     /// Whether a node is told a volume.
     fn concerns(&self, interest: &Interest, node: &str, volume: &PersistentVolume) -> bool {
         home_of(volume) == Some(node)
-            || claim_of(volume).is_some_and(|key| {
-                let used =
-                    interest.references.get(&(ObjectKind::PersistentVolumeClaim, key.clone()));
-                let bound = || {
-                    let claim = self.claims.get_key(&key)?;
-                    Some(volume_of(&claim)? == volume.metadata.name.as_deref()?)
-                };
-                used.is_some_and(|who| who.concerns(node)) && bound() == Some(true)
-            })
+            || self.claim_that_has(volume).is_some_and(|used| interest.concerns(node, &used))
     }
 
     pub(super) fn told_volume(&self, node: &str, key: &ObjectKey) -> Option<Arc<PersistentVolume>> {
@@ -70,10 +81,9 @@ impl Interest {
     fn mark_volume_of(&self, key: &ObjectKey, claim: &PersistentVolumeClaim) {
         if let Some(volume) = volume_of(claim) {
             let used = (ObjectKind::PersistentVolumeClaim, key.clone());
-            let Some(who) = self.references.get(&used) else { return };
-            for (node, outbox) in self.outboxes.iter().filter(|(node, _)| who.concerns(node)) {
+            for node in self.nodes_of(&used) {
                 tracing::trace!(node, volume, "its claim changed");
-                outbox.mark(ObjectKind::PersistentVolume, ObjectKey::new("", volume));
+                self.mark(node, (ObjectKind::PersistentVolume, ObjectKey::new("", volume)));
             }
         }
     }
@@ -83,7 +93,7 @@ impl Interest {
         &self,
         node: &str,
         claims: &Cache<PersistentVolumeClaim>,
-        reference: &(ObjectKind, ObjectKey),
+        reference: &Reference,
     ) {
         if reference.0 != ObjectKind::PersistentVolumeClaim {
             return;

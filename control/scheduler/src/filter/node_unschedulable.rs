@@ -1,7 +1,7 @@
 //! Nodes that are cordoned off take nothing new, unless a pod tolerates just that.
 
 use k8s_openapi::api::core::v1::Taint;
-use rimward_control_lean::nodes::tolerates;
+use rimward_api::nodes::tolerates;
 
 use super::{NODE_ADDED, NODE_TAINTS, Reasons, Rule};
 use crate::cycle::Cycle;

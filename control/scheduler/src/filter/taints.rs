@@ -2,7 +2,7 @@
 //! <https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>
 
 use k8s_openapi::api::core::v1::Taint;
-use rimward_control_lean::nodes::tolerates;
+use rimward_api::nodes::tolerates;
 
 use super::{NODE_ADDED, NODE_TAINTS, Reasons, Rule};
 use crate::cycle::Cycle;

@@ -3,7 +3,7 @@
 use super::{Rule, Scale};
 use crate::cycle::Cycle;
 use crate::snapshot::NodeInfo;
-use rimward_control_lean::nodes::tolerates;
+use rimward_api::nodes::tolerates;
 
 pub const RULE: Rule = Rule { applies: |_| true, score, scale: Scale::LessIsBetter, weight: 3 };
 

@@ -2,8 +2,9 @@
 
 use futures::TryStreamExt as _;
 use http::{Method, Request, StatusCode};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming as Body;
+use rimward_node_pod::of_docker_config;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Answer, json, text};
@@ -22,7 +23,7 @@ pub(super) async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -
     let path = request.uri().path()[PREFIX.len()..].to_owned();
     let done = match (request.method(), path.as_str(), name) {
         (&Method::GET, "", _) => return json(&images.list(&parts.pods.images())),
-        (&Method::POST, "/pull", Some(name)) => images.pull(&name).await.map(|id| vec![id]),
+        (&Method::POST, "/pull", Some(name)) => pull(&images, &name, request.into_body()).await,
         (&Method::POST, "/import", name) => import(&images, request.into_body(), name).await,
         (&Method::DELETE, "", Some(name)) => {
             images.remove(&*parts.pods, &name).await.map(|()| vec![name])
@@ -36,6 +37,19 @@ pub(super) async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -
             text(StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &why)
         }
     }
+}
+
+/// Credentials come as docker's `config.json`; without any the body is empty.
+async fn pull(images: &NodeImages, name: &str, body: Body) -> Result<Vec<String>, Refused> {
+    const BYTES_MAX: usize = 1 << 20;
+    let body = Limited::new(body, BYTES_MAX).collect().await;
+    let body = body.map_err(|e| (400, format!("cannot read the credentials: {e}")))?.to_bytes();
+    let auth = match body.is_empty() {
+        true => Vec::new(),
+        false => of_docker_config(&body)
+            .ok_or((400, "the credentials are not laid out as docker's config.json".to_owned()))?,
+    };
+    images.pull(name, &auth).await.map(|id| vec![id])
 }
 
 /// An archive is read from a file: it is kept in one while it comes in.

@@ -21,14 +21,14 @@ pub(super) struct Subject {
 }
 
 /// Those that use more than they asked for first; of them the lowest priority, then whoever exceeds the most.
-/// Nobody asks for inodes: there priority decides, then the number.
+/// Nobody asks for inodes or process ids: there priority decides, then the number.
 pub(super) fn order(subjects: &mut [Subject], signal: Signal) {
     subjects.sort_by_key(|subject| {
-        let asked = match signal {
-            Signal::Inodes => 0,
-            _ => subject.demand.requested(signal.resource()),
+        let asked = match signal.is_bytes() {
+            false => 0,
+            true => subject.demand.requested(signal.resource()),
         };
-        let within = signal != Signal::Inodes && subject.total <= asked;
+        let within = signal.is_bytes() && subject.total <= asked;
         let over = i128::from(subject.total) - i128::from(asked);
         (within, subject.demand.priority, Reverse(over))
     });
@@ -36,9 +36,9 @@ pub(super) fn order(subjects: &mut [Subject], signal: Signal) {
 
 /// What the pod's status and its Event say, in the kubelet's words.
 pub(super) fn message(subject: &Subject, met: &Met) -> String {
-    let amount = |n: u64| match met.signal {
-        Signal::Inodes => n.to_string(),
-        _ => bytes(n),
+    let amount = |n: u64| match met.signal.is_bytes() {
+        false => n.to_string(),
+        true => bytes(n),
     };
     let resource = met.signal.resource();
     let mut text = format!(

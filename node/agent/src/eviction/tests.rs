@@ -74,11 +74,13 @@ impl PodHandler for Played {
             namespace: "n".into(),
             name: Self::uid(pod),
             uid: Self::uid(pod),
+            traffic: None,
             containers: vec![ContainerUsage {
                 id: RunId { pod_uid: Self::uid(pod), container: "c".into(), attempt: 0 },
                 started_at: Timestamp::UNIX_EPOCH,
                 usage: Usage { memory_bytes: memory << 20, ..Usage::default() },
             }],
+            pressure: None,
         };
         self.pods.lock().iter().map(usage).collect()
     }

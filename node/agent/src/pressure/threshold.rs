@@ -13,10 +13,11 @@ use super::{Observed, Signal};
 /// (<https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#hard-eviction-thresholds>).
 ///
 /// By default 100 MiB of memory, and 5 % of the disk's bytes and inodes: Kubernetes' own 10 % is a lot of room
-/// on a large disk.
+/// on a large disk. Of process ids nothing, as in Kubernetes: pods have limits of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvictionHard {
     memory: Threshold,
+    pids: Threshold,
     disk: Threshold,
     inodes: Threshold,
 }
@@ -31,7 +32,7 @@ pub enum ThresholdError {
     #[error("{0:?} is not SIGNAL<VALUE, as in nodefs.available<5%")]
     Form(String),
     #[error(
-        "signal {0:?} is not one that this node watches; there are memory.available, nodefs.available and nodefs.inodesFree"
+        "signal {0:?} is not one that this node watches; there are memory.available, pid.available, nodefs.available and nodefs.inodesFree"
     )]
     Signal(String),
     #[error("{signal}: {value:?} is neither a share from 0% to 100% nor a quantity such as 500Mi")]
@@ -56,6 +57,7 @@ impl Default for EvictionHard {
     fn default() -> Self {
         Self {
             memory: Threshold::Absolute(100 << 20),
+            pids: Threshold::NONE,
             disk: Threshold::Permille(50),
             inodes: Threshold::Permille(50),
         }
@@ -66,6 +68,7 @@ impl EvictionHard {
     pub(super) fn of(&self, signal: Signal) -> Threshold {
         match signal {
             Signal::Memory => self.memory,
+            Signal::Pids => self.pids,
             Signal::Disk => self.disk,
             Signal::Inodes => self.inodes,
         }
@@ -150,6 +153,7 @@ impl FromStr for EvictionHard {
         for (signal, threshold) in parts(text)? {
             match signal {
                 Signal::Memory => all.memory = threshold,
+                Signal::Pids => all.pids = threshold,
                 Signal::Disk => all.disk = threshold,
                 Signal::Inodes => all.inodes = threshold,
             }
@@ -160,8 +164,9 @@ impl FromStr for EvictionHard {
 
 impl fmt::Display for EvictionHard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set = Signal::ALL.into_iter().filter(|signal| self.of(*signal) != Threshold::NONE);
         let one = |signal: Signal| format!("{}<{}", signal.name(), self.of(signal));
-        write!(f, "{}", Signal::ALL.map(one).join(","))
+        write!(f, "{}", set.map(one).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -198,6 +203,9 @@ impl fmt::Display for Threshold {
 }
 
 impl Threshold {
+    /// Nothing is too little.
+    pub const NONE: Self = Self::Absolute(0);
+
     /// What should be available, of so much.
     pub fn amount(self, capacity: u64) -> u64 {
         match self {
@@ -283,7 +291,12 @@ mod tests {
         );
         check(
             "pid.available<10",
-            "signal \"pid.available\" is not one that this node watches; there are memory.available, nodefs.available and nodefs.inodesFree",
+            "memory.available<100Mi,pid.available<10,nodefs.available<5%,nodefs.inodesFree<5%",
+        );
+        check("memory.available<0", "nodefs.available<5%,nodefs.inodesFree<5%");
+        check(
+            "allocatableMemory.available<10",
+            "signal \"allocatableMemory.available\" is not one that this node watches; there are memory.available, pid.available, nodefs.available and nodefs.inodesFree",
         );
     }
 

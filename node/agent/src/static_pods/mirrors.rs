@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use rimward_api::static_pods;
 use rimward_node_pod::outside::{Attachment, Reports};
+use rimward_node_pod::runtime::Usage;
 use rimward_node_pod::{
     ClaimUsage, ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
@@ -72,6 +73,10 @@ impl PodHandler for Mirrored {
 
     async fn usage(&self) -> Vec<PodUsage> {
         self.pods.usage().await
+    }
+
+    fn usage_of_all(&self) -> Vec<(&'static str, Usage)> {
+        self.pods.usage_of_all()
     }
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {

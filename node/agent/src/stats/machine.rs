@@ -1,6 +1,10 @@
 //! What the machine uses as a whole, read from /proc; its memory from the cgroup that bounds this node, if
 //! there is one.
 
+use rimward_node_network::root::DEVICE_PREFIX;
+use rimward_node_pod::outside::Traffic;
+use rimward_node_pod::runtime::{Pressure, Stalls, SwapUsage, Usage};
+
 use crate::machine::{meminfo, memory_cgroup};
 
 /// The kernel tells user space of ticks of a hundredth of a second, whatever its own are.
@@ -13,6 +17,8 @@ pub(crate) struct MachineSample {
     pub memory: Memory,
     pub swap_total_bytes: u64,
     pub swap_free_bytes: u64,
+    /// Where the kernel tells.
+    pub pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,8 +93,14 @@ impl MachineSample {
             memory: Memory::of(&info),
             swap_total_bytes: swap("SwapTotal:"),
             swap_free_bytes: swap("SwapFree:"),
+            pressure: pressure(),
         }
     }
+}
+
+fn pressure() -> Option<Pressure> {
+    let of = |name: &str| Stalls::parse(&read(&format!("/proc/pressure/{name}")));
+    Some(Pressure { cpu: of("cpu")?, memory: of("memory")?, io: of("io")? })
 }
 
 fn read(path: &str) -> String {
@@ -104,12 +116,62 @@ fn busy_nanos(stat: &str) -> u64 {
     busy.saturating_mul(TICK_NANOS)
 }
 
-/// Process ids that there can be, and those that there are.
-pub(super) fn processes() -> (u64, u64) {
-    let max = read("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0);
+/// Process ids that there can be, and those that there are: processes and threads.
+/// <https://kubernetes.io/docs/concepts/policy/pid-limiting/>
+pub(crate) fn processes() -> (u64, u64) {
+    let limit = |name: &str| read(&format!("/proc/sys/kernel/{name}")).trim().parse().ok();
+    let limits = [limit("pid_max"), limit("threads-max")];
+    let max = limits.into_iter().flatten().min().unwrap_or(0);
     let load = read("/proc/loadavg");
     let running = load.split_whitespace().nth(3).and_then(|n| n.split_once('/'));
     (max, running.and_then(|(_, all)| all.parse().ok()).unwrap_or(0))
+}
+
+/// This process, which is the node's agent.
+pub(super) fn own() -> Usage {
+    own_of(&read("/proc/self/stat"), &read("/proc/self/status"))
+}
+
+/// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>
+fn own_of(stat: &str, status: &str) -> Usage {
+    // The name in front may contain anything, but the last `)` is behind it.
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    // Numbered from 3 on, as the page numbers them.
+    let field = |n: usize| fields.get(n - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let row = |row: &str| meminfo(status, row).unwrap_or(0);
+    Usage {
+        cpu_nanos: (field(14) + field(15)).saturating_mul(TICK_NANOS),
+        memory_bytes: row("VmRSS:"),
+        memory_usage_bytes: row("VmRSS:"),
+        memory_rss_bytes: row("RssAnon:"),
+        memory_limit_bytes: None,
+        swap: Some(SwapUsage { used_bytes: row("VmSwap:"), limit_bytes: None }),
+        page_faults: field(10),
+        major_page_faults: field(12),
+        processes: field(20),
+        pressure: None,
+    }
+}
+
+/// The machine's network devices, without those that lead to pods and to itself.
+pub(super) fn devices() -> Vec<(String, Traffic)> {
+    let ours = |name: &str| name == "lo" || name.starts_with(DEVICE_PREFIX);
+    let mut devices = rimward_node_network::devices::devices();
+    devices.retain(|(name, _)| !ours(name));
+    devices
+}
+
+/// Page faults of the whole machine, and those of them that had to wait for a disk.
+pub(super) fn page_faults() -> (u64, u64) {
+    let stat = read("/proc/vmstat");
+    let row = |name: &str| {
+        let found = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    (row("pgfault"), row("pgmajfault"))
 }
 
 /// When the machine started.
@@ -128,6 +190,11 @@ mod tests {
         let stat = "cpu  100 20 30 4000 50 6 7 80 9 0\ncpu0 1 2 3 4\n";
         assert_eq!(busy_nanos(stat), 163 * TICK_NANOS);
         assert_eq!(busy_nanos(""), 0);
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 3 0 150 50 0 0 20 0 9 0 5 6 7";
+        let own = own_of(stat, "Name:\ta\nVmRSS:\t  20 kB\nRssAnon:\t  8 kB\n");
+        assert_eq!((own.cpu_nanos, own.processes), (200 * TICK_NANOS, 9));
+        assert_eq!((own.page_faults, own.major_page_faults), (100, 3));
+        assert_eq!((own.memory_bytes, own.memory_rss_bytes), (20 << 10, 8 << 10));
         let info = "MemTotal: 1000 kB\nMemFree: 200 kB\nInactive(file): 300 kB\nAnonPages: 50 kB\n";
         let memory = Memory::of_machine(info);
         assert_eq!(memory.usage_bytes, 800 << 10);

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use rimward_node_pod::{ClaimUsage, ContainerUsage};
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage};
+use rimward_node_pod::{ClaimUsage, ContainerUsage, PodUsage};
 
 use super::Sample;
 use crate::{Core, Parts};
@@ -54,18 +55,52 @@ fn resource(sample: &Sample) -> String {
     out.stamp = None;
     of_containers(&mut out, name, &|c| c.started_at.as_millisecond() as f64 / 1000.0);
     out.stamp = Some(sample.time.as_millisecond());
+    let swap = |out: &mut Text, name: &str, value: &dyn Fn(SwapUsage) -> Option<u64>| {
+        for (pod, c) in containers() {
+            let labels = [
+                ("container", c.id.container.as_str()),
+                ("namespace", &pod.namespace),
+                ("pod", &pod.name),
+            ];
+            if let Some(value) = c.usage.swap.and_then(value) {
+                out.row(name, &labels, value as f64);
+            }
+        }
+    };
+    let name = "container_swap_limit_bytes";
+    let text = "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems";
+    out.head(name, "gauge", text);
+    swap(&mut out, name, &|swap| swap.limit_bytes);
+    let name = "container_swap_usage_bytes";
+    let text = "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems";
+    out.head(name, "gauge", text);
+    swap(&mut out, name, &|swap| Some(swap.used_bytes));
     let name = "node_cpu_usage_seconds_total";
     out.head(name, "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds");
     out.row(name, &[], core_seconds(sample.machine.cpu_nanos));
     let name = "node_memory_working_set_bytes";
     out.head(name, "gauge", "[STABLE] Current working set of the node in bytes");
     out.row(name, &[], sample.machine.memory.working_set_bytes as f64);
+    let name = "node_swap_usage_bytes";
+    let text =
+        "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems";
+    out.head(name, "gauge", text);
+    let machine = &sample.machine;
+    out.row(name, &[], machine.swap_total_bytes.saturating_sub(machine.swap_free_bytes) as f64);
     let name = "pod_cpu_usage_seconds_total";
     out.head(name, "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds");
     of_pods(&mut out, name, &cpu);
     let name = "pod_memory_working_set_bytes";
     out.head(name, "gauge", "[STABLE] Current working set of the pod in bytes");
     of_pods(&mut out, name, &memory);
+    let name = "pod_swap_usage_bytes";
+    let text = "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems";
+    out.head(name, "gauge", text);
+    for pod in &sample.pods {
+        let used = pod.containers.iter().filter_map(|c| c.usage.swap).map(|swap| swap.used_bytes);
+        let labels = [("namespace", pod.namespace.as_str()), ("pod", &pod.name)];
+        out.row(name, &labels, used.sum::<u64>() as f64);
+    }
     let name = "resource_scrape_error";
     let text = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
     out.head(name, "gauge", text);
@@ -118,12 +153,51 @@ fn cadvisor(sample: &Sample) -> String {
         out.row(name, &labels("", "/", "", ""), whole);
         for pod in &sample.pods {
             for c in &pod.containers {
-                let id = format!("/kubepods/pod{}/{}", pod.uid, c.id.container);
+                let id = id_of(pod, c);
                 out.row(name, &labels(&c.id.container, &id, &pod.namespace, &pod.name), value(c));
             }
         }
     }
+    pressures(&mut out, sample);
     out.out
+}
+
+fn id_of(pod: &PodUsage, container: &ContainerUsage) -> String {
+    format!("/kubepods/pod{}/{}", pod.uid, container.id.container)
+}
+
+/// Pressure stall information of the machine, pods and containers, where the kernel tells (KEP-4205).
+fn pressures(out: &mut Text, sample: &Sample) {
+    type Of = fn(&Pressure) -> Stalls;
+    let resources: [(&str, &str, Of); 3] =
+        [("cpu", "CPU", |p| p.cpu), ("memory", "memory", |p| p.memory), ("io", "IO", |p| p.io)];
+    type Kind = (&'static str, &'static str, fn(Stalls) -> Stall);
+    let kinds: [Kind; 2] = [
+        ("stalled", "no tasks in the container could make progress", |s| s.full),
+        ("waiting", "tasks in the container have waited", |s| s.some),
+    ];
+    for (resource, shown, of) in resources {
+        for (kind, what, stall) in kinds {
+            let name = format!("container_pressure_{resource}_{kind}_seconds_total");
+            let text = format!("Total time duration {what} due to {shown} congestion.");
+            out.head(&name, "counter", &text);
+            let mut row = |labels: [(&str, &str); 6], pressure: Option<&Pressure>| {
+                if let Some(pressure) = pressure {
+                    out.row(&name, &labels, stall(of(pressure)).total_us as f64 / 1e6);
+                }
+            };
+            row(labels("", "/", "", ""), sample.machine.pressure.as_ref());
+            for pod in &sample.pods {
+                let id = format!("/kubepods/pod{}", pod.uid);
+                row(labels("", &id, &pod.namespace, &pod.name), pod.pressure.as_ref());
+                for c in &pod.containers {
+                    let id = id_of(pod, c);
+                    let labels = labels(&c.id.container, &id, &pod.namespace, &pod.name);
+                    row(labels, c.usage.pressure.as_ref());
+                }
+            }
+        }
+    }
 }
 
 fn labels<'a>(
@@ -217,7 +291,6 @@ impl Text {
 mod tests {
     use std::time::Instant;
 
-    use rimward_node_pod::PodUsage;
     use rimward_node_pod::runtime::{RunId, Usage};
 
     use super::*;
@@ -226,6 +299,8 @@ mod tests {
 
     #[test]
     fn rows() {
+        let some = Stall { shares: [0; 3], total_us: 250_000 };
+        let stalls = Stalls { some, full: Stall::default() };
         let container = ContainerUsage {
             id: RunId { pod_uid: "u".into(), container: "c".into(), attempt: 0 },
             started_at: "2026-01-01T00:00:00.5Z".parse().unwrap(),
@@ -234,6 +309,9 @@ mod tests {
                 memory_bytes: 4096,
                 memory_usage_bytes: 8192,
                 memory_rss_bytes: 2048,
+                swap: Some(SwapUsage { used_bytes: 512, limit_bytes: Some(1024) }),
+                pressure: Some(Pressure { memory: stalls, ..Pressure::default() }),
+                ..Usage::default()
             },
         };
         let pod = PodUsage {
@@ -241,6 +319,8 @@ mod tests {
             name: "p".into(),
             uid: "u".into(),
             containers: vec![container],
+            traffic: None,
+            pressure: None,
         };
         let memory = Memory { working_set_bytes: 10, ..Memory::default() };
         let sample = Sample {
@@ -248,6 +328,8 @@ mod tests {
             time: "2026-01-01T00:01:00Z".parse().unwrap(),
             machine: MachineSample { cpu_nanos: 250_000_000, memory, ..MachineSample::default() },
             pods: vec![pod],
+            whole: Vec::new(),
+            devices: Vec::new(),
         };
         let text = resource(&sample);
         for row in [
@@ -256,6 +338,8 @@ mod tests {
             "container_start_time_seconds{container=\"c\",namespace=\"n\",pod=\"p\"} 1767225600.5\n",
             "node_cpu_usage_seconds_total 0.25 1767225660000\n",
             "node_memory_working_set_bytes 10 1767225660000\n",
+            "container_swap_limit_bytes{container=\"c\",namespace=\"n\",pod=\"p\"} 1024 1767225660000\n",
+            "pod_swap_usage_bytes{namespace=\"n\",pod=\"p\"} 512 1767225660000\n",
             "pod_memory_working_set_bytes{namespace=\"n\",pod=\"p\"} 4096 1767225660000\n",
             "resource_scrape_error 0\n",
         ] {
@@ -264,6 +348,9 @@ mod tests {
         let text = cadvisor(&sample);
         let row = "container_memory_usage_bytes{container=\"c\",id=\"/kubepods/podu/c\",image=\"\",name=\"\",namespace=\"n\",pod=\"p\"} 8192 1767225660000\n";
         assert!(text.contains(row), "{text}");
+        let row = "container_pressure_memory_waiting_seconds_total{container=\"c\",id=\"/kubepods/podu/c\",image=\"\",name=\"\",namespace=\"n\",pod=\"p\"} 0.25 1767225660000\n";
+        assert!(text.contains(row), "{text}");
+        assert!(!text.contains("stalled_seconds_total{container=\"\",id=\"/\""), "{text}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use rimward_node_pod::outside::Traffic;
+use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage, Usage};
 use rimward_node_pod::{ClaimUsage, ContainerUsage, DiskUsage, PodDisk, PodUsage};
 use serde_json::{Value, json};
 
@@ -52,8 +54,13 @@ pub(crate) async fn summary(core: &Core, parts: &Parts, brief: bool) -> Value {
 fn node_stats(measured: &Measured, name: &str) -> Value {
     let (sample, time) = (&measured.sample, seconds(measured.sample.time));
     let memory = &sample.machine.memory;
+    let (page_faults, major_page_faults) = machine::page_faults();
+    let devices = sample.devices.iter();
+    let devices: Vec<Value> =
+        devices.map(|(name, traffic)| interface(Some(name), *traffic)).collect();
     let mut node = json!({
         "nodeName": name,
+        "systemContainers": whole(measured),
         "cpu": {
             "time": time, "usageNanoCores": measured.machine_rate(),
             "usageCoreNanoSeconds": sample.machine.cpu_nanos,
@@ -61,36 +68,119 @@ fn node_stats(measured: &Measured, name: &str) -> Value {
         "memory": {
             "time": time, "availableBytes": memory.available_bytes(), "usageBytes": memory.usage_bytes,
             "workingSetBytes": memory.working_set_bytes, "rssBytes": memory.rss_bytes,
+            "pageFaults": page_faults, "majorPageFaults": major_page_faults,
         },
         "swap": {
             "time": time, "swapAvailableBytes": sample.machine.swap_free_bytes,
             "swapUsageBytes": sample.machine.swap_total_bytes.saturating_sub(sample.machine.swap_free_bytes),
         },
+        "network": { "time": time, "interfaces": devices },
     });
+    // The one that leads out comes first, where it has its usual name.
+    if let Some((name, traffic)) = sample.devices.iter().find(|(name, _)| name == "eth0") {
+        extend(&mut node["network"], interface(Some(name), *traffic));
+    }
     if let Some(booted) = machine::boot_time() {
         node["startTime"] = seconds(booted).into();
     }
+    add_pressure(&mut node, sample.machine.pressure, &time);
     node
+}
+
+/// All pods together, what runs them, and this agent.
+fn whole(measured: &Measured) -> Vec<Value> {
+    let time = seconds(measured.sample.time);
+    let started = machine::boot_time().map(seconds);
+    let one = |(name, usage): &(&'static str, Usage)| {
+        let mut stats = json!({
+            "name": name, "startTime": started,
+            "cpu": {
+                "time": time, "usageNanoCores": measured.whole_rate(name),
+                "usageCoreNanoSeconds": usage.cpu_nanos,
+            },
+            "memory": memory(&time, std::slice::from_ref(usage)),
+        });
+        if let Some(usage) = usage.swap {
+            stats["swap"] = swap(&time, usage);
+        }
+        stats
+    };
+    measured.sample.whole.iter().map(one).collect()
+}
+
+/// Of one container, or of all that a pod has. What is available is known where there is a limit.
+fn memory(time: &str, usages: &[Usage]) -> Value {
+    let sum = |of: &dyn Fn(&Usage) -> u64| usages.iter().map(of).sum::<u64>();
+    let mut stats = json!({
+        "time": time, "usageBytes": sum(&|u| u.memory_usage_bytes),
+        "workingSetBytes": sum(&|u| u.memory_bytes), "rssBytes": sum(&|u| u.memory_rss_bytes),
+        "pageFaults": sum(&|u| u.page_faults), "majorPageFaults": sum(&|u| u.major_page_faults),
+    });
+    let limit: Option<u64> = usages.iter().map(|usage| usage.memory_limit_bytes).sum();
+    if let Some(limit) = limit {
+        stats["availableBytes"] = limit.saturating_sub(sum(&|u| u.memory_bytes)).into();
+    }
+    stats
+}
+
+fn swap(time: &str, usage: SwapUsage) -> Value {
+    let mut stats = json!({ "time": time, "swapUsageBytes": usage.used_bytes });
+    if let Some(limit) = usage.limit_bytes {
+        stats["swapAvailableBytes"] = limit.saturating_sub(usage.used_bytes).into();
+    }
+    stats
+}
+
+fn interface(name: Option<&str>, traffic: Traffic) -> Value {
+    json!({
+        "name": name.unwrap_or("eth0"), "rxBytes": traffic.rx_bytes, "rxErrors": traffic.rx_errors,
+        "txBytes": traffic.tx_bytes, "txErrors": traffic.tx_errors,
+    })
+}
+
+fn extend(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
+}
+
+/// Pressure stall information stands with what was waited for (KEP-4205).
+fn add_pressure(stats: &mut Value, pressure: Option<Pressure>, time: &str) {
+    let Some(Pressure { cpu, memory, io }) = pressure else { return };
+    stats["cpu"]["psi"] = stalls(cpu);
+    stats["memory"]["psi"] = stalls(memory);
+    stats["io"] = json!({ "time": time, "psi": stalls(io) });
+}
+
+fn stalls(stalls: Stalls) -> Value {
+    let stall = |stall: Stall| {
+        let [avg10, avg60, avg300] = stall.shares.map(|share| f64::from(share) / 100.0);
+        json!({ "total": stall.total_us, "avg10": avg10, "avg60": avg60, "avg300": avg300 })
+    };
+    json!({ "full": stall(stalls.full), "some": stall(stalls.some) })
 }
 
 fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
     let time = seconds(measured.sample.time);
+    let usages: Vec<Usage> = pod.containers.iter().map(|c| c.usage).collect();
     let sum = |of: &dyn Fn(&ContainerUsage) -> u64| pod.containers.iter().map(of).sum::<u64>();
     let started = pod.containers.iter().map(|c| c.started_at).min();
     let container = |c: &ContainerUsage| {
-        json!({
+        let mut stats = json!({
             "name": c.id.container, "startTime": seconds(c.started_at),
             "cpu": {
                 "time": time, "usageNanoCores": measured.container_rate(c),
                 "usageCoreNanoSeconds": c.usage.cpu_nanos,
             },
-            "memory": {
-                "time": time, "usageBytes": c.usage.memory_usage_bytes,
-                "workingSetBytes": c.usage.memory_bytes, "rssBytes": c.usage.memory_rss_bytes,
-            },
-        })
+            "memory": memory(&time, std::slice::from_ref(&c.usage)),
+        });
+        if let Some(usage) = c.usage.swap {
+            stats["swap"] = swap(&time, usage);
+        }
+        add_pressure(&mut stats, c.usage.pressure, &time);
+        stats
     };
-    json!({
+    let mut stats = json!({
         "podRef": { "name": pod.name, "namespace": pod.namespace, "uid": pod.uid },
         "startTime": started.map(seconds),
         "containers": pod.containers.iter().map(container).collect::<Vec<Value>>(),
@@ -98,12 +188,20 @@ fn pod_stats(measured: &Measured, pod: &PodUsage) -> Value {
             "time": time, "usageNanoCores": sum(&|c| measured.container_rate(c)),
             "usageCoreNanoSeconds": sum(&|c| c.usage.cpu_nanos),
         },
-        "memory": {
-            "time": time, "usageBytes": sum(&|c| c.usage.memory_usage_bytes),
-            "workingSetBytes": sum(&|c| c.usage.memory_bytes),
-            "rssBytes": sum(&|c| c.usage.memory_rss_bytes),
-        },
-    })
+        "memory": memory(&time, &usages),
+        "process_stats": { "process_count": sum(&|c| c.usage.processes) },
+    });
+    if usages.iter().any(|usage| usage.swap.is_some()) {
+        let used_bytes = sum(&|c| c.usage.swap.map_or(0, |swap| swap.used_bytes));
+        stats["swap"] = swap(&time, SwapUsage { used_bytes, limit_bytes: None });
+    }
+    add_pressure(&mut stats, pod.pressure, &time);
+    if let Some(traffic) = pod.traffic {
+        let device = interface(None, traffic);
+        stats["network"] = json!({ "time": time, "interfaces": [device.clone()] });
+        extend(&mut stats["network"], device);
+    }
+    stats
 }
 
 fn add_disk(pod: &mut Value, disk: &PodDisk, fs: &FileSystem, time: &str) {

@@ -193,3 +193,87 @@ async fn what_is_not_what_the_config_says_is_refused() {
     let garbage = Unpacked::of(&tar, &[7; 2048], Limits::default()).await;
     assert!(garbage.error().contains("archive"), "{}", garbage.error());
 }
+
+/// A member's header alone.
+fn head(path: &str, kind: u8, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(path).unwrap();
+    header.set_entry_type(tar::EntryType::new(kind));
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    header
+}
+
+fn sparse(real_size: u64, offset: u64, content: &[u8]) -> Vec<u8> {
+    let mut header = head("sparse", b'S', content.len() as u64);
+    let gnu = header.as_gnu_mut().unwrap();
+    gnu.set_real_size(real_size);
+    gnu.sparse[0].set_offset(offset);
+    gnu.sparse[0].set_length(content.len() as u64);
+    gnu.sparse[1].set_offset(real_size);
+    gnu.sparse[1].set_length(0);
+    header.set_cksum();
+    let mut tar = [header.as_bytes(), content].concat();
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    tar
+}
+
+#[tokio::test]
+async fn holes_stay_holes_and_count() {
+    let tar = sparse(8 << 20, 4 << 20, &[7; 512]);
+    let layer = Unpacked::of(&tar, &tar, Limits::default()).await;
+    let content = std::fs::read(layer.path("sparse")).unwrap();
+    let (at, rest) = (4 << 20, (4 << 20) + 512);
+    assert_eq!(content.len(), 8 << 20);
+    assert!(content[at..rest].iter().all(|byte| *byte == 7));
+    assert!(content[..at].iter().chain(&content[rest..]).all(|byte| *byte == 0));
+    let blocks = std::fs::metadata(layer.path("sparse")).unwrap().blocks();
+    assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
+    // What takes no room in the archive would take all of the disk, or all time.
+    let bomb = sparse(1 << 50, 1 << 40, &[7; 512]);
+    let layer = Unpacked::of(&bomb, &bomb, Limits::default()).await;
+    assert!(layer.error().contains("more than this node takes"), "{}", layer.error());
+}
+
+#[tokio::test]
+async fn attributes_and_names_have_an_end() {
+    for kind in *b"xLK" {
+        let mut tar = head("head", kind, 32 << 20).as_bytes().to_vec();
+        tar.resize(tar.len() + (32 << 20), b'1');
+        tar.extend(head("file", b'0', 0).as_bytes());
+        tar.extend([0; 1024]);
+        let layer = Unpacked::of(&tar, &tar, Limits::default()).await;
+        assert!(layer.error().contains("the name and attributes"), "{}", layer.error());
+    }
+}
+
+#[tokio::test]
+async fn attributes_are_those_that_a_layer_may_have() {
+    let mut tar = tar::Builder::new(Vec::new());
+    let capability: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let attributes: [(&str, &[u8]); 3] = [
+        ("SCHILY.xattr.security.capability", capability),
+        ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+    ];
+    tar.append_pax_extensions(attributes).unwrap();
+    tar.append(&head("bin", b'0', 0), &b""[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    let layer = Unpacked::of(&tar, &tar, Limits::default()).await;
+    let bin = layer.path("bin");
+    assert_eq!(xattr(&bin, "security.capability").as_deref(), Some(capability));
+    assert_eq!(xattr(&bin, "trusted.overlay.opaque"), None);
+    assert_eq!(xattr(&bin, "trusted.overlay.redirect"), None);
+    // The form of sparse files that would be taken for something else.
+    let mut tar = tar::Builder::new(Vec::new());
+    let sparse: [(&str, &[u8]); 1] = [("GNU.sparse.major", b"1")];
+    tar.append_pax_extensions(sparse).unwrap();
+    tar.append(&head("GNUSparseFile.0/x", b'0', 0), &b""[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    let layer = Unpacked::of(&tar, &tar, Limits::default()).await;
+    assert!(layer.error().contains("a form that is not known"), "{}", layer.error());
+}

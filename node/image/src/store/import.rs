@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{ImageStore, StoredImage};
+use super::{Access, ImageStore, StoredImage};
 use crate::archive::{Archive, Archived};
 use crate::name::{self, Name};
 
@@ -50,7 +50,8 @@ impl ImageStore {
                 let pulled = inner.pull_from(&source, &reference, &parsed).await;
                 let (image, size_bytes) = pulled.map_err(|e| format!("{reference}: {e}"))?;
                 let pulled_at = jiff::Timestamp::now();
-                let stored = StoredImage { image, size_bytes, pulled_at };
+                let access = Access::Preloaded;
+                let stored = StoredImage { image, size_bytes, pulled_at, access };
                 inner.remember(stored.clone()).map_err(|e| {
                     format!("cannot store {reference} under {}: {e}", inner.dir.display())
                 })?;

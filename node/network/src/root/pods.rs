@@ -51,6 +51,11 @@ impl Pods {
         })))
     }
 
+    /// The host's end of a pod's veth.
+    pub fn veth(&self, address: Ipv4Addr) -> String {
+        self.0.names(address).veth
+    }
+
     /// Makes what is missing and leaves what is there; answers the namespace's file. A namespace that was `made`
     /// gets its name.
     pub async fn ensure(&self, address: Ipv4Addr, made: Option<&Path>) -> Result<PathBuf, String> {

@@ -1,15 +1,26 @@
 //! The cgroups of pods: `rimward-<node>/kubepods/[burstable|besteffort/]pod<uid>/<container>.<attempt>`, in
 //! every hierarchy of cgroup v1, in the one of v2; in a hybrid, v1's controllers are what counts.
 //!
-//! libcontainer makes and limits a container's own; here are those above it, and what is read or removed.
+//! libcontainer limits a container's own (and makes it, in v1); here are those above it, and what is read or
+//! removed.
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/>
+
+mod classes;
+mod devices;
+mod shares;
+mod unified;
+mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId, Usage};
+use rimward_node_pod::runtime::{ContainerSpec, PodLimits, QosClass, Resources, RunId};
 
+use crate::config::PidLimits;
 use crate::spec::{SwapLimit, cpu_quota, cpu_shares};
+use devices::Devices;
+
+const ROOT: &str = "/sys/fs/cgroup";
 
 /// Where v1 limits memory and swap together.
 const MEMORY_AND_SWAP: &str = "memory.memsw.limit_in_bytes";
@@ -20,6 +31,8 @@ pub(super) struct Cgroups {
     kind: Kind,
     /// Hierarchies without controllers of ours, by which service managers know what belongs to a service.
     services: Vec<PathBuf>,
+    classes: classes::Classes,
+    devices: Devices,
 }
 
 enum Kind {
@@ -37,13 +50,20 @@ impl Cgroups {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let (kind, services) = hierarchies(&mounts);
         let kind = kind.ok_or_else(|| {
-            io::Error::other("no cgroup hierarchy is mounted: containers cannot be limited")
+            io::Error::other(format!(
+                "no cgroups are mounted at {ROOT}: containers cannot be limited"
+            ))
         })?;
+        if let Kind::V2(root) = &kind {
+            unified::make_room(root)?;
+        }
         // FNV-1a, as the network's names: the same in every build.
         let hash = node_key
             .bytes()
             .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        Ok(Self { base: format!("rimward-{hash:08x}").into(), kind, services })
+        let base = format!("rimward-{hash:08x}").into();
+        let (classes, devices) = Default::default();
+        Ok(Self { base, kind, services, classes, devices })
     }
 
     fn roots(&self) -> Vec<&Path> {
@@ -108,8 +128,14 @@ impl Cgroups {
         self.roots().into_iter().map(one).collect()
     }
 
-    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take.
-    pub fn ensure_pod(&self, spec: &ContainerSpec, pids_max: u64) -> io::Result<()> {
+    /// Whether the one hierarchy of v2 is what counts.
+    pub fn is_unified(&self) -> bool {
+        matches!(self.kind, Kind::V2(_))
+    }
+
+    /// Makes the pod's cgroup and those above it, with what the pod as a whole may take, and all pods together; in
+    /// v2 the run's too, so that it is confined before anything is in it.
+    pub fn ensure_pod(&self, spec: &ContainerSpec, pids: PidLimits) -> io::Result<()> {
         let run = self.of_run(spec);
         let pod = run.parent().expect("a run's cgroup lies in its pod's");
         match &self.kind {
@@ -122,14 +148,25 @@ impl Cgroups {
                     }
                 }
             }
-            Kind::V2(root) => delegate(root, pod)?,
+            Kind::V2(root) => {
+                unified::delegate(root, &run)?;
+                if !spec.linux.privileged && devices::are_ours() {
+                    let disks = spec.linux.disks.iter().map(crate::spec::devices::disk);
+                    let disks: Vec<_> = disks.collect::<io::Result<_>>()?;
+                    let confined = self.devices.confine(&root.join(&run), &disks);
+                    confined.map_err(|e| {
+                        io::Error::new(e.kind(), format!("cannot keep it from devices: {e}"))
+                    })?;
+                }
+            }
         }
-        self.limit_pod(spec, pod, pids_max)
+        self.enter_class(spec, pids.node)?;
+        self.limit_pod(spec, pod, pids.pod)
     }
 
     fn limit_pod(&self, spec: &ContainerSpec, pod: &Path, pids_max: u64) -> io::Result<()> {
         let limits = &spec.linux.pod;
-        self.set_shares(pod, limits.cpu_request_millis)?;
+        self.set_shares(pod, limits.cpu_request_millis, shares::weight_of_pod)?;
         if limits.cpu_limit_millis.is_some() {
             self.set_cpu_limit(pod, limits.cpu_limit_millis)?;
         }
@@ -155,7 +192,12 @@ impl Cgroups {
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
     }
 
-    fn set_shares(&self, dir: &Path, request_millis: u64) -> io::Result<()> {
+    fn set_shares(
+        &self,
+        dir: &Path,
+        request_millis: u64,
+        weight: fn(u64) -> u64,
+    ) -> io::Result<()> {
         let shares = cpu_shares(request_millis);
         match self.kind {
             Kind::V2(_) => self.set("cpu", dir, "", "cpu.weight", weight(shares).to_string()),
@@ -195,6 +237,21 @@ impl Cgroups {
         }
     }
 
+    /// Sizes of huge pages that are limited below a run's pod, whose cgroup was made: `2MB`, `1GB`.
+    pub fn page_sizes(&self, run: &Path) -> Vec<String> {
+        let end = if self.is_unified() { ".max" } else { ".limit_in_bytes" };
+        let pod = run.parent().expect("a run's cgroup lies in its pod's");
+        let dir = self.controller("hugetlb").map(|root| std::fs::read_dir(root.join(pod)));
+        let names = dir.into_iter().flatten().flatten().flatten().map(|entry| entry.file_name());
+        let size = |name: std::ffi::OsString| {
+            let size = name.to_str()?.strip_prefix("hugetlb.")?.strip_suffix(end)?;
+            (!size.ends_with(".rsvd")).then(|| size.to_owned())
+        };
+        let mut sizes: Vec<String> = names.filter_map(size).collect();
+        sizes.sort_unstable();
+        sizes
+    }
+
     /// A run's own limit. In v1 that of memory and swap is never below it, and the same in the end.
     fn set_limit_of_run(&self, run: &Path, bytes: Option<u64>) -> io::Result<()> {
         if self.counts_swap(run) != SwapLimit::WithMemory {
@@ -217,14 +274,14 @@ impl Cgroups {
             && usage.memory_bytes > limit
         {
             return Err(io::Error::other(format!(
-                "attempting to set the memory limit ({limit}) below the current usage ({})",
+                "attempting to set memory limit ({limit}) below current usage ({})",
                 usage.memory_bytes
             )));
         }
         self.set_cpu_limit(of_pod, None)?;
         self.set_memory_limit(of_pod, None)?;
-        self.set_shares(of_pod, pod.cpu_request_millis)?;
-        self.set_shares(run, resources.cpu_request_millis)?;
+        self.set_shares(of_pod, pod.cpu_request_millis, shares::weight_of_pod)?;
+        self.set_shares(run, resources.cpu_request_millis, shares::weight_of_container)?;
         self.set_cpu_limit(run, resources.cpu_limit_millis)?;
         let done = self.set_limit_of_run(run, resources.memory_limit_bytes);
         self.set_cpu_limit(of_pod, pod.cpu_limit_millis)?;
@@ -238,8 +295,9 @@ impl Cgroups {
         let dir = self.base.join("shims");
         let roots = self.roots().into_iter().chain(self.services.iter().map(PathBuf::as_path));
         let made = roots.map(|root| root.join(&dir)).filter(|dir| {
-            // A cpuset must be filled before anything can be in it; the shims' needs none.
-            std::fs::create_dir_all(dir).is_ok() && !dir.join("cpuset.cpus").exists()
+            // A cpuset of v1 must be filled before anything can be in it; the shims' needs none.
+            let made = std::fs::create_dir_all(dir).is_ok();
+            made && (self.is_unified() || !dir.join("cpuset.cpus").exists())
         });
         made.map(|dir| dir.join("cgroup.procs")).collect()
     }
@@ -279,38 +337,6 @@ impl Cgroups {
         Some(self.controller("memory")?.join(run).join(name))
     }
 
-    pub fn usage(&self, run: &Path) -> Option<Usage> {
-        let read = |controller: &str, file: &str| {
-            std::fs::read_to_string(self.controller(controller)?.join(run).join(file)).ok()
-        };
-        let stat = read("memory", "memory.stat")?;
-        let field = |text: &str, name: &str| -> Option<u64> {
-            text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-        };
-        let number = |text: String| text.trim().parse::<u64>().ok();
-        let (cpu_nanos, used, inactive, anonymous) = match self.kind {
-            Kind::V2(_) => (
-                field(&read("cpu", "cpu.stat")?, "usage_usec")? * 1000,
-                number(read("memory", "memory.current")?)?,
-                "inactive_file",
-                "anon",
-            ),
-            Kind::V1(_) => (
-                number(read("cpuacct", "cpuacct.usage")?)?,
-                number(read("memory", "memory.usage_in_bytes")?)?,
-                "total_inactive_file",
-                "total_rss",
-            ),
-        };
-        Some(Usage {
-            cpu_nanos,
-            // Without what could be dropped at once.
-            memory_bytes: used.saturating_sub(field(&stat, inactive).unwrap_or(0)),
-            memory_usage_bytes: used,
-            memory_rss_bytes: field(&stat, anonymous).unwrap_or(0),
-        })
-    }
-
     /// Ends what is in a run's cgroup, children included.
     pub fn kill(&self, run: &Path) {
         for root in self.roots() {
@@ -325,11 +351,18 @@ impl Cgroups {
         }
     }
 
+    /// Where a pod's cgroup may be, relative to the root: its class is not known.
+    fn places_of_pod(&self, uid: &str) -> [PathBuf; 3] {
+        [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort]
+            .map(|class| self.qos(class).join(format!("pod{uid}")))
+    }
+
     /// Removes a pod's cgroup in whatever class it is, and what is left in it.
     pub fn remove_pod(&self, uid: &str) {
+        self.leave_class(uid);
         for root in self.roots() {
-            for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-                let dir = root.join(self.qos(class)).join(format!("pod{uid}"));
+            for place in self.places_of_pod(uid) {
+                let dir = root.join(place);
                 if dir.exists() {
                     kill_tree(&dir);
                     remove_tree(&dir);
@@ -375,7 +408,7 @@ fn hierarchies(mountinfo: &str) -> (Option<Kind>, Vec<PathBuf>) {
         let (kind, options) = (back.next(), back.nth(1).unwrap_or_default());
         let Some(root) = front.split(' ').nth(4).map(PathBuf::from) else { continue };
         match kind {
-            Some("cgroup2") => v2 = v2.or(Some(root)),
+            Some("cgroup2") => v2 = v2.filter(|there| there == Path::new(ROOT)).or(Some(root)),
             Some("cgroup") => {
                 let controllers: Vec<String> = options
                     .split(',')
@@ -390,32 +423,16 @@ fn hierarchies(mountinfo: &str) -> (Option<Kind>, Vec<PathBuf>) {
             _ => {}
         }
     }
-    if v1.is_empty() {
-        return (v2.map(Kind::V2), named);
-    }
-    named.extend(v2);
-    (Some(Kind::V1(v1)), named)
-}
-
-/// In v2 a controller must be handed down level by level.
-fn delegate(root: &Path, pod: &Path) -> io::Result<()> {
-    let mut at = root.to_owned();
-    let parts: Vec<_> = pod.components().collect();
-    for (index, part) in parts.iter().enumerate() {
-        let file = at.join("cgroup.subtree_control");
-        for controller in ["+cpu", "+memory", "+pids", "+cpuset", "+io", "+hugetlb"] {
-            let handed = std::fs::write(&file, controller);
-            if index > 0 && matches!(controller, "+cpu" | "+memory" | "+pids") {
-                handed.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))?;
-            }
-        }
-        at.push(part);
-        match std::fs::create_dir(&at) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+    // What is mounted there is what libcontainer and everybody else goes by. A controller of v1 elsewhere (a VPN's
+    // net_cls, say) is none of ours then.
+    match (v2, v1.is_empty()) {
+        (Some(root), _) if root == Path::new(ROOT) => (Some(Kind::V2(root)), Vec::new()),
+        (_, true) => (None, named),
+        (v2, false) => {
+            named.extend(v2);
+            (Some(Kind::V1(v1)), named)
         }
     }
-    Ok(())
 }
 
 /// A cpuset of v1 is empty when it is made, and takes no process then.
@@ -431,11 +448,6 @@ fn fill_cpuset(root: &Path, pod: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// v1's shares (2 to 262144) on v2's scale (1 to 10000), as the kubelet and runc do.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
 /// Where a process is by its `/proc/PID/cgroup`, in the hierarchy of a controller; of none: in that of v2.
@@ -528,12 +540,12 @@ mod tests {
         assert_eq!(found[0].controllers, ["cpu", "cpuacct"]);
         let unified = "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n";
         let (Some(Kind::V2(root)), _) = hierarchies(unified) else { panic!("v2") };
-        assert_eq!(root, Path::new("/sys/fs/cgroup"));
+        assert_eq!(root, Path::new(ROOT));
+        let more = format!(
+            "28 24 0:24 / /run/other rw - cgroup2 cgroup rw\n{unified}\
+             31 30 0:27 / /sys/fs/cgroup/net_cls rw - cgroup net_cls rw,net_cls\n"
+        );
+        assert!(matches!(hierarchies(&more), (Some(Kind::V2(root)), _) if root == Path::new(ROOT)));
         assert!(hierarchies("1 2 3:4 / / rw - ext4 /dev/x rw\n").0.is_none());
-    }
-
-    #[test]
-    fn weights() {
-        assert_eq!((weight(2), weight(1024), weight(262_144), weight(0)), (1, 39, 10_000, 1));
     }
 }

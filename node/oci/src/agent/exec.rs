@@ -1,7 +1,7 @@
 //! Commands in containers that run: one process of this binary each, a child of the agent.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use rimward_node_pod::runtime::{ExecRequest, Exit, Output, RunId, StartError, Streams};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
+use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 use super::{Inner, link, refused};
+use crate::descriptors;
 use crate::layout::RunDir;
-use crate::shim::exec::{Report, Request};
+use crate::shim::exec::{self, Report};
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
@@ -34,6 +34,9 @@ pub(super) async fn exec(
         let run = run.ok_or_else(|| refused("NotFound", format!("container {id} does not run")))?;
         run.dir.clone()
     };
+    let ahead = this.clone();
+    let _goes_on_beside_what_follows =
+        tokio::task::spawn_blocking(move || ahead.cgroups.wait_ahead());
     let started_at = jiff::Timestamp::now();
     let failed = |e: io::Error| refused("ExecFailed", format!("cannot run a command in {id}: {e}"));
     let name = format!("exec-{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
@@ -59,12 +62,36 @@ pub(super) async fn exec(
 
 struct Session {
     /// Killed when dropped, and with it the command.
-    child: Child,
+    _child: Child,
     report: AsyncFd<OwnedFd>,
-    tty: bool,
+    /// None with a terminal.
+    pipes: Option<Pipes>,
+}
+
+/// Our ends of the command's standard streams.
+struct Pipes {
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+impl Pipes {
+    /// And the command's ends, in their order.
+    fn new() -> io::Result<(Self, [OwnedFd; 3])> {
+        let ((stdin, their_stdin), (their_stdout, stdout), (their_stderr, stderr)) =
+            (pipe::pipe()?, pipe::pipe()?, pipe::pipe()?);
+        let theirs = [
+            their_stdin.into_blocking_fd()?,
+            their_stdout.into_blocking_fd()?,
+            their_stderr.into_blocking_fd()?,
+        ];
+        Ok((Self { stdin, stdout, stderr }, theirs))
+    }
 }
 
 impl Session {
+    /// What the process needs is sent to its standard input: nothing is to be done between fork and exec then,
+    /// so no copy of the agent need execute it.
     fn begin(this: &Inner, dir: &RunDir, name: String, tty: bool) -> io::Result<Self> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -72,51 +99,48 @@ impl Session {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        let pipes = match tty {
+            true => {
+                descriptors::send(&ours, exec::ON_TERMINAL, &[])?;
+                None
+            }
+            false => {
+                let (pipes, theirs) = Pipes::new()?;
+                descriptors::send(&ours, exec::ON_PIPES, &theirs.each_ref().map(OwnedFd::as_fd))?;
+                Some(pipes)
+            }
+        };
         rustix::io::ioctl_fionbio(&ours, true)?;
-        let request = Request { name, tty, report: theirs.as_raw_fd() };
         let mut command = Command::new(this.exe.path());
-        command.arg("oci-shim").arg("exec").arg(&dir.0);
-        command.arg(serde_json::to_string(&request).expect("it is plain data"));
+        command.args(["oci-shim", "exec"]).arg(&dir.0).arg(name);
         command.env_clear().current_dir("/").kill_on_drop(true);
-        let stream = || if tty { Stdio::null() } else { Stdio::piped() };
-        command.stdin(stream()).stdout(stream()).stderr(stream());
-        let fd = theirs.as_raw_fd();
-        // SAFETY: both calls are async-signal-safe, and the descriptor is open in the child of a fork.
-        unsafe {
-            command.pre_exec(move || {
-                let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
-                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-                rustix::process::setsid()?;
-                Ok(())
-            });
-        }
+        command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn()?;
-        Ok(Self { child, report: watched(ours)?, tty })
+        Ok(Self { _child: child, report: watched(ours)?, pipes })
     }
 
     async fn run(mut self, streams: Streams) -> io::Result<Report> {
-        if self.tty {
-            self.run_on_terminal(streams).await
-        } else {
-            self.run_on_pipes(streams).await
+        match self.pipes.take() {
+            Some(pipes) => self.run_on_pipes(pipes, streams).await,
+            None => self.run_on_terminal(streams).await,
         }
     }
 
-    async fn run_on_pipes(&mut self, streams: Streams) -> io::Result<Report> {
+    async fn run_on_pipes(&self, ours: Pipes, streams: Streams) -> io::Result<Report> {
         let Streams { stdin, stdout, stderr, .. } = streams;
-        let (out, err) = (self.child.stdout.take(), self.child.stderr.take());
-        let input = self.child.stdin.take();
-        let typing = async {
-            if let (Some(mut from), Some(mut to)) = (stdin, input) {
+        let mut to = ours.stdin;
+        let typing = async move {
+            if let Some(mut from) = stdin {
                 let _either_side_may_be_gone = tokio::io::copy(&mut from, &mut to).await;
             }
+            drop(to);
             std::future::pending::<()>().await;
         };
         let all = async {
             let (report, (), ()) = tokio::join!(
                 report(&self.report, Vec::new()),
-                pour(out, stdout),
-                pour(err, stderr)
+                pour(ours.stdout, stdout),
+                pour(ours.stderr, stderr)
             );
             report
         };
@@ -126,7 +150,7 @@ impl Session {
         }
     }
 
-    async fn run_on_terminal(&mut self, streams: Streams) -> io::Result<Report> {
+    async fn run_on_terminal(&self, streams: Streams) -> io::Result<Report> {
         let Streams { mut stdin, stdout, mut resize, .. } = streams;
         let (terminal, early) = match terminal(&self.report).await? {
             Received::Terminal(fd) => (fd, Vec::new()),
@@ -151,8 +175,7 @@ impl Session {
             }
         };
         let all = async {
-            let (report, ()) =
-                tokio::join!(report(&self.report, early), pour(Some(reader), stdout));
+            let (report, ()) = tokio::join!(report(&self.report, early), pour(reader, stdout));
             report
         };
         tokio::select! {
@@ -168,8 +191,7 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// To the end of the source, also when nobody wants it: a program that prints is not to wait for ever.
-async fn pour(from: Option<impl AsyncRead + Unpin>, to: Option<Output>) {
-    let Some(mut from) = from else { return };
+async fn pour(mut from: impl AsyncRead + Unpin, to: Option<Output>) {
     let Some(mut to) = to else {
         let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
         return;
@@ -205,21 +227,10 @@ enum Received {
 async fn terminal(socket: &AsyncFd<OwnedFd>) -> io::Result<Received> {
     let receive = |socket: &OwnedFd| -> io::Result<Received> {
         let mut bytes = [0; 4096];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::net::recvmsg(
-            socket,
-            &mut [io::IoSliceMut::new(&mut bytes)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        let fds = control.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        });
-        Ok(match fds.flatten().next() {
+        let (len, fds) = descriptors::receive(socket, &mut bytes)?;
+        Ok(match fds.into_iter().next() {
             Some(fd) => Received::Terminal(fd),
-            None => Received::Bytes(bytes[..received.bytes].to_vec()),
+            None => Received::Bytes(bytes[..len].to_vec()),
         })
     };
     socket.async_io(Interest::READABLE, receive).await

@@ -1,14 +1,17 @@
 //! Directories as the users of a pod's own namespace see them: what belongs to the machine's user 0 belongs to
 //! theirs, through mounts that map ids. <https://docs.kernel.org/filesystems/idmappings.html>
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rimward_node_pod::runtime::Mount;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
 
 use crate::layout::RunDir;
 
@@ -26,14 +29,14 @@ pub(super) fn volumes(
     mounts: &[Mount],
     users: &OwnedFd,
 ) -> Result<Vec<Mount>, String> {
+    let known = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let one = |(number, mount): (usize, &Mount)| {
         let place = dir.file(VOLUMES).join(number.to_string());
         let from = &mount.host_path;
-        if mount.read_only && is_overlay(from) {
-            // An image: overlays cannot be mapped, but it is there to be read.
-            return Ok(mount.clone());
-        }
-        let done = make_place(from, &place).and_then(|()| attach(from, &place, users, true));
+        let done = make_place(from, &place).and_then(|()| match overlay_of(from, &known) {
+            Some(overlay) => image(dir, &place, &overlay, users),
+            None => attach(from, &place, users, true),
+        });
         done.map_err(|e| {
             format!(
                 "failed to map the ids of volume {}: {e} (its file system does not support it on this kernel?)",
@@ -73,9 +76,94 @@ pub(super) fn unmount(dir: &RunDir) -> io::Result<()> {
     unmount_all(&dir.file(VOLUMES))
 }
 
-fn is_overlay(dir: &Path) -> bool {
-    // OVERLAYFS_SUPER_MAGIC
-    rustix::fs::statfs(dir).is_ok_and(|stat| stat.f_type as u64 == 0x794c_7630)
+/// An overlay that is only read, as an image volume is one.
+#[derive(Debug, PartialEq, Eq)]
+struct Overlay {
+    /// Lowest first.
+    layers: Vec<PathBuf>,
+    /// Which part of it a path is.
+    sub: PathBuf,
+}
+
+/// The read-only overlay that a path lies in, by what the kernel says of mounts (`/proc/self/mountinfo`).
+fn overlay_of(path: &Path, mounts: &str) -> Option<Overlay> {
+    let holds = |line: &&str| {
+        let point = line.split(' ').nth(4).map(unescaped);
+        point.is_some_and(|point| path.starts_with(point))
+    };
+    let depth =
+        |line: &&str| line.split(' ').nth(4).map_or(0, |point| unescaped(point).as_os_str().len());
+    // Of several at one place the last covers the others.
+    let line = mounts.lines().filter(holds).max_by_key(depth)?;
+    let (place, fs) = line.split_once(" - ")?;
+    let place: Vec<&str> = place.split(' ').collect();
+    let [kind, _, options] = fs.split(' ').collect::<Vec<_>>()[..] else { return None };
+    let options: Vec<&str> = options.split(',').collect();
+    if kind != "overlay" || options.iter().any(|option| option.starts_with("upperdir=")) {
+        return None;
+    }
+    let layers = options.iter().rev().filter_map(|option| option.strip_prefix("lowerdir+="));
+    let root = unescaped(place[3]);
+    let below = path.strip_prefix(unescaped(place[4])).ok()?;
+    let sub = root.strip_prefix("/").ok()?.join(below);
+    Some(Overlay { layers: layers.map(unescaped).collect(), sub })
+}
+
+/// Blanks and such are told in octal.
+fn unescaped(text: &str) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, more @ ..] = rest {
+        let octal = more.get(..3).filter(|_| *first == b'\\');
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &more[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = more;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// An overlay cannot be mapped, but its layers can: it is mounted anew, of these.
+fn image(dir: &RunDir, place: &Path, image: &Overlay, users: &OwnedFd) -> io::Result<()> {
+    let mapped = layers(dir, &image.layers, users);
+    let tree = mapped.and_then(|mapped| overlay(&mapped));
+    forget_layers(dir)?;
+    let tree = tree?;
+    let at = match image.sub.as_os_str().is_empty() {
+        true => tree,
+        false => {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let sub = rustix::fs::openat2(&tree, &image.sub, flags, Mode::empty(), resolve)?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH;
+            rustix::mount::open_tree(&sub, "", flags)?
+        }
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(at.as_fd(), "", rustix::fs::CWD, place, flags).map_err(Into::into)
+}
+
+/// A read-only mount of layers, nowhere yet.
+fn overlay(layers: &[PathBuf]) -> io::Result<OwnedFd> {
+    let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in layers.iter().rev() {
+        rustix::mount::fsconfig_set_string(overlay.as_fd(), "lowerdir+", layer)?;
+    }
+    rustix::mount::fsconfig_set_flag(overlay.as_fd(), "ro")?;
+    rustix::mount::fsconfig_create(overlay.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    rustix::mount::fsmount(overlay.as_fd(), flags, attributes).map_err(Into::into)
 }
 
 fn make_place(from: &Path, place: &Path) -> io::Result<()> {
@@ -147,4 +235,32 @@ fn unmount_all(dir: &Path) -> io::Result<()> {
         }
     }
     std::fs::remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_of_images() {
+        let mounts = "\
+21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+41 21 0:40 / /p/_volumes/v ro - overlay overlay ro,lowerdir+=/d/top\\040layer,lowerdir+=/d/low,lowerdir+=/p/v.empty
+42 21 0:40 /etc/conf /p/_subpaths/c/0 ro - overlay overlay ro,lowerdir+=/d/low,lowerdir+=/p/v.empty
+43 21 0:41 / /p/root rw - overlay overlay rw,lowerdir+=/d/low,upperdir=/u,workdir=/w
+";
+        let check = |path: &str, expected: Option<(&[&str], &str)>| {
+            let expected = expected.map(|(layers, sub)| Overlay {
+                layers: layers.iter().map(PathBuf::from).collect(),
+                sub: sub.into(),
+            });
+            assert_eq!(overlay_of(Path::new(path), mounts), expected, "{path}");
+        };
+        let layers = ["/p/v.empty", "/d/low", "/d/top layer"];
+        check("/p/_volumes/v", Some((&layers, "")));
+        check("/p/_volumes/v/a/b", Some((&layers, "a/b")));
+        check("/p/_subpaths/c/0", Some((&layers[..2], "etc/conf")));
+        check("/p/root", None);
+        check("/p/_volumes/other", None);
+    }
 }

@@ -137,9 +137,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         let mapped = mapped::volumes(dir, &spec.mounts, &users.namespace);
         seen.mounts = mapped.map_err(|why| refused("CreateContainerError", why))?;
     }
-    this.cgroups
-        .ensure_pod(spec, this.config.pod_pids_max)
-        .map_err(failed("make the pod's cgroup"))?;
+    this.cgroups.ensure_pod(spec, this.config.pids).map_err(failed("make the pod's cgroup"))?;
     let processes = match spec.linux.share_processes && !spec.linux.host_pid {
         true => {
             let _one_at_a_time = this.sandboxes.lock();
@@ -167,6 +165,8 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         cgroup_dirs,
         shm: &shared.shm,
         swap: swap_of(this, spec, &cgroup),
+        unified: this.cgroups.is_unified(),
+        page_sizes: this.cgroups.page_sizes(&cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
         disks: disks.collect::<Result<_, _>>().map_err(failed("find the container's disks"))?,
     };

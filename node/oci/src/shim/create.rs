@@ -16,6 +16,7 @@ use nix::unistd::ForkResult;
 
 use super::program::Program;
 use super::{Created, chain, pages, pipe, tend};
+use crate::descriptors;
 use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
 
 /// A container that runs, and what belongs to this process of it.
@@ -191,22 +192,9 @@ fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ends)> {
 
 /// libcontainer sends the terminal's master end over a socket of ours.
 pub(super) fn receive_terminal(console: &UnixListener) -> std::io::Result<OwnedFd> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
     let (stream, _) = console.accept()?;
-    let mut name = [0; 64];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(
-        &stream,
-        &mut [std::io::IoSliceMut::new(&mut name)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    fds.flatten().next().ok_or_else(|| std::io::Error::other("no terminal was sent"))
+    let (_name, fds) = descriptors::receive(&stream, &mut [0; 64])?;
+    fds.into_iter().next().ok_or_else(|| std::io::Error::other("no terminal was sent"))
 }
 
 /// A lower score than one's own takes a capability that a nested root may lack; the container is then

@@ -1,11 +1,11 @@
 //! Runs one command in a container that runs, as a child of the agent: the two end together.
 //!
-//! Without a terminal the command has this process's standard streams, which the agent made. With one, its
-//! master end goes to the agent over the report's socket, and nothing is copied here. libcontainer enters
-//! the container's namespaces and cgroups; user, capabilities, system calls are those of the container.
+//! Standard input is a socket to the agent. Over it come the command's standard streams, if it has no terminal;
+//! else its terminal's master end goes back over it, and nothing is copied here. libcontainer enters the
+//! container's namespaces and cgroups; user, capabilities, system calls are those of the container.
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -19,36 +19,34 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{listen, receive_terminal};
 use super::program::{OneOf, Program};
-use super::{chain, close_standard_streams, keep_over_exec, pipe};
-use crate::layout::{CONTAINER_ID, RunDir, Settings};
+use super::{chain, close_standard_streams, pipe};
+use crate::descriptors;
+use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
 
-/// What the agent asks, as an argument.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
-    /// Names this call among those of the container.
-    pub name: String,
-    pub tty: bool,
-    /// A socket: gets the terminal, then one [`Report`].
-    pub report: RawFd,
-}
+/// What the agent sends first: the command gets a terminal.
+pub(crate) const ON_TERMINAL: &[u8] = b"t";
+/// Or: the command gets these three streams, which come with it.
+pub(crate) const ON_PIPES: &[u8] = b"p";
 
+/// What the agent is told last.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
     Failed { message: String },
     Exited { code: i32, signal: Option<i32> },
 }
 
-pub(super) fn run(dir: &RunDir, request: &str) -> ExitCode {
-    let request: Request = match serde_json::from_str(request) {
-        Ok(request) => request,
+/// `name` tells this call from others of the container: the agent has written the process to a file of that name.
+pub(super) fn run(dir: &RunDir, name: &str) -> ExitCode {
+    // In a session of its own no terminal's signal that ends the agent reaches it.
+    let _it_leads_a_session_already = rustix::process::setsid();
+    let report = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(report) => UnixStream::from(report),
         Err(error) => {
             eprintln!("oci-shim exec: {error}");
             return ExitCode::FAILURE;
         }
     };
-    // SAFETY: the agent left the descriptor open for this process alone.
-    let report = UnixStream::from(unsafe { OwnedFd::from_raw_fd(request.report) });
-    let answer = match begin(dir, &request, &report) {
+    let answer = match begin(dir, name, &report) {
         Ok(pid) => wait(pid, &report),
         Err(message) => Report::Failed { message },
     };
@@ -58,13 +56,19 @@ pub(super) fn run(dir: &RunDir, request: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, String> {
+fn begin(dir: &RunDir, name: &str, report: &UnixStream) -> Result<i32, String> {
     let text = |e: std::io::Error| e.to_string();
-    keep_over_exec(report, false).map_err(text)?;
+    close_standard_streams().map_err(text)?;
+    let mut how = [0; 1];
+    let (_, streams) = descriptors::receive(report, &mut how).map_err(text)?;
+    let streams: Option<[OwnedFd; 3]> = match how.as_slice() == ON_TERMINAL {
+        true => None,
+        false => Some(streams.try_into().map_err(|_| "its streams did not come")?),
+    };
     let settings: Settings = dir.read("shim.json").map_err(text)?;
     super::leave_groups().map_err(text)?;
     let (status, status_end) = pipe().map_err(text)?;
-    let process = format!("{}.json", request.name);
+    let process = format!("{name}.json");
     let users = settings.users.as_ref().map(std::fs::File::open).transpose().map_err(text)?;
     let one_of = match &users {
         Some(users) => Some(one_of(dir, &process, users.as_raw_fd())?),
@@ -76,24 +80,26 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
         .with_root_path(dir.file("lc"))
         .map_err(|e| chain(&e))?
         .with_executor(program);
-    let console_name = format!("{}.console", request.name);
-    let console = match request.tty {
-        true => {
+    let console_name = format!("{name}.console");
+    let tty = streams.is_none();
+    let console = match streams {
+        None => {
             let console = listen(dir, &console_name).map_err(text)?;
             builder = builder.with_console_socket(Some(dir.file(&console_name)));
             Some(console)
         }
-        false => {
-            let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(text);
-            builder = builder
-                .with_stdin(copy(&std::io::stdin())?)
-                .with_stdout(copy(&std::io::stdout())?)
-                .with_stderr(copy(&std::io::stderr())?);
+        Some([stdin, stdout, stderr]) => {
+            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
             None
         }
     };
     let process = dir.file(&process);
-    let built = builder.as_tenant().with_process(Some(&process)).with_detach(request.tty).build();
+    let built = builder
+        .as_tenant()
+        .with_process(Some(&process))
+        .with_sub_cgroup(below(dir))
+        .with_detach(tty)
+        .build();
     drop(status_end);
     let _ = std::fs::remove_file(&process);
     let pid = match built {
@@ -108,14 +114,23 @@ fn begin(dir: &RunDir, request: &Request, report: &UnixStream) -> Result<i32, St
     if let Some(console) = console {
         let terminal = receive_terminal(&console).map_err(text)?;
         let _ = std::fs::remove_file(dir.file(&console_name));
-        send(report, &terminal).map_err(text)?;
-    } else {
-        // Their ends are to be known by the command's end, not by this process's.
-        close_standard_streams().map_err(text)?;
+        descriptors::send(report, ON_TERMINAL, &[terminal.as_fd()]).map_err(text)?;
     }
     let mut said = String::new();
     let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
     if said.is_empty() { Ok(pid) } else { Err(said) }
+}
+
+/// Where in the container's cgroup its first process is, if not in itself: a container that hands controllers on
+/// in cgroups of its own (a service manager, a container engine) can have no process in there any more (v2).
+fn below(dir: &RunDir) -> Option<String> {
+    let started: Started = dir.read("started.json").ok()?;
+    let config: serde_json::Value = dir.read("config.json").ok()?;
+    let own = config.pointer("/linux/cgroupsPath")?.as_str()?;
+    let places = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).ok()?;
+    let place = places.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = place.strip_prefix(own)?.strip_prefix('/')?;
+    (!below.is_empty()).then(|| below.to_owned())
 }
 
 /// Whom the command is to run as in the namespace of the pod's own users.
@@ -133,17 +148,6 @@ fn one_of(dir: &RunDir, process: &str, users: RawFd) -> Result<OneOf, String> {
     }
     let Process { user } = dir.read(process).map_err(|e| format!("{process}: {e}"))?;
     Ok(OneOf { users, uid: user.uid, gid: user.gid, groups: user.additional_gids })
-}
-
-fn send(report: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-    let fds = [terminal.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let byte = [std::io::IoSlice::new(b"t")];
-    rustix::net::sendmsg(report, &byte, &mut control, SendFlags::empty())?;
-    Ok(())
 }
 
 /// Until the command has ended. When the agent is gone, which the report's socket tells, it is made to.

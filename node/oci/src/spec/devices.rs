@@ -69,6 +69,21 @@ impl Device {
         }
     }
 
+    /// Major and minor, as the kernel counts them.
+    pub fn numbers(&self) -> (i32, i32) {
+        (rustix::fs::major(self.number) as i32, rustix::fs::minor(self.number) as i32)
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    #[cfg(test)]
+    pub fn test(major: u32, minor: u32, read_only: bool) -> Self {
+        let (path, number) = (PathBuf::from("/dev/x"), rustix::fs::makedev(major, minor));
+        Self { path, block: true, number, mode: 0o600, uid: 0, gid: 0, read_only }
+    }
+
     /// What lets a container that has not all devices use this one.
     pub fn rule(&self) -> Value {
         json!({

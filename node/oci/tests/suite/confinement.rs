@@ -139,3 +139,38 @@ async fn the_machine_is_out_of_reach() {
     assert_eq!(node.output(&privileged).await, ["mounted", "devices"]);
     node.end().await;
 }
+
+#[tokio::test]
+async fn devices_of_the_machine_are_not_a_containers() {
+    let mut node = Node::new().await;
+    let disk = std::fs::read_dir("/sys/block").unwrap().flatten().find_map(|disk| {
+        let size = std::fs::read_to_string(disk.path().join("size")).ok()?;
+        let number = std::fs::read_to_string(disk.path().join("dev")).ok()?;
+        (size.trim() != "0").then(|| number.trim().replace(':', " "))
+    });
+    let disk = disk.expect("the machine has a disk");
+    let script = format!(
+        "mknod /tmp/disk b {disk} && echo made; \
+         head -c 1 /tmp/disk 2>&1 >/dev/null | grep -o 'Operation not permitted'; \
+         mknod /tmp/memory c 1 1 && head -c 1 /tmp/memory 2>&1 >/dev/null | grep -o 'Operation not permitted'; \
+         head -c 3 /dev/zero | wc -c; echo x > /dev/null && head -c 1 /dev/urandom | wc -c"
+    );
+    let spec = node.spec(&script);
+    let lines = node.output(&spec).await;
+    let refused = "Operation not permitted";
+    assert_eq!(lines, ["made", refused, refused, "3", "1"]);
+    // Commands in it are no less confined.
+    let mut spec = node.spec("sleep 60");
+    node.runtime.start(spec.clone()).await.unwrap();
+    let script = format!("mknod /tmp/disk b {disk}; head -c 1 /tmp/disk");
+    let request = ExecRequest { argv: vec!["sh".into(), "-c".into(), script.clone()], tty: false };
+    let (exit, out, err) = run(&node, &spec.id, request, "").await;
+    assert!(exit.code != 0 && out.is_empty() && err.contains(refused), "{exit:?} {out} {err}");
+    node.runtime.stop(&spec.id, std::time::Duration::ZERO).await;
+    node.exit(&spec.id).await;
+    // A privileged one has them all.
+    spec = node.spec(&format!("{script} | wc -c"));
+    spec.linux.privileged = true;
+    assert_eq!(node.output(&spec).await, ["1"]);
+    node.end().await;
+}

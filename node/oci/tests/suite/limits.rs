@@ -5,6 +5,7 @@ use std::path::Path;
 use rimward_node_pod::runtime::{PodLimits, QosClass, Resources, Runtime};
 
 use crate::node::{Node, cgroups, shims, until};
+use crate::unified::is_unified;
 
 #[tokio::test]
 async fn a_container_that_takes_too_much_memory_is_told_so() {
@@ -14,10 +15,12 @@ async fn a_container_that_takes_too_much_memory_is_told_so() {
     spec.resources = Resources { memory_limit_bytes: Some(16 << 20), ..Resources::default() };
     let exit = node.run(&spec).await;
     assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
-    // Its child may be what the kernel ends; it still was for memory, and the container's own end counts.
+    // Its child may be what the kernel ends; it still was for memory, and the container's own end counts. In
+    // cgroup v2 the kernel ends all of it.
     let mut child = node.spec("tail /dev/zero; exit 0");
     child.resources = spec.resources.clone();
-    assert_eq!(node.run(&child).await.reason, "Completed");
+    let expected = if is_unified() { "OOMKilled" } else { "Completed" };
+    assert_eq!(node.run(&child).await.reason, expected);
     node.end().await;
 }
 
@@ -47,7 +50,7 @@ async fn limits_are_the_kernels() {
             .map(|text| text.trim().to_owned())
             .collect()
     };
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let v2 = is_unified();
     let (memory, cpu) = match v2 {
         true => (find("memory.max"), find("cpu.max")),
         false => (find("memory.limit_in_bytes"), find("cpu.cfs_quota_us")),
@@ -88,7 +91,7 @@ async fn limits_are_the_kernels() {
     assert_eq!(cpu, [quota, quota]);
     let nothing = Resources { memory_limit_bytes: Some(4096), ..more.clone() };
     let error = node.runtime.update(&spec.id, &nothing, &of_pod).await.unwrap_err();
-    assert!(error.message.contains("below the current usage"), "{error}");
+    assert!(error.message.contains("below current usage"), "{error}");
     assert_eq!(if v2 { find("memory.max") } else { find("memory.limit_in_bytes") }[0], limit);
     let (none, none_of_pod) = (Resources::default(), PodLimits::default());
     node.runtime.update(&spec.id, &none, &none_of_pod).await.unwrap();
@@ -106,7 +109,7 @@ async fn limits_are_the_kernels() {
 async fn a_fork_bomb_ends_at_its_pod() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = crate::node::config(dir.path());
-    config.pod_pids_max = 20;
+    config.pids.pod = 20;
     let mut node = Node::with(config).await;
     let spec = node.spec("for i in $(seq 1 100); do sleep 60 & done; echo unreachable");
     let exit = node.run(&spec).await;

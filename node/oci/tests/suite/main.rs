@@ -12,4 +12,5 @@ mod mounts;
 mod node;
 mod sharing;
 mod soak;
+mod unified;
 mod users;

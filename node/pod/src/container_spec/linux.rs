@@ -8,6 +8,7 @@ use super::{amounts, quantity, resources};
 use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
 use crate::runtime::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+use crate::status::qos_class;
 
 /// What a pod may set without the node's operator having allowed it.
 /// <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/#safe-and-unsafe-sysctls>
@@ -63,8 +64,11 @@ pub(super) fn of(
         seccomp: if privileged { Seccomp::Unconfined } else { profile(seccomp)? },
         proc_unmasked: own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked"),
         sysctls: sysctls(spec)?,
-        qos: qos(spec)?,
-        memory_request_bytes: memory_request(container)?,
+        qos: qos(spec),
+        memory_request_bytes: bytes_requested(container, "memory")?,
+        memory_due_bytes: memory_due(spec, container)?,
+        node_critical: spec.priority_class_name.as_deref() == Some("system-node-critical"),
+        may_swap: may_swap(pod, container)?,
         pod: pod_limits(spec)?,
         termination_message_path: container
             .termination_message_path
@@ -132,50 +136,91 @@ fn huge_pages(container: &Container) -> Result<Vec<(u64, u64)>, String> {
     Ok(found)
 }
 
-fn stop_signal(container: &Container, image: &Image) -> String {
+/// What asks it to end: the container's own word, else its image's, else SIGTERM. A component has none.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination-stop-signals>
+pub(crate) fn stop_signal(container: &Container, image: &Image) -> String {
     let own = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
     own.unwrap_or_else(|| match &image.form {
-        ImageForm::Linux { stop_signal, .. } => stop_signal.clone(),
+        ImageForm::Linux { stop_signal, .. } => signal_name(stop_signal),
         ImageForm::Wasm { .. } => String::new(),
     })
 }
 
-fn everyone(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    spec.containers.iter().chain(spec.init_containers.iter().flatten())
-}
-
-fn amount(container: &Container, limits: bool, name: &str) -> Result<Option<i64>, String> {
-    let resources = container.resources.as_ref();
-    let map = resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
-    let quantity = map.and_then(|m| m.get(name)).map(crate::downward::parse).transpose()?;
-    Ok(quantity.map(|q| if name == "cpu" { q.millis() } else { q.value() }).filter(|n| *n > 0))
-}
-
-/// Guaranteed: each container has limits of both, and requests no other amount. BestEffort: none has
-/// any.
-fn qos(spec: &PodSpec) -> Result<QosClass, String> {
-    let (mut any, mut all) = (false, true);
-    for container in everyone(spec) {
-        for name in ["cpu", "memory"] {
-            let limit = amount(container, true, name)?;
-            let request = amount(container, false, name)?;
-            any |= limit.is_some() || request.is_some();
-            all &= limit.is_some() && (request.is_none() || request == limit);
-        }
+/// As Kubernetes writes signals: images say `SIGINT`, `int`, `2`, or nothing.
+fn signal_name(text: &str) -> String {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    const RTMIN: usize = 34;
+    let upper = text.trim().to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    match bare.parse::<usize>() {
+        Ok(number @ 1..=31) => format!("SIG{}", NAMES[number - 1]),
+        Ok(RTMIN) => "SIGRTMIN".into(),
+        Ok(number @ 35..=64) => format!("SIGRTMIN+{}", number - RTMIN),
+        _ if NAMES.contains(&bare) || bare.starts_with("RTM") => format!("SIG{bare}"),
+        _ => "SIGTERM".into(),
     }
-    Ok(match (any, all) {
-        (false, _) => QosClass::BestEffort,
-        (true, true) => QosClass::Guaranteed,
-        (true, false) => QosClass::Burstable,
-    })
 }
 
-fn memory_request(container: &Container) -> Result<u64, String> {
+fn qos(spec: &PodSpec) -> QosClass {
+    match qos_class(spec) {
+        "Guaranteed" => QosClass::Guaranteed,
+        "Burstable" => QosClass::Burstable,
+        _ => QosClass::BestEffort,
+    }
+}
+
+fn bytes_requested(container: &Container, name: &str) -> Result<u64, String> {
     let given = container.resources.as_ref();
-    let request = quantity(given.and_then(|g| g.requests.as_ref()), "memory")?;
-    let limit = quantity(given.and_then(|g| g.limits.as_ref()), "memory")?;
+    let request = quantity(given.and_then(|g| g.requests.as_ref()), name)?;
+    let limit = quantity(given.and_then(|g| g.limits.as_ref()), name)?;
     // A request of nothing is one: only where there is none does the limit stand for it.
     Ok(request.or(limit).map_or(0, |q| q.value().max(0) as u64))
+}
+
+/// Its request and its share of what the pod requests beyond all requests of containers. A sidecar goes no sooner than
+/// the main container that requests the least.
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/#node-out-of-memory-behavior>
+fn memory_due(spec: &PodSpec, container: &Container) -> Result<u64, String> {
+    let own = bytes_requested(container, "memory")?;
+    let of_pod = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let share = match quantity(of_pod, "memory")? {
+        Some(whole) => {
+            let bare = PodSpec { resources: None, overhead: None, ..spec.clone() };
+            let requested = pod_requests(&bare)?.memory_bytes;
+            let count = spec.containers.len() + spec.init_containers.iter().flatten().count();
+            (whole.value().max(0) as u64).saturating_sub(requested) / count.max(1) as u64
+        }
+        None => 0,
+    };
+    let sidecar = container.restart_policy.as_deref() == Some("Always")
+        && spec.init_containers.iter().flatten().any(|c| c.name == container.name);
+    let mut due = own;
+    if sidecar {
+        let main = spec.containers.iter().map(|c| bytes_requested(c, "memory"));
+        let least = main.collect::<Result<Vec<_>, _>>()?.into_iter().min();
+        due = due.max(least.unwrap_or(0));
+    }
+    Ok(due + share)
+}
+
+/// Of Burstable pods, containers that ask for less memory than they may have; none of pods that the cluster
+/// needs.
+/// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
+pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
+    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+    let Some(spec) = &pod.spec else { return Ok(false) };
+    let notes = pod.metadata.annotations.as_ref();
+    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
+    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
+        || source.is_some_and(|source| source != "api")
+        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
+    let request = bytes_requested(container, "memory")?;
+    let limit = resources(container)?.memory_limit_bytes;
+    Ok(!critical && qos(spec) == QosClass::Burstable && request > 0 && limit != Some(request))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase
@@ -184,40 +229,40 @@ fn memory_request(container: &Container) -> Result<u64, String> {
 pub(crate) fn pod_requests(spec: &PodSpec) -> Result<Amounts, String> {
     let of = |container: &Container| -> Result<Amounts, String> {
         Ok(Amounts {
+            pods: 0,
             cpu_millis: resources(container)?.cpu_request_millis,
-            memory_bytes: memory_request(container)?,
+            memory_bytes: bytes_requested(container, "memory")?,
+            storage_bytes: bytes_requested(container, "ephemeral-storage")?,
         })
-    };
-    let add = |a: Amounts, b: Amounts| Amounts {
-        cpu_millis: a.cpu_millis + b.cpu_millis,
-        memory_bytes: a.memory_bytes + b.memory_bytes,
     };
     let (mut sidecars, mut most) = (Amounts::default(), Amounts::default());
     for container in spec.init_containers.iter().flatten() {
-        let moment = add(sidecars, of(container)?);
+        let moment = sidecars.and(of(container)?);
         if container.restart_policy.as_deref() == Some("Always") {
             sidecars = moment;
         }
-        most.cpu_millis = most.cpu_millis.max(moment.cpu_millis);
-        most.memory_bytes = most.memory_bytes.max(moment.memory_bytes);
+        most = most.at_least(moment);
     }
     let mut together = sidecars;
     for container in &spec.containers {
-        together = add(together, of(container)?);
+        together = together.and(of(container)?);
     }
-    most.cpu_millis = most.cpu_millis.max(together.cpu_millis);
-    most.memory_bytes = most.memory_bytes.max(together.memory_bytes);
+    most = most.at_least(together);
     if let Some(requests) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
         let given = |name: &str| quantity(Some(requests), name);
         most.cpu_millis = given("cpu")?.map_or(most.cpu_millis, |q| q.millis().max(0) as u64);
         most.memory_bytes = given("memory")?.map_or(most.memory_bytes, |q| q.value().max(0) as u64);
     }
     let overhead = |name: &str| quantity(spec.overhead.as_ref(), name);
+    let bytes =
+        |name: &str| Ok::<_, String>(overhead(name)?.map_or(0, |q| q.value().max(0) as u64));
     let overhead = Amounts {
+        pods: 1,
         cpu_millis: overhead("cpu")?.map_or(0, |q| q.millis().max(0) as u64),
-        memory_bytes: overhead("memory")?.map_or(0, |q| q.value().max(0) as u64),
+        memory_bytes: bytes("memory")?,
+        storage_bytes: bytes("ephemeral-storage")?,
     };
-    Ok(add(most, overhead))
+    Ok(most.and(overhead))
 }
 
 /// Ordinary init containers run alone and before: the pod gets the larger of what they and the others
@@ -271,7 +316,7 @@ mod tests {
     fn classes() {
         #[track_caller]
         fn check(containers: Value, expected: QosClass) {
-            assert_eq!(qos(&spec(json!({"containers": containers}))), Ok(expected));
+            assert_eq!(qos(&spec(json!({"containers": containers}))), expected);
         }
         let with = |resources: Value| json!({"name": "c", "resources": resources});
         let both = json!({"cpu": "1", "memory": "1Mi"});
@@ -280,6 +325,47 @@ mod tests {
         check(json!([with(json!({"limits": both, "requests": both}))]), QosClass::Guaranteed);
         check(json!([with(json!({"limits": both})), with(json!({}))]), QosClass::Burstable);
         check(json!([with(json!({"requests": {"cpu": "1"}}))]), QosClass::Burstable);
+        let whole = json!({"resources": {"limits": both, "requests": both}, "containers": [with(json!({}))]});
+        assert_eq!(
+            qos(&spec(whole)),
+            QosClass::Guaranteed,
+            "what is said of the pod as a whole counts"
+        );
+    }
+
+    #[test]
+    fn signals() {
+        let check = |text: &str, expected: &str| assert_eq!(signal_name(text), expected, "{text}");
+        check("", "SIGTERM");
+        check("SIGQUIT", "SIGQUIT");
+        check("int", "SIGINT");
+        check("10", "SIGUSR1");
+        check("37", "SIGRTMIN+3");
+        check("SIGRTMIN+3", "SIGRTMIN+3");
+        check("SIGNONSENSE", "SIGTERM");
+    }
+
+    #[test]
+    fn who_may_swap() {
+        let check = |pod: Value, expected: bool| {
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            assert_eq!(may_swap(&pod, container), Ok(expected), "{pod:?}");
+        };
+        let with =
+            |resources: Value| json!({"containers": [{"name": "c", "resources": resources}]});
+        let more = json!({"requests": {"memory": "1Mi"}, "limits": {"memory": "2Mi"}});
+        check(json!({"spec": with(more.clone())}), true);
+        check(json!({"spec": with(json!({"requests": {"memory": "1Mi"}}))}), true);
+        check(json!({"spec": with(json!({"limits": {"memory": "1Mi"}}))}), false);
+        check(json!({"spec": with(json!({"requests": {"cpu": "1"}}))}), false);
+        check(json!({"spec": with(json!({}))}), false);
+        let mut critical = with(more.clone());
+        critical["priority"] = json!(2_000_001_000);
+        check(json!({"spec": critical}), false);
+        let source = |source: &str| json!({"annotations": {"kubernetes.io/config.source": source}});
+        check(json!({"metadata": source("file"), "spec": with(more.clone())}), false);
+        check(json!({"metadata": source("api"), "spec": with(more)}), true);
     }
 
     #[test]
@@ -316,7 +402,12 @@ mod tests {
         };
         let plain = |cpu: &str| with(cpu, json!({}));
         let check = |pod: Value, cpu: u64, mebibytes: u64| {
-            let expected = Amounts { cpu_millis: cpu, memory_bytes: mebibytes << 20 };
+            let expected = Amounts {
+                pods: 1,
+                cpu_millis: cpu,
+                memory_bytes: mebibytes << 20,
+                storage_bytes: 0,
+            };
             assert_eq!(pod_requests(&spec(pod)), Ok(expected));
         };
         check(json!({"containers": [plain("1"), plain("500m")]}), 1500, 2);
@@ -365,5 +456,28 @@ mod tests {
         assert_eq!(sysctls(&with(name)), Ok(vec![(name.into(), "1".into())]));
         let refused = sysctls(&with("kernel.msgmax")).unwrap_err();
         assert_eq!(refused, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+    }
+
+    #[test]
+    fn what_memory_is_due() {
+        #[track_caller]
+        fn check(more: Value, expected: [u64; 3]) {
+            let request = |bytes: u64| json!({"requests": {"memory": bytes.to_string()}});
+            let mut pod = json!({
+                "initContainers": [{"name": "side", "restartPolicy": "Always", "resources": request(10)},
+                    {"name": "init", "resources": request(20)}],
+                "containers": [{"name": "main", "resources": request(50)}, {"name": "more", "resources": request(40)}]});
+            for (key, value) in more.as_object().unwrap() {
+                pod[key] = value.clone();
+            }
+            let pod = spec(pod);
+            let init = pod.init_containers.iter().flatten();
+            let due = |c: &Container| memory_due(&pod, c).unwrap();
+            let got: Vec<u64> = init.chain(&pod.containers[..1]).map(due).collect();
+            assert_eq!(got, expected);
+        }
+        check(json!({}), [40, 20, 50]);
+        check(json!({"resources": {"requests": {"memory": "500"}}}), [140, 120, 150]);
+        check(json!({"resources": {"requests": {"cpu": "1"}}}), [40, 20, 50]);
     }
 }

@@ -69,6 +69,7 @@ struct State {
     starts: u64,
     /// Answers of the next updates.
     update_errors: VecDeque<StartError>,
+    swap: bool,
 }
 
 /// A runtime for any image. The same instance may be adopted again: that is an agent's restart.
@@ -82,6 +83,11 @@ impl FakeRuntime {
     pub fn fail_update(&self, message: &str) {
         let error = StartError { reason: "ResizeError".into(), message: message.into() };
         self.state.lock().update_errors.push_back(error);
+    }
+
+    /// Lets containers have swap that may.
+    pub fn give_swap(&self) {
+        self.state.lock().swap = true;
     }
 
     pub fn new(clock: Clock) -> Arc<Self> {
@@ -282,7 +288,12 @@ impl Runtime for Arc<FakeRuntime> {
             memory_bytes: 1 << 20,
             memory_usage_bytes: 1 << 20,
             memory_rss_bytes: 1 << 20,
+            ..Usage::default()
         })
+    }
+
+    fn has_swap(&self) -> bool {
+        self.state.lock().swap
     }
 
     fn resizes(&self) -> bool {

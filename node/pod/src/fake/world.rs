@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
 };
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -19,7 +19,7 @@ use super::FakeRuntime;
 use crate::clock::Clock;
 use crate::outside::{
     Attachment, HostPort, Image, ImageError, ImageForm, Images, Network, ObjectError, Objects,
-    PullPolicy, RegistryAuth, Reports, Token,
+    PullPolicy, RegistryAuth, Reports, ThisNode, Token,
 };
 use crate::pods::{Allocatable, Config};
 
@@ -34,6 +34,7 @@ pub struct World {
     pub network: Arc<FakeNetwork>,
     pub objects: Arc<FakeObjects>,
     pub reports: Arc<FakeReports>,
+    pub this_node: Arc<FakeNode>,
 }
 
 impl World {
@@ -47,6 +48,7 @@ impl World {
             network: Arc::default(),
             objects: Arc::new(FakeObjects::new(clock)),
             reports: Arc::default(),
+            this_node: Arc::default(),
         }
     }
 
@@ -59,12 +61,14 @@ impl World {
             network: self.network.clone(),
             objects: self.objects.clone(),
             reports: self.reports.clone(),
+            this_node: self.this_node.clone(),
             node_name: "node-1".into(),
             cluster_domain: "cluster.local".into(),
             allocatable: Allocatable {
                 cpu_millis: 4000,
                 memory_bytes: 8 << 30,
                 ephemeral_storage_bytes: 32 << 30,
+                pods: 110,
             },
             memory_dir: None,
             clock: self.clock,
@@ -224,6 +228,46 @@ impl Network for FakeNetwork {
 
     fn host_ip(&self) -> IpAddr {
         HOST
+    }
+}
+
+/// A node without labels, taints or pressure, until a test says otherwise.
+#[derive(Default)]
+pub struct FakeNode {
+    told: Mutex<Arc<Node>>,
+    /// What the API has, where that is more than was told.
+    newer: Mutex<Option<Arc<Node>>>,
+    pressures: Mutex<Vec<&'static str>>,
+}
+
+impl FakeNode {
+    pub fn tell(&self, node: Node) {
+        *self.told.lock() = Arc::new(node);
+    }
+
+    /// The API has something else than the node was told.
+    pub fn change(&self, node: Node) {
+        *self.newer.lock() = Some(Arc::new(node));
+    }
+
+    pub fn press(&self, conditions: &[&'static str]) {
+        *self.pressures.lock() = conditions.to_vec();
+    }
+}
+
+#[async_trait]
+impl ThisNode for FakeNode {
+    fn node(&self) -> Arc<Node> {
+        self.told.lock().clone()
+    }
+
+    async fn node_now(&self) -> Arc<Node> {
+        let newer = self.newer.lock().clone();
+        newer.unwrap_or_else(|| self.node())
+    }
+
+    fn pressures(&self) -> Vec<&'static str> {
+        self.pressures.lock().clone()
     }
 }
 

@@ -34,6 +34,12 @@ pub struct Linux {
     pub sysctls: Vec<(String, String)>,
     pub qos: QosClass,
     pub memory_request_bytes: u64,
+    /// What it may take before the kernel, out of memory, thinks of it as of one that requested nothing.
+    pub memory_due_bytes: u64,
+    /// A pod of `system-node-critical`: the kernel ends others first, whatever it requests.
+    pub node_critical: bool,
+    /// Its memory may go to swap, if the node lets any have some.
+    pub may_swap: bool,
     pub pod: PodLimits,
     /// Where the container may leave its last words.
     pub termination_message_path: String,

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::{
-    Action, ContainerState, Ending, ImageStep, Phase, PodState, Refresh, Resize, Sent, Setup,
-};
-use crate::admission::{self, Rejection};
+use super::{Action, ContainerState, Ending, Phase, PodState, Refresh, Resize, Sent, Setup};
+use crate::admission;
 use crate::record::{Ended, Record, RunRecord};
 use crate::runtime::{Exit, Known};
 use crate::status::{self, Kind, Transitions};
@@ -39,6 +37,7 @@ impl PodState {
             containers: Vec::new(),
             granted: BTreeMap::new(),
             resize: Resize::No,
+            resizing_since: None,
             initialized: false,
             ended: None,
             ending: None,
@@ -69,15 +68,13 @@ impl PodState {
         self.loaded = true;
         let status = self.pod.status.as_ref();
         self.since = status.map(status::transitions).unwrap_or_default();
-        self.started_at = status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
+        let before = status.and_then(|s| s.start_time.as_ref()).map(|time| time.0);
+        self.started_at = before.filter(|_| !admission::is_static(&self.pod)).unwrap_or(now);
         let same_boot = record.as_ref().is_none_or(|r| r.boot_id == *self.boot_id);
         match record {
             Some(record) => self.adopt_record(record, &known, runtimes, same_boot, now),
             None if !known.is_empty() => self.adopt_runs(&known, now),
-            None => {
-                self.adopt_api_status(now);
-                self.admit(now);
-            }
+            None => self.adopt_api_status(now),
         }
         if same_boot {
             let begun =
@@ -134,8 +131,10 @@ impl PodState {
             let runtime = runtimes.iter().position(|name| *name == run.runtime);
             c.runtime = runtime.map(|index| (index, runtimes[index]));
             c.attempt = run.attempt;
+            c.image_name.clone_from(&run.image_name);
             c.image_id.clone_from(&run.image_id);
             c.spec_hash.clone_from(&run.spec_hash);
+            c.stop_signal.clone_from(&run.stop_signal);
             c.identity = run.identity.clone().map(Box::new);
             c.last = run.last.clone().map(Box::new);
             c.backoff = run.backoff.filter(|_| same_boot);
@@ -212,9 +211,10 @@ impl PodState {
     }
 
     /// This node knows nothing of the pod, but the API may: its runs must not be counted anew, and
-    /// what was over stays over.
+    /// what was over stays over. A static pod's file came back: all of it begins again.
     fn adopt_api_status(&mut self, now: Timestamp) {
-        let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        let again = admission::is_static(&self.pod);
+        let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).filter(|_| !again);
         if let Some(phase @ ("Succeeded" | "Failed")) = phase {
             let status = self.pod.status.as_ref();
             let text = |f: fn(&k8s_openapi::api::core::v1::PodStatus) -> &Option<String>| {
@@ -245,24 +245,22 @@ impl PodState {
                     finished_at: t.finished_at.as_ref().map_or(now, |t| t.0),
                 },
             );
-            let (attempt, image_id) = (status.restart_count.max(0) as u32, status.image_id.clone());
+            let attempt = status.restart_count.max(0) as u32;
+            let (image_name, image_id) = (status.image.clone(), status.image_id.clone());
             let c = &mut self.containers[index];
             c.attempt = attempt;
-            c.image_id = image_id;
+            (c.image_name, c.image_id) = (image_name, image_id);
             c.phase = Phase::Ended(Box::new(exit));
+            if again {
+                c.anew();
+            }
         }
     }
 
-    /// A pod that begins here is taken, or ends before it begins.
-    fn admit(&mut self, now: Timestamp) {
+    /// Nothing of it ever began, here or elsewhere, and nothing is against its beginning.
+    pub fn begins_here(&self) -> bool {
         let begun = |c: &ContainerState| !matches!(c.phase, Phase::Fresh);
-        if self.orphan || self.removed || self.ended.is_some() || self.containers.iter().any(begun)
-        {
-            return;
-        }
-        if let Err(Rejection { reason, message }) = admission::check(self.spec()) {
-            self.reject(reason, &message, now);
-        }
+        !self.orphan && !self.removed && self.ended.is_none() && !self.containers.iter().any(begun)
     }
 
     /// What init containers had prepared may be gone: they do their work again.
@@ -317,15 +315,13 @@ fn run_record(state: &PodState, index: usize, c: &ContainerState) -> Option<RunR
         Phase::Starting(_) | Phase::Running(_) => (c.attempt, None, last()),
         Phase::Ended(exit) => (c.attempt, Some((**exit).clone()), last()),
     };
-    let image_id = match &c.image {
-        ImageStep::Ready(image) => image.id.clone(),
-        _ => c.image_id.clone(),
-    };
     Some(RunRecord {
         attempt,
         spec_hash: c.spec_hash.clone(),
+        stop_signal: c.stop_signal.clone(),
         identity: c.identity.as_deref().cloned(),
-        image_id,
+        image_name: c.image_name.clone(),
+        image_id: c.image_id.clone(),
         runtime: c.runtime.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         exit,
         last,

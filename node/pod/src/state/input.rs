@@ -7,16 +7,20 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
 
 use super::{
-    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, Refresh, Running,
-    Setup, StartFailure, start_error, trouble,
+    Action, ContainerState, Durability, Ending, ImageStep, Phase, PodState, PreStop, Refresh,
+    Running, Setup, StartFailure, start_error, trouble,
 };
-use crate::outside::{Attachment, Image, ImageError};
+use crate::image_volumes::Failed;
+use crate::outside::{Attachment, Image};
 use crate::probe::{self, Outcome, Probe, Verdict};
 use crate::record::Ended;
 use crate::restart::{Backoff, restarts, retry_delay};
 use crate::runtime::{Exit, Identity, RunId, RuntimeEvent, StartError};
 use crate::status::Kind;
 use crate::volumes::{self, Mounted};
+
+/// As the kubelet's.
+const LEAST_GRACE: SignedDuration = SignedDuration::from_secs(2);
 
 impl PodState {
     /// The API object appeared or changed.
@@ -192,37 +196,42 @@ impl PodState {
         }
     }
 
-    /// `runtime` is the one that runs the image.
+    /// An image came, and which runtime runs it, for a container that wanted this one then.
     pub fn pulled(
         &mut self,
         index: usize,
-        reference: &str,
-        result: Result<(Image, (usize, &'static str)), ImageError>,
+        wanted: &str,
+        result: Result<(Image, (usize, &'static str)), Failed>,
         now: Timestamp,
     ) {
-        let wanted = self.container_spec(index).image.as_deref().unwrap_or_default() == reference;
+        let still = self.container_spec(index).image.as_deref().unwrap_or_default() == wanted;
         let c = &mut self.containers[index];
         c.image = ImageStep::Todo;
-        if !wanted {
+        if !still {
             return;
         }
         match result {
             Ok((image, runtime)) => {
-                c.image_id.clone_from(&image.id);
                 c.runtime = Some(runtime);
                 c.image = ImageStep::Ready(Box::new(image));
                 c.trouble = None;
             }
-            Err(error) => {
+            Err(Failed { reference, error }) => {
                 let failures = c.trouble.as_ref().map_or(1, |t| t.failures + 1);
                 let delay = retry_delay(failures);
-                c.trouble =
-                    Some(Box::new(trouble(&error.reason, &error.message, failures, delay, now)));
-                if error.reason == "ErrImagePull" {
-                    let message = format!("Back-off pulling image {reference:?}");
-                    self.container_event(index, false, "BackOff", message);
-                    self.container_event(index, true, "Failed", "Error: ImagePullBackOff".into());
+                let mut trouble = trouble(&error.reason, &error.message, failures, delay, now);
+                let (of_volume, message) =
+                    (reference != wanted, format!("Back-off pulling image {reference:?}"));
+                trouble.image = reference;
+                c.trouble = Some(Box::new(trouble));
+                if error.reason != "ErrImagePull" {
+                    return;
                 }
+                match of_volume {
+                    true => self.event(false, "BackOff", message),
+                    false => self.container_event(index, false, "BackOff", message),
+                }
+                self.container_event(index, true, "Failed", "Error: ImagePullBackOff".into());
             }
         }
     }
@@ -319,6 +328,7 @@ impl PodState {
             probes,
             hook: false,
             stop_deadline: None,
+            pre_stop: None,
             resizing: None,
         }));
     }
@@ -456,6 +466,29 @@ impl PodState {
         }
     }
 
+    /// Tells a running container that it will be asked to end, by its preStop hook if it has one.
+    pub fn prepare_stop(&mut self, index: usize, limit: Duration) {
+        let why = format!("Stopping container {}", self.containers[index].name);
+        self.container_event(index, false, "Killing", why);
+        let lifecycle = self.container_spec(index).lifecycle.as_ref();
+        let hook = lifecycle.and_then(|l| l.pre_stop.clone()).map(Box::new);
+        let id = self.run_id(index);
+        let c = &mut self.containers[index];
+        let runtime = c.runtime.map_or(0, |(index, _)| index);
+        let Phase::Running(running) = &mut c.phase else { return };
+        running.pre_stop = Some(if hook.is_some() { PreStop::Doing } else { PreStop::Done });
+        if let Some(hook) = hook {
+            self.queue.push(Action::PreStop { index, id, runtime, hook, limit });
+        }
+    }
+
+    pub fn pre_stopped(&mut self, id: &RunId) {
+        let Some(index) = self.find(id) else { return };
+        if let Phase::Running(running) = &mut self.containers[index].phase {
+            running.pre_stop = Some(PreStop::Done);
+        }
+    }
+
     /// Asks a running container to end, its preStop hook first.
     pub fn stop(&mut self, index: usize, grace_seconds: Option<i64>, why: String, now: Timestamp) {
         let lifecycle = self.container_spec(index).lifecycle.as_ref();
@@ -486,14 +519,14 @@ impl PodState {
         let c = &mut self.containers[index];
         let runtime = c.runtime.map_or(0, |(index, _)| index);
         let Phase::Running(running) = &mut c.phase else { return };
-        let first = running.stop_deadline.is_none();
+        let first = running.stop_deadline.is_none() && running.pre_stop.is_none();
         running.stop_deadline = Some(deadline);
         if first {
             self.container_event(index, false, "Killing", why);
         }
         // Even a late stop leaves a moment to end by itself.
-        let grace = deadline.duration_since(now).max(SignedDuration::from_secs(1));
-        let grace = Duration::try_from(grace).unwrap_or(Duration::from_secs(1));
+        let grace = deadline.duration_since(now).max(LEAST_GRACE);
+        let grace = Duration::try_from(grace).unwrap_or_default();
         let hook = hook.filter(|_| first);
         self.queue.push(Action::Stop { index, id, runtime, hook, grace });
     }

@@ -46,7 +46,10 @@ impl PodState {
         status::Container {
             kind: c.kind,
             name: c.name.clone(),
-            image: self.container_spec(index).image.clone().unwrap_or_default(),
+            image: match begun && !c.image_name.is_empty() {
+                true => c.image_name.clone(),
+                false => self.container_spec(index).image.clone().unwrap_or_default(),
+            },
             image_id: c.image_id.clone(),
             container_id: if begun { id(c.attempt) } else { String::new() },
             last_container_id: last.as_ref().map(|_| id(last_attempt)).unwrap_or_default(),
@@ -55,11 +58,7 @@ impl PodState {
             restarts: c.attempt,
             identity: c.identity.as_deref().filter(|_| begun).cloned(),
             mounts: self.mounts_shown(index),
-            stop_signal: self
-                .container_spec(index)
-                .lifecycle
-                .as_ref()
-                .and_then(|l| l.stop_signal.clone()),
+            stop_signal: Some(&c.stop_signal).filter(|name| begun && !name.is_empty()).cloned(),
             started: c.is_started(),
             // An init container has done its work once it ended, and not before.
             ready: if c.kind == Kind::Init { ended_well } else { c.is_ready() },
@@ -123,9 +122,8 @@ impl PodState {
         match &self.containers[index].trouble {
             None => self.waiting_to_be_created(),
             Some(t) if t.reason == "ErrImagePull" && now >= t.at + FIRST_WORD => {
-                let image = self.container_spec(index).image.as_deref().unwrap_or_default();
                 let message =
-                    format!("Back-off pulling image {image:?}: ErrImagePull: {}", t.message);
+                    format!("Back-off pulling image {:?}: ErrImagePull: {}", t.image, t.message);
                 State::Waiting { reason: "ImagePullBackOff".into(), message }
             }
             Some(t) => State::Waiting { reason: t.reason.clone(), message: t.message.clone() },
@@ -134,8 +132,7 @@ impl PodState {
 
     fn waiting_to_be_created(&self) -> State {
         let has_init = self.containers.iter().any(|c| matches!(c.kind, Kind::Init | Kind::Sidecar));
-        let reason =
-            if has_init && !self.initialized { "PodInitializing" } else { "ContainerCreating" };
+        let reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
         let message = match (&self.volumes, &self.network) {
             (Setup::Failed(trouble), _) | (_, Setup::Failed(trouble)) => trouble.message.clone(),
             _ => String::new(),

@@ -4,26 +4,43 @@ use jiff::Timestamp;
 
 use super::{Plan, Progress, turn};
 use crate::container_spec;
-use crate::ending;
 use crate::restart::Backoff;
 use crate::state::{Action, Durability, ImageStep, Phase, PodState, Starting};
 use crate::status::Kind;
 
 pub(super) fn plan(state: &mut PodState, plan: &mut Plan) -> Progress {
-    for index in turn(state, plan).containers {
-        if state.containers[index].kind == Kind::Main {
+    let turn = turn(state, plan).containers;
+    let mut held_up = false;
+    for index in 0..state.containers.len() {
+        if state.containers[index].kind != Kind::Main {
+            continue;
+        }
+        let begins = turn.contains(&index);
+        let holds_up = holds_up(state, index, begins);
+        if begins && !held_up {
             begin(state, index, plan);
         }
-    }
-    for index in 0..state.containers.len() {
-        ending::give_up(state, index, plan);
-        stop_outdated(state, index, plan.now);
+        held_up |= holds_up;
     }
     Progress::Done
 }
 
-/// A changed image ends the run; it begins again with the new one.
-fn stop_outdated(state: &mut PodState, index: usize, now: Timestamp) {
+/// A container that begins holds the later ones up until its postStart hook is done: so a proxy is there before
+/// what speaks through it.
+fn holds_up(state: &PodState, index: usize, begins: bool) -> bool {
+    let lifecycle = state.container_spec(index).lifecycle.as_ref();
+    if lifecycle.is_none_or(|lifecycle| lifecycle.post_start.is_none()) {
+        return false;
+    }
+    match &state.containers[index].phase {
+        Phase::Starting(_) => true,
+        Phase::Running(running) => running.hook,
+        Phase::Fresh | Phase::Ended(_) => begins,
+    }
+}
+
+/// A changed image ends the run, also of a sidecar while others initialize; it begins again with the new one.
+pub(super) fn stop_outdated(state: &mut PodState, index: usize, now: Timestamp) {
     let c = &state.containers[index];
     let Phase::Running(running) = &c.phase else { return };
     if c.kind == Kind::Init
@@ -40,8 +57,11 @@ fn stop_outdated(state: &mut PodState, index: usize, now: Timestamp) {
 /// Begins the next run of a container whose turn it is, once its image is there.
 pub(super) fn begin(state: &mut PodState, index: usize, plan: &mut Plan) {
     let hash = container_spec::hash(state.container_spec(index));
+    let ImageStep::Ready(image) = &state.containers[index].image else { return };
+    let (image_name, image_id) = (image.reference.clone(), image.id.clone());
+    let stop_signal = container_spec::stop_signal(state.container_spec(index), image);
     let c = &mut state.containers[index];
-    let ImageStep::Ready(_) = &c.image else { return };
+    (c.image_name, c.image_id, c.stop_signal) = (image_name, image_id, stop_signal);
     let ImageStep::Ready(image) = std::mem::replace(&mut c.image, ImageStep::Todo) else { return };
     let prior_backoff = c.backoff;
     let mut durability = Durability::Process;

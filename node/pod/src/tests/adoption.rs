@@ -146,3 +146,22 @@ async fn a_deletion_goes_on_with_the_next_agent() {
     b.until_terminated().await;
     assert_eq!(b.seconds(), 30, "the grace is not given twice");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_static_pod_that_comes_back_counts_its_restart() {
+    let b = Bench::new().await;
+    let mut p = pod(json!({"initContainers": [{"name": "i", "image": "i:1"}]}));
+    p["metadata"]["annotations"] = json!({"kubernetes.io/config.source": "file"});
+    b.world.runtime.script("i", vec![exits(0, 1), exits(0, 1)]);
+    b.set(&p);
+    b.until_ready().await;
+    b.pods.remove("u");
+    b.pods.gone("u").await;
+    let before = b.world.reports.status("u").unwrap();
+    p["status"] = serde_json::to_value(&before).unwrap();
+    b.set(&p);
+    let status = b.until(|s| is_true(s, "Ready") && container(s, "c").restart_count == 1).await;
+    assert_eq!(container(&status, "i").restart_count, 1, "init containers too");
+    assert!(container(&status, "c").last_state.as_ref().unwrap().terminated.is_some());
+    assert!(status.start_time > before.start_time);
+}

@@ -149,7 +149,7 @@ async fn sidecars_end_last_and_in_reverse() {
         killed,
         ["Stopping container c", "Stopping container two", "Stopping container one"]
     );
-    assert_eq!(b.seconds(), 12);
+    assert_eq!(b.seconds(), 12, "each in its turn");
     // A pod whose work is done takes its sidecars along.
     let b = Bench::new().await;
     b.world.runtime.script("c", vec![exits(0, 1)]);
@@ -157,6 +157,45 @@ async fn sidecars_end_last_and_in_reverse() {
     let status = b.until_phase("Succeeded").await;
     assert_eq!(container(&status, "one").restart_count, 0);
     b.until_true("the sidecar ends", || b.world.runtime.running().is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_of_sidecars_wait_for_nobody() {
+    let slow =
+        |seconds| vec![Script { stop_delay: Duration::from_secs(seconds), ..Script::default() }];
+    let side = |name: &str, sleep: u64| {
+        json!({"name": name, "image": "i:1", "restartPolicy": "Always",
+            "lifecycle": {"preStop": {"sleep": {"seconds": sleep}}}})
+    };
+    // Their hooks sleep while the container ends; then each ends at once.
+    let b = Bench::new().await;
+    b.world.runtime.script("c", slow(4));
+    let p = pod(json!({"initContainers": [side("one", 4), side("two", 4)]}));
+    b.set(&p);
+    b.until_ready().await;
+    b.set(&deleted(p, 30));
+    b.until_terminated().await;
+    assert_eq!(b.seconds(), 4);
+    // A hook that takes longer than the container holds its own sidecar up, and those before it.
+    let b = Bench::new().await;
+    let p = pod(json!({"initContainers": [side("one", 1), side("two", 9)]}));
+    b.set(&p);
+    b.until_ready().await;
+    b.set(&deleted(p, 30));
+    b.until_terminated().await;
+    assert_eq!(b.seconds(), 9);
+    assert_eq!(b.events().iter().filter(|e| *e == "Killing").count(), 3);
+    // When the grace is over nobody waits any more; each has two seconds left.
+    let b = Bench::new().await;
+    for name in ["c", "one", "two"] {
+        b.world.runtime.script(name, slow(600));
+    }
+    let p = pod(json!({"initContainers": [side("one", 1), side("two", 600)]}));
+    b.set(&p);
+    b.until_ready().await;
+    b.set(&deleted(p, 10));
+    b.until_terminated().await;
+    assert_eq!(b.seconds(), 12);
 }
 
 #[tokio::test(start_paused = true)]

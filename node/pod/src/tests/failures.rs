@@ -254,3 +254,133 @@ async fn a_port_of_the_machine_is_had_once() {
     b.set(&with_port("third"));
     b.world.reports.wait(ready("third")).await;
 }
+
+/// A pod of its own name, which is its UID.
+fn named(name: &str, spec: Value) -> Value {
+    let mut pod = pod(spec);
+    pod["metadata"]["uid"] = json!(name);
+    pod["metadata"]["name"] = json!(name);
+    pod
+}
+
+async fn until_status(b: &Bench, uid: &str, test: impl Fn(&PodStatus) -> bool) -> PodStatus {
+    let wait = b.world.reports.wait(|r| r.status(uid).is_some_and(|s| test(&s)));
+    tokio::time::timeout(Duration::from_secs(3600), wait).await.expect(uid);
+    b.world.reports.status(uid).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_takes_what_it_matches() {
+    let b = Bench::new().await;
+    let node = |labels: Value, taints: Value| {
+        serde_json::from_value(
+            json!({"metadata": {"name": "node-1", "labels": labels}, "spec": {"taints": taints}}),
+        )
+        .unwrap()
+    };
+    b.world.this_node.tell(node(json!({"disk": "hdd"}), json!([])));
+    let wants = json!({"nodeSelector": {"disk": "ssd"}});
+    b.set(&named("one", wants.clone()));
+    let status = until_status(&b, "one", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
+    let words = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+    assert_eq!(status.message.as_deref(), Some(words));
+    // A label that came a moment ago counts.
+    b.world.this_node.change(node(json!({"disk": "ssd"}), json!([])));
+    b.set(&named("two", wants.clone()));
+    until_status(&b, "two", |s| is_true(s, "Ready")).await;
+    // What runs here stays, whatever becomes of the node.
+    b.world.this_node.change(node(json!({}), json!([])));
+    b.world.this_node.tell(node(json!({}), json!([{"key": "out", "effect": "NoExecute"}])));
+    let b = b.restart_agent().await;
+    b.set(&named("two", wants));
+    until_status(&b, "two", |s| is_true(s, "Ready")).await;
+    b.set(&named("three", json!({})));
+    let status = until_status(&b, "three", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("TaintToleration"));
+    b.world.this_node.press(&["PIDPressure"]);
+    b.set(&named("four", json!({"tolerations": [{"operator": "Exists"}]})));
+    let status = until_status(&b, "four", |s| s.phase.as_deref() == Some("Failed")).await;
+    let words = "Pod was rejected: The node had condition: [PIDPressure]. ";
+    assert_eq!(
+        (status.reason.as_deref(), status.message.as_deref()),
+        (Some("Evicted"), Some(words))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_make_room_for_a_critical_pod() {
+    let b = Bench::new().await;
+    let asks =
+        |cpu: &str| json!([{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": cpu}}}]);
+    let p = |name: &str, cpu: &str| named(name, json!({"containers": asks(cpu)}));
+    b.set(&p("small", "500m"));
+    b.set(&p("large", "3"));
+    b.set(&named("idle", json!({})));
+    for name in ["small", "large", "idle"] {
+        until_status(&b, name, |s| is_true(s, "Ready")).await;
+    }
+    b.set(&p("late", "1"));
+    let status = until_status(&b, "late", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    let critical = json!({"containers": asks("2"), "priority": 2_000_001_000});
+    b.set(&named("critical", critical));
+    until_status(&b, "critical", |s| is_true(s, "Ready")).await;
+    let status = b.world.reports.status("large").unwrap();
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("Preempting"))
+    );
+    assert_eq!(status.message.as_deref(), Some("Preempted in order to admit critical pod"));
+    let target =
+        status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    let words = "Pod was preempted by Kubelet to accommodate a critical pod.";
+    assert_eq!(
+        (target.reason.as_deref(), target.message.as_deref()),
+        (Some("TerminationByKubelet"), Some(words))
+    );
+    for name in ["small", "idle"] {
+        assert!(is_true(&b.world.reports.status(name).unwrap(), "Ready"), "{name} goes on");
+    }
+    // Not even all of them would do.
+    b.set(&named("greedy", json!({"containers": asks("9"), "priority": 2_000_001_000})));
+    let status = until_status(&b, "greedy", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("UnexpectedAdmissionError"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn image_volumes_that_do_not_come() {
+    let b = Bench::new().await;
+    let error =
+        || Err(ImageError { reason: "ErrImagePull".into(), message: "no such manifest".into() });
+    b.world.images.script("files:v1", vec![error(), error()]);
+    let mounts = json!([{"name": "files", "mountPath": "/files"}]);
+    b.set(&pod(json!({
+        "volumes": [{"name": "files", "image": {"reference": "files:v1"}}],
+        "containers": [
+            {"name": "c", "image": "i:1", "volumeMounts": mounts},
+            {"name": "other", "image": "i:1"},
+        ],
+    })));
+    // Whoever mounts it waits, and says so in the words for images; whoever does not is not held up.
+    let status = b.until_waiting("ErrImagePull").await;
+    assert_eq!(waiting(&status).1, "no such manifest");
+    let status = b.until_waiting("ImagePullBackOff").await;
+    assert_eq!(
+        waiting(&status).1,
+        "Back-off pulling image \"files:v1\": ErrImagePull: no such manifest"
+    );
+    b.until(|s| container(s, "other").state.as_ref().is_some_and(|s| s.running.is_some())).await;
+    let events = b.world.reports.events();
+    let of = |reason: &str, message: &str| {
+        let event = events.iter().find(|e| e.reason == reason && e.message == message);
+        event.unwrap_or_else(|| panic!("no {reason}: {message} in {events:?}")).field_path.clone()
+    };
+    let pulling = "Failed to pull image \"files:v1\": no such manifest";
+    assert_eq!(of("Failed", pulling), "", "the volume is the pod's");
+    assert_eq!(of("Failed", "Error: ErrImagePull"), "spec.containers{c}");
+    assert_eq!(of("BackOff", "Back-off pulling image \"files:v1\""), "");
+    // What the fake has is a component.
+    let status = b.until_waiting("CreateContainerError").await;
+    assert!(waiting(&status).1.contains("it has no files to mount"), "{}", waiting(&status).1);
+}

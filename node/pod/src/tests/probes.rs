@@ -260,3 +260,19 @@ async fn over_grpc_and_https() {
     let https = json!({"httpGet": {"scheme": "HTTPS", "port": 8443}});
     check_probe(Some(tls_server().await), https, Ok(())).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_while_something_is_being_ended() {
+    let b = Bench::new().await;
+    b.world.runtime.script("side", vec![exits(1, 12), Script::default()]);
+    b.world.runtime.script("c", vec![Script { exec_codes: vec![1], ..Script::default() }]);
+    b.set(&pod(json!({
+        "initContainers": [{"name": "side", "image": "i:1", "restartPolicy": "Always"}],
+        "containers": [{"name": "c", "image": "i:1",
+            "livenessProbe": {"exec": {"command": ["no"]}, "initialDelaySeconds": 10, "failureThreshold": 1},
+            "lifecycle": {"preStop": {"sleep": {"seconds": 20}}}}],
+    })));
+    let status = b.until(|s| container(s, "side").restart_count == 1).await;
+    assert!((30..33).contains(&b.seconds()), "{}", b.seconds());
+    assert_eq!(container(&status, "c").restart_count, 1);
+}

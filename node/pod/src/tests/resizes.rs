@@ -46,6 +46,14 @@ async fn a_container_is_resized_while_it_runs() {
     for reason in ["ResizeStarted", "!ResizeError", "ResizeCompleted"] {
         assert!(b.events().contains(&reason.to_owned()), "{reason}: {:?}", b.events());
     }
+    let both = r#"{"cpu":"2","memory":"64Mi"}"#;
+    let words = format!(
+        r#"Pod resize started: {{"containers":[{{"name":"c","resources":{{"limits":{both},"requests":{both}}}}}],"generation":1}}"#
+    );
+    assert_eq!(b.message("ResizeStarted"), words);
+    assert!(
+        b.message("ResizeError").ends_with(r#","generation":1,"error":"it takes more than that"}"#)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,9 +113,34 @@ async fn a_resize_begins_it_anew_where_its_policy_says_so() {
     let status = b.until(|s| cpu_of(s).1 == "2").await;
     assert_eq!(container(&status, "c").restart_count, 0);
     b.set(&with_policy("2", "128Mi"));
+    b.until(|s| condition(s, "PodResizeInProgress").is_some()).await;
     let status = b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
     assert_eq!(condition(&status, "PodResizeInProgress"), None);
+    assert_eq!(b.events().iter().filter(|e| *e == "ResizeCompleted").count(), 2);
     assert_eq!(b.message("Killing"), "Container c resize requires restart");
     let spec = b.world.runtime.spec(&run("c", 1)).unwrap();
     assert_eq!(spec.resources.memory_limit_bytes, Some(128 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_of_swap_is_not_resized() {
+    let b = Bench::new().await;
+    b.world.runtime.give_swap();
+    let asks = |cpu: &str, memory: &str| {
+        let mut pod = sized(cpu, "256Mi");
+        pod["spec"]["containers"][0]["resources"]["requests"] =
+            json!({"cpu": "1", "memory": memory});
+        pod
+    };
+    b.set(&asks("1", "64Mi"));
+    b.until_ready().await;
+    // What has nothing to do with it is.
+    b.set(&asks("2", "64Mi"));
+    b.until(|s| cpu_of(s).1 == "2").await;
+    b.set(&asks("2", "128Mi"));
+    let status = b.until(|s| condition(s, "PodResizePending").is_some()).await;
+    let why = "In-place resize of containers with swap is not supported.";
+    assert_eq!(condition(&status, "PodResizePending"), Some(("Infeasible".into(), why.into())));
+    b.set(&asks("2", "64Mi"));
+    b.until(|s| condition(s, "PodResizePending").is_none()).await;
 }

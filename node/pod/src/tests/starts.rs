@@ -198,3 +198,63 @@ async fn what_this_node_does_not_take_ends_before_it_begins() {
     b.until_true("it knows", || b.pods.status("u").is_some()).await;
     assert_eq!(b.pods.status("u").unwrap().container_statuses, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_post_start_hook_holds_up_what_comes_after() {
+    let b = Bench::new().await;
+    let hook = json!({"postStart": {"sleep": {"seconds": 7}}});
+    b.set(&pod(json!({"containers": [
+        {"name": "before", "image": "i:1"},
+        {"name": "proxy", "image": "i:1", "lifecycle": hook},
+        {"name": "after", "image": "i:1"},
+    ]})));
+    let status = b.until_ready().await;
+    let since = |name: &str| {
+        let state = container(&status, name).state.clone().unwrap();
+        state.running.unwrap().started_at.unwrap().0.as_second() - 1_800_000_000
+    };
+    assert_eq!((since("before"), since("proxy"), since("after")), (0, 0, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_shows_the_image_that_ran() {
+    let b = Bench::new().await;
+    b.world.runtime.script("i", vec![exits(0, 1)]);
+    let p = |image: &str| {
+        pod(
+            json!({"initContainers": [{"name": "i", "image": image}], "containers": [{"name": "c", "image": image}]}),
+        )
+    };
+    b.set(&p("first:v1"));
+    b.until_ready().await;
+    b.set(&p("second:v1"));
+    let status = b.until(|s| container(s, "c").restart_count == 1 && is_true(s, "Ready")).await;
+    assert_eq!(container(&status, "c").image, "second:v1");
+    let init = container(&status, "i");
+    assert_eq!((init.image.as_str(), init.restart_count), ("first:v1", 0), "its work is done");
+    let b = b.restart_agent().await;
+    b.set(&p("second:v1"));
+    assert_eq!(container(&b.until_ready().await, "i").image, "first:v1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_is_updated_while_others_initialize() {
+    let b = Bench::new().await;
+    b.world.runtime.script("i", vec![exits(0, 600)]);
+    let p = |image: &str| {
+        pod(json!({"initContainers": [
+            {"name": "side", "image": image, "restartPolicy": "Always"}, {"name": "i", "image": "i:1"}]}))
+    };
+    b.set(&p("first:v1"));
+    let runs =
+        |s: &PodStatus, name: &str| container(s, name).state.as_ref().unwrap().running.is_some();
+    b.until(|s| runs(s, "i")).await;
+    b.set(&p("second:v1"));
+    let status = b.until(|s| container(s, "side").restart_count == 1 && runs(s, "side")).await;
+    assert_eq!(
+        (container(&status, "side").image.as_str(), status.phase.as_deref()),
+        ("second:v1", Some("Pending"))
+    );
+    assert!(b.seconds() < 600);
+    assert_eq!(container(&b.until_ready().await, "i").restart_count, 0);
+}

@@ -1,13 +1,13 @@
 //! What a volume is to contain, decided from the pod and the objects it refers to.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, Volume, VolumeProjection,
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec, Volume, VolumeProjection,
 };
 
 use super::claimed::Claimed;
+use super::host::Medium;
 use crate::container_spec::pod_limits;
 use crate::downward::{self, Facts};
 use crate::sources::{Name, Sources};
@@ -26,10 +26,7 @@ pub(crate) type Files = BTreeMap<String, File>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
-    EmptyDir {
-        memory: bool,
-        size_limit: Option<u64>,
-    },
+    EmptyDir(Medium),
     /// The path exists, and is what `kind` says.
     HostPath {
         kind: String,
@@ -38,12 +35,6 @@ pub(crate) enum Content {
     /// The volume behind a claim.
     Claimed(Claimed),
     Nfs(Nfs),
-    /// What an image holds; the layers, lowest first, once it is here.
-    Image {
-        reference: String,
-        policy: Option<String>,
-        layers: Vec<PathBuf>,
-    },
 }
 
 /// An export of an NFS server.
@@ -72,18 +63,7 @@ pub(crate) fn of(
     facts: &Facts,
 ) -> Result<Content, String> {
     if let Some(empty) = &volume.empty_dir {
-        let memory = match empty.medium.as_deref().unwrap_or_default() {
-            "" => false,
-            "Memory" => true,
-            other => return Err(format!("unknown storage medium {other:?}")),
-        };
-        let size_limit = empty.size_limit.as_ref().map(downward::parse).transpose()?;
-        let size_limit = size_limit.map(|q| q.value().max(0) as u64).filter(|n| *n > 0);
-        let size_limit = match memory {
-            true => memory_size(pod.spec.as_ref(), size_limit, facts)?,
-            false => size_limit,
-        };
-        return Ok(Content::EmptyDir { memory, size_limit });
+        return medium(pod.spec.as_ref(), empty, facts).map(Content::EmptyDir);
     }
     if let Some(host) = &volume.host_path {
         return Ok(Content::HostPath { kind: host.type_.clone().unwrap_or_default() });
@@ -95,13 +75,6 @@ pub(crate) fn of(
             read_only: nfs.read_only == Some(true),
             options: Vec::new(),
         }));
-    }
-    if let Some(image) = &volume.image {
-        return Ok(Content::Image {
-            reference: image.reference.clone().unwrap_or_default(),
-            policy: image.pull_policy.clone(),
-            layers: Vec::new(),
-        });
     }
     let mut files = Files::new();
     if let Some(source) = &volume.config_map {
@@ -124,6 +97,50 @@ pub(crate) fn of(
         return Err(format!("this node does not support volumes of type {}", kind(volume)));
     }
     Ok(Content::Files(files))
+}
+
+/// In the kubelet's words.
+fn medium(
+    spec: Option<&PodSpec>,
+    empty: &EmptyDirVolumeSource,
+    facts: &Facts,
+) -> Result<Medium, String> {
+    let size_limit = empty.size_limit.as_ref().map(downward::parse).transpose()?;
+    let size_limit = size_limit.map(|q| q.value().max(0) as u64).filter(|n| *n > 0);
+    let name = empty.medium.as_deref().unwrap_or_default();
+    match name.strip_prefix("HugePages") {
+        _ if name.is_empty() => Ok(Medium::Disk),
+        _ if name == "Memory" => memory_size(spec, size_limit, facts).map(Medium::Memory),
+        Some("") => huge_pages(spec, name, None).map(Medium::HugePages),
+        Some(size) if size.starts_with('-') => {
+            let size = rimward_api::Quantity::parse(&size[1..]);
+            let size = size.map_err(|e| format!("storage medium {name:?}: {e}"))?;
+            huge_pages(spec, name, Some(size.value().max(0) as u64)).map(Medium::HugePages)
+        }
+        _ => Err(format!("unknown storage medium {name:?}")),
+    }
+}
+
+/// The size of the huge pages that the pod's containers ask for: the only one, or the one of the medium.
+fn huge_pages(spec: Option<&PodSpec>, medium: &str, wanted: Option<u64>) -> Result<u64, String> {
+    let spec = spec.into_iter();
+    let containers =
+        spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let resources = containers.filter_map(|c| c.resources.as_ref()?.requests.as_ref());
+    let sizes = resources.flat_map(|requests| requests.keys()).filter_map(|name| {
+        let size = rimward_api::Quantity::parse(name.strip_prefix("hugepages-")?).ok()?;
+        Some(size.value().max(0) as u64)
+    });
+    let sizes: BTreeSet<u64> = sizes.filter(|size| wanted.is_none_or(|w| w == *size)).collect();
+    match sizes.len() {
+        0 => Err(format!(
+            "medium {medium}: hugePages storage requested, but there is no resource request for huge pages"
+        )),
+        1 => Ok(sizes.into_iter().next().expect("there is one")),
+        _ => Err(format!(
+            "medium: {medium} can't be used if container requests multiple huge page sizes"
+        )),
+    }
 }
 
 /// A file system in memory holds no more than the pod may have, nor than the node has for pods.
@@ -272,6 +289,15 @@ mod tests {
     use crate::pods::Allocatable;
     use serde_json::{Value, json};
 
+    fn facts() -> Facts<'static> {
+        Facts {
+            pod_ips: &[],
+            host_ip: "192.0.2.1".parse().unwrap(),
+            node_name: "n",
+            allocatable: Allocatable::default(),
+        }
+    }
+
     #[track_caller]
     fn check(volume: Value, expected: Result<&[(&str, &str, u32)], &str>) {
         let map = json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}, "binaryData": {"c": "AA=="}});
@@ -282,12 +308,7 @@ mod tests {
         );
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "labels": {"x": "y"}}, "spec": {"containers": []}});
         let pod = serde_json::from_value(pod).unwrap();
-        let facts = Facts {
-            pod_ips: &[],
-            host_ip: "192.0.2.1".parse().unwrap(),
-            node_name: "n",
-            allocatable: Allocatable::default(),
-        };
+        let facts = facts();
         let tokens = Tokens { by_path: BTreeMap::from([("token".into(), "t".into())]), due: None };
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let seen = of(&pod, &volume, &sources, &tokens, &facts);
@@ -363,5 +384,34 @@ mod tests {
             json!({"name": "v", "emptyDir": {"medium": "Tape"}}),
             Err("unknown storage medium \"Tape\""),
         );
+        check(
+            json!({"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}),
+            Err(
+                "medium HugePages-2Mi: hugePages storage requested, but there is no resource request for huge pages",
+            ),
+        );
+    }
+
+    #[test]
+    fn huge_pages_are_of_the_size_that_containers_ask_for() {
+        let check = |sizes: &[&str], medium: &str, expected: Option<u64>| {
+            let requests: serde_json::Map<String, Value> =
+                sizes.iter().map(|size| (format!("hugepages-{size}"), json!("2Mi"))).collect();
+            let spec = json!({"containers": [
+                {"name": "a", "resources": {"requests": requests}}, {"name": "b"},
+            ]});
+            let spec = serde_json::from_value(spec).unwrap();
+            let empty = EmptyDirVolumeSource { medium: Some(medium.into()), size_limit: None };
+            let facts = facts();
+            let found = super::medium(Some(&spec), &empty, &facts).ok();
+            assert_eq!(found, expected.map(Medium::HugePages), "{sizes:?} {medium}");
+        };
+        check(&["2Mi"], "HugePages", Some(2 << 20));
+        check(&["2Mi"], "HugePages-2Mi", Some(2 << 20));
+        check(&["2Mi", "1Gi"], "HugePages-1Gi", Some(1 << 30));
+        check(&["2Mi", "1Gi"], "HugePages", None);
+        check(&["2Mi"], "HugePages-1Gi", None);
+        check(&[], "HugePages", None);
+        check(&["2Mi"], "HugePages2Mi", None);
     }
 }

@@ -9,14 +9,20 @@ use rustix::mount::UnmountFlags;
 
 use super::atomic::make_dir;
 
+/// What an emptyDir is made of.
+/// <https://kubernetes.io/docs/concepts/storage/volumes/#emptydir>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    Disk,
+    /// With what it may take in bytes, if that is bounded.
+    Memory(Option<u64>),
+    /// Of this many bytes each.
+    HugePages(u64),
+}
+
 /// An empty directory that every user may write to; in memory where we may mount. One that is there stays as the
 /// containers left it.
-pub(super) fn empty_dir(
-    dir: &Path,
-    memory: bool,
-    size_limit: Option<u64>,
-    group: Option<u32>,
-) -> io::Result<()> {
+pub(super) fn empty_dir(dir: &Path, medium: Medium, group: Option<u32>) -> io::Result<()> {
     if !dir.is_dir() {
         // It appears when it is whole.
         let fresh = dir.with_extension("making");
@@ -28,27 +34,42 @@ pub(super) fn empty_dir(
         }
         fs::rename(&fresh, dir)?;
     }
-    if memory && !is_mount(dir) {
-        let owner = group.map_or_else(|| "mode=0777".into(), |g| format!("mode=2777,gid={g}"));
-        let options = size_limit.map_or_else(|| owner.clone(), |n| format!("{owner},size={n}"));
-        mount_tmpfs(dir, &options);
+    if is_mount(dir) {
+        return Ok(());
+    }
+    let owner = group.map_or_else(|| "mode=0777".into(), |g| format!("mode=2777,gid={g}"));
+    match medium {
+        Medium::Disk => {}
+        Medium::Memory(size) => {
+            let size = size.map_or_else(String::new, |n| format!(",size={n}"));
+            // An ordinary user gets a directory on disk: the pod runs, only slower.
+            if let Err(error) = mount_in_memory(dir, &format!("{owner}{size}")) {
+                tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
+            }
+        }
+        // Nothing else will do: a program maps its files.
+        Medium::HugePages(size) => {
+            mount(dir, "hugetlbfs", &format!("{owner},pagesize={size}"))?;
+        }
     }
     Ok(())
 }
 
-/// An ordinary user gets a directory on disk: the pod runs, only slower.
-fn mount_tmpfs(dir: &Path, options: &str) {
-    use rustix::mount::{MountFlags, mount};
+/// A tmpfs that is never written to swap, where the kernel knows how (Linux 6.4) and lets us (not in a user
+/// namespace).
+pub(crate) fn mount_in_memory(dir: &Path, options: &str) -> io::Result<()> {
+    mount(dir, "tmpfs", &format!("{options},noswap")).or_else(|_| mount(dir, "tmpfs", options))
+}
+
+fn mount(dir: &Path, kind: &str, options: &str) -> io::Result<()> {
+    use rustix::mount::MountFlags;
     let options = std::ffi::CString::new(options).expect("options have no NUL");
-    if let Err(error) =
-        mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
-    {
-        tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
-    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount(kind, dir, kind, flags, options.as_c_str()).map_err(Into::into)
 }
 
 /// Whether something is mounted here: not where a link leads.
-pub(super) fn is_mount(path: &Path) -> bool {
+pub(crate) fn is_mount(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     // A mount of the same file system has the same device; only the kernel knows. Kernels before 5.8 do not tell.
@@ -56,16 +77,16 @@ pub(super) fn is_mount(path: &Path) -> bool {
         .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Undoes a mount if there is one; safe without. What cannot be undone must not be removed: it may be somebody's
-/// data.
+/// Undoes a mount if there is one; safe without.
+///
+/// # Errors
+/// When it still may be there: what lies in it is not ours to remove.
 pub(super) fn unmount(path: &Path) -> io::Result<()> {
     while is_mount(path) {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        rustix::mount::unmount(path, flags).map_err(|error| {
-            io::Error::new(
-                io::Error::from(error).kind(),
-                format!("cannot unmount {}: {error}", path.display()),
-            )
+        rustix::mount::unmount(path, flags).map_err(|e| {
+            let e = io::Error::from(e);
+            io::Error::new(e.kind(), format!("cannot unmount {}: {e}", path.display()))
         })?;
     }
     Ok(())
@@ -179,16 +200,17 @@ mod tests {
     fn empty_dirs() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
-        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        let medium = Medium::Memory(Some(1 << 20));
+        empty_dir(&volume, medium, None).unwrap();
         fs::write(volume.join("x"), "x").unwrap();
-        empty_dir(&volume, true, Some(1 << 20), None).unwrap();
+        empty_dir(&volume, medium, None).unwrap();
         assert_eq!(fs::read_to_string(volume.join("x")).unwrap(), "x", "repeating keeps it");
         assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o777);
         unmount(&volume).unwrap();
         assert!(!is_mount(&volume));
         // What a container did to it stays.
         fs::set_permissions(&volume, fs::Permissions::from_mode(0o700)).unwrap();
-        empty_dir(&volume, false, None, None).unwrap();
+        empty_dir(&volume, Medium::Disk, None).unwrap();
         assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o700);
     }
 }

@@ -11,11 +11,13 @@ pub enum ObjectKind {
     Ingress,
     PersistentVolume,
     PersistentVolumeClaim,
+    /// Of its own, what others say of it: labels and taints.
+    Node,
     Pod,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
         Self::ConfigMap,
         Self::Secret,
@@ -24,6 +26,7 @@ impl ObjectKind {
         Self::Ingress,
         Self::PersistentVolume,
         Self::PersistentVolumeClaim,
+        Self::Node,
         Self::Pod,
     ];
 
@@ -38,6 +41,7 @@ impl ObjectKind {
             Self::Ingress => "Ingress",
             Self::PersistentVolume => "PersistentVolume",
             Self::PersistentVolumeClaim => "PersistentVolumeClaim",
+            Self::Node => "Node",
             Self::Pod => "Pod",
         }
     }

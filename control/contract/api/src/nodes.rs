@@ -1,13 +1,13 @@
-//! Which nodes a pod may be on, in the part that the scheduler and the DaemonSet controller must see
-//! alike: node selector, required node affinity, taints.
+//! Which nodes a pod may be on, in the part that the scheduler, the DaemonSet controller and the nodes
+//! themselves must see alike: node selector, required node affinity, taints.
 //! <https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/>
 
 use std::collections::BTreeMap;
 
+use crate::selector::{LabelSelector, Operator, Requirement};
 use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
 };
-use rimward_api::selector::{LabelSelector, Operator, Requirement};
 
 /// The field of nodes that selects.
 pub const NODE_NAME_FIELD: &str = "metadata.name";

@@ -1,0 +1,56 @@
+//! What a node is told of its own object: the labels and taints that others put there, by which it turns pods
+//! away as the scheduler would. What it says itself, its status, is not told back to it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use rimward_api::ObjectKey;
+use rimward_tunnel::wire::ObjectKind;
+
+use super::{Entry, World};
+
+impl World {
+    /// Marks what changes of a node concern it.
+    pub(super) fn follow_nodes(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.nodes.on_change(move |change| {
+            let Some(world) = weak.upgrade() else { return };
+            let said = |node: Option<&Arc<Node>>| node.map(|node| told(node));
+            // Most changes are of status, which the node said itself.
+            if said(change.old) != said(change.new) {
+                let own = (ObjectKind::Node, change.key.clone());
+                world.interest.lock().mark(&change.key.name, own);
+            }
+        });
+    }
+
+    pub(super) fn told_node(&self, name: &str) -> Option<Node> {
+        self.nodes.get_key(&ObjectKey::new("", name)).map(|node| told(&node))
+    }
+}
+
+/// Its version is that of what is in it, so that a node that comes back with the same need not be told again.
+pub(crate) fn told(node: &Node) -> Node {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
+    let labels = node.metadata.labels.clone();
+    let mut hasher = DefaultHasher::new();
+    let said = serde_json::to_vec(&(&labels, &taints)).expect("labels and taints are plain data");
+    said.hash(&mut hasher);
+    Node {
+        metadata: ObjectMeta {
+            name: node.metadata.name.clone(),
+            uid: node.metadata.uid.clone(),
+            resource_version: Some(format!("{:016x}", hasher.finish())),
+            labels,
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec { taints, ..NodeSpec::default() }),
+        status: None,
+    }
+}
+
+pub(super) fn entry(node: &Node) -> Entry {
+    super::entry(ObjectKey::of_meta(&node.metadata), node)
+}
