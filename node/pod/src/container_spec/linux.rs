@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, Volume
 use super::{amounts, quantity, resources};
 use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
-use crate::runtime::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+use crate::runtime::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 use crate::status::qos_class;
 
 /// What a pod may set without the node's operator having allowed it.
@@ -37,6 +37,7 @@ pub(super) fn of(
     container: &Container,
     image: &Image,
     domain: &str,
+    disks: Vec<DiskDevice>,
 ) -> Result<Linux, String> {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
@@ -75,6 +76,7 @@ pub(super) fn of(
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
         mount_flags: mount_flags(container),
+        disks,
         huge_pages: huge_pages(container)?,
         pid_of: None,
         stop_signal: stop_signal(container, image),
