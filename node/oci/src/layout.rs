@@ -123,7 +123,31 @@ impl RunDir {
         file.write_all(&serde_json::to_vec(value).expect("it is plain data"))?;
         std::fs::rename(new, path)
     }
+
+    /// Takes the room on disk that [`RunDir::write_reserved`] is to need.
+    pub fn reserve(&self, name: &str) -> std::io::Result<()> {
+        std::fs::write(self.file(&format!("{name}.new")), [b' '; RESERVED_BYTES])
+    }
+
+    /// Writes what was reserved for: also when the disk is full by now.
+    pub fn write_reserved<T: Serialize>(&self, name: &str, value: &T) -> std::io::Result<()> {
+        let (path, new) = (self.file(name), self.file(&format!("{name}.new")));
+        let mut text = serde_json::to_vec(value).expect("it is plain data");
+        if text.len() > RESERVED_BYTES {
+            return self.write(name, value);
+        }
+        // Blanks after a value are none of it.
+        text.resize(RESERVED_BYTES, b' ');
+        // Not emptied: what it has of the disk is what it is for.
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&new)?;
+        file.write_all(&text)?;
+        std::fs::rename(new, path)
+    }
 }
+
+/// Of a reserved file: how a run ended takes a tenth of it.
+const RESERVED_BYTES: usize = 1024;
 
 pub(crate) fn runs(data_dir: &Path) -> PathBuf {
     data_dir.join("run").join("oci")
