@@ -5,6 +5,7 @@ use http::HeaderMap;
 use rimward_api::{Status, UserInfo};
 
 use crate::server::Inner;
+use crate::streams;
 
 pub mod bootstrap_token;
 pub mod certificate;
@@ -41,23 +42,33 @@ pub async fn authenticate(
     if let Some(user) = certificate {
         return Ok(user.clone());
     }
-    let Some(value) = headers.get(http::header::AUTHORIZATION) else {
-        return anonymous();
-    };
-    let value = value.to_str().map_err(|_| Status::unauthorized())?;
-    let token: String = match value.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().to_owned(),
-        // Image tools know passwords only; a token is what they send as one.
-        Some((scheme, pair)) if basic && scheme.eq_ignore_ascii_case("basic") => {
-            password(pair.trim())?
-        }
-        _ => return anonymous(),
-    };
+    let Some(token) = bearer(headers, basic)? else { return anonymous() };
     let audiences = &server.config.api_audiences;
     self::token(server, &token, audiences).await.map(|(user, _)| user).map_err(|e| {
         tracing::debug!(error = %e, "a token was refused");
         Status::unauthorized()
     })
+}
+
+/// What a request shows as its token; None shows nothing that is known here.
+fn bearer(headers: &HeaderMap, basic: bool) -> Result<Option<String>, Status> {
+    let Some(value) = headers.get(http::header::AUTHORIZATION) else {
+        return streams::token(headers).map_err(|why| {
+            tracing::debug!(why, "a token among sub-protocols was refused");
+            Status::unauthorized()
+        });
+    };
+    let value = value.to_str().map_err(|_| Status::unauthorized())?;
+    match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            Ok(Some(token.trim().to_owned()))
+        }
+        // Image tools know passwords only; a token is what they send as one.
+        Some((scheme, pair)) if basic && scheme.eq_ignore_ascii_case("basic") => {
+            password(pair.trim()).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The user of a bearer token, and which of the asked audiences it is for.

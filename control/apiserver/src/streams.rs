@@ -1,4 +1,4 @@
-//! Requests that become a connection: exec, attach, port-forward.
+//! Requests that become a connection: exec, attach, port-forward; logs and watches, if a client wants that.
 //!
 //! A client asks by WebSocket (kubectl since 1.31) or by SPDY/3.1 (before); port-forward by WebSocket
 //! carries SPDY frames inside. Whatever it speaks, it is translated here into a session on the node
@@ -11,14 +11,15 @@
 //!
 //! In reading order: `upgrade` is what the client asked for, `websocket` and `spdy` are the two ways,
 //! `channels` puts streams on WebSocket messages; `remote_command` is exec and attach, `port_forward`
-//! the other.
+//! the other; `messages` sends a log or a watch, which are ordinary answers else.
 
 mod channels;
 mod spdy;
 mod upgrade;
 mod websocket;
 
+pub mod messages;
 pub mod port_forward;
 pub mod remote_command;
 
-pub use upgrade::is_upgrade;
+pub use upgrade::{is_upgrade, token};

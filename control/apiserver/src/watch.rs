@@ -29,6 +29,7 @@ use crate::request::Call;
 use crate::rest::list::{PAGE, Reader};
 use crate::served::Served;
 use crate::server::Inner;
+use crate::streams::messages;
 use crate::table::{self, Include};
 use crate::views::{self, ListMeta, SharedKey, Stored};
 
@@ -123,7 +124,11 @@ pub async fn watch(
         Encoding::Json | Encoding::Yaml => "application/json",
     });
     response.headers_mut().insert(http::header::CONTENT_TYPE, content);
-    Ok(response)
+    match form.encoding {
+        // Its frames say themselves where they end.
+        Encoding::Protobuf => Ok(response),
+        Encoding::Json | Encoding::Yaml => messages::of_lines(call, response),
+    }
 }
 
 struct Watcher {

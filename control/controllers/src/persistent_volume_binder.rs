@@ -24,6 +24,7 @@ use rimward_control_lean::Pod;
 use rimward_control_volumes as volumes;
 
 use crate::driver::{Context, Controller, Keys, Next, enqueue_changes, synced};
+use crate::finalizers;
 use crate::pods::{is_active, is_deleting, name, node_name, uid};
 use claim::Said;
 use volume::Reclaim;
@@ -305,7 +306,12 @@ impl Binder {
         let Some(volume) = self.volumes.get_key(key) else { return Ok(()) };
         let claim_key = volumes::claim_key(&volume);
         let claim = claim_key.as_ref().and_then(|key| self.claims.get_key(key));
-        match volume::plan(&volume, claim.as_deref()) {
+        let plan = volume::plan(&volume, claim.as_deref());
+        // What it does next, its own change says.
+        if let Some(next) = volume::held(&volume, &plan) {
+            return finalizers::act(&self.client, &next).await;
+        }
+        match plan {
             volume::Plan::Phase(phase) => self.phase(&volume, phase).await.map(drop),
             volume::Plan::LookAtClaim => {
                 claim_key.into_iter().for_each(|key| self.keys.add(key));

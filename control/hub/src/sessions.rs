@@ -14,6 +14,8 @@ use crate::reach::refused;
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
+/// Of one frame.
+const PIECE_BYTES: usize = 32 << 10;
 
 pub(crate) fn open(node: String, stream: Duplex) -> Session {
     let (send, receive) = stream.into_frames();
@@ -47,9 +49,12 @@ impl Sending {
             return Err(CallError::Broken("the session is over".into()));
         };
         match input {
-            Input::Stdin(bytes) if bytes.is_empty() => Ok(()),
+            // A client's message may be larger than a frame. No bytes at all would be the end.
             Input::Stdin(bytes) => {
-                send.send(&SessionData { stream: STDIN, bytes: bytes.into() }).await
+                for piece in bytes.chunks(PIECE_BYTES) {
+                    send.send(&SessionData { stream: STDIN, bytes: piece.to_vec() }).await?;
+                }
+                Ok(())
             }
             Input::StdinEnd => send.send(&SessionData { stream: STDIN, bytes: Vec::new() }).await,
             Input::Resize { width, height } => send.send(&SessionResize { width, height }).await,

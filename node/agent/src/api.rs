@@ -97,6 +97,7 @@ async fn answer(core: &Core, parts: &Parts, request: Request<Body>) -> Answer {
             let brief = query.split('&').any(|pair| pair == "only_cpu_and_memory=true");
             json(&stats::summary(core, parts, brief).await)
         }
+        ["metrics"] => metrics(stats::volume_metrics(parts).await),
         ["metrics", "resource"] => metrics(stats::resource_metrics(core, parts).await),
         ["metrics", "cadvisor"] => metrics(stats::container_metrics(core, parts).await),
         ["rimward", "usage"] => json(&stats::usage(core, parts).await),

@@ -49,7 +49,7 @@ use rimward_node_image::{GcPolicy, ImageStore};
 use rimward_node_pod::outside::{Attachment, Network};
 use rimward_node_pod::runtime::{Handler, Usage};
 use rimward_node_pod::{
-    ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
+    ClaimUsage, ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
 use rimward_tunnel::BootstrapToken;
 use rimward_tunnel::call::{Body, CallError, Duplex, call};
@@ -152,6 +152,10 @@ pub trait PodHandler: Send + Sync + 'static {
     async fn disk(&self, _only: Option<HashSet<String>>) -> Vec<PodDisk> {
         Vec::new()
     }
+    /// The claims that pods have mounted.
+    async fn claims(&self) -> Vec<ClaimUsage> {
+        Vec::new()
+    }
     /// UIDs of the pods that are not over, nor about to end.
     fn active(&self) -> Vec<String> {
         Vec::new()
@@ -222,6 +226,10 @@ impl PodHandler for rimward_node_pod::Pods {
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
         Self::disk(self, only).await
+    }
+
+    async fn claims(&self) -> Vec<ClaimUsage> {
+        Self::claims(self).await
     }
 
     fn active(&self) -> Vec<String> {

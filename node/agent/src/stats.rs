@@ -1,4 +1,4 @@
-//! What this node and its pods use, as the kubelet's own API tells it: `/stats/summary`,
+//! What this node and its pods use, as the kubelet's own API tells it: `/stats/summary`, `/metrics`,
 //! `/metrics/resource` and `/metrics/cadvisor`, and what the control plane makes `metrics.k8s.io` of.
 //! <https://kubernetes.io/docs/reference/instrumentation/node-metrics/>
 //!
@@ -22,7 +22,7 @@ use rimward_node_pod::{ContainerUsage, PodDisk, PodUsage};
 use crate::{Core, Parts, PodHandler};
 use machine::MachineSample;
 pub(crate) use machine::{Memory, processes};
-pub(crate) use prometheus::{container_metrics, resource_metrics};
+pub(crate) use prometheus::{container_metrics, resource_metrics, volume_metrics};
 pub(crate) use summary::summary;
 
 /// A sample as young as this answers all who ask.

@@ -51,6 +51,8 @@ pub(crate) struct Given<'a> {
     pub devices: Vec<Device>,
     /// For what sees to them itself.
     pub rights: Option<Rights>,
+    /// What the container was given by itself.
+    pub disks: Vec<Device>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +120,10 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         config["linux"]["sysctl"] =
             linux.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     }
-    if !given.devices.is_empty() {
-        config["linux"]["devices"] = given.devices.iter().map(Device::to_json).collect();
+    let devices: Vec<Value> =
+        given.devices.iter().chain(&given.disks).map(Device::to_json).collect();
+    if !devices.is_empty() {
+        config["linux"]["devices"] = Value::Array(devices);
     }
     if let Some(rights) = &given.rights {
         rights.add_to(&mut config);
@@ -202,7 +206,9 @@ fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
     }
     let privileged = spec.linux.privileged;
     // Devices that every container has are allowed after this, by libcontainer and by runc; in v2 by `agent::cgroup`.
-    let mut result = json!({"cpu": cpu, "devices": [{"allow": privileged, "access": "rwm"}]});
+    let mut devices = vec![json!({"allow": privileged, "access": "rwm"})];
+    devices.extend(given.disks.iter().map(Device::rule));
+    let mut result = json!({"cpu": cpu, "devices": devices});
     if let Some(bytes) = resources.memory_limit_bytes {
         result["memory"] = json!({"limit": bytes});
         if given.swap == SwapLimit::WithMemory {
@@ -359,6 +365,7 @@ pub(crate) mod tests {
                 page_sizes: vec!["1GB".into(), "2MB".into()],
                 devices: Vec::new(),
                 rights: None,
+                disks: Vec::new(),
             },
         )
     }

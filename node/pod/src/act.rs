@@ -21,7 +21,7 @@ use crate::runtime::{RunId, Runtime, StartError};
 use crate::sources::{self, Name, Sources};
 use crate::state::{Action, Event, PodState, Setup, StartFailure};
 use crate::task::Handle;
-use crate::volumes;
+use crate::volumes::{self, Turn};
 
 pub(crate) fn carry_out(handle: &Arc<Handle>, action: Action) {
     let h = handle.clone();
@@ -98,12 +98,14 @@ fn watch(handle: &Handle, seen: &[(Name, Option<String>)]) {
 
 async fn set_up_volumes(handle: &Arc<Handle>, due: Option<jiff::Timestamp>) {
     let config = &handle.node.config;
-    let pod = handle.look(|state| state.pod.clone());
+    let (pod, again) =
+        handle.look(|state| (state.pod.clone(), matches!(state.volumes, Setup::Done(_))));
+    let turn = if again { Turn::Again { tokens_due: due } } else { Turn::First };
     let before = *config.objects.changes().borrow();
     let facts = facts(handle, &[]);
     let now = config.clock.now();
     let places = handle.places();
-    let result = { volumes::set_up(&pod, &places, &*config.objects, &facts, due, now).await };
+    let result = volumes::set_up(&pod, &places, &*config.objects, &facts, turn, now).await;
     let seen = match &result {
         Ok(mounted) => mounted.versions.clone(),
         Err(failure) => failure.seen.clone(),

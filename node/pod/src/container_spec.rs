@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeDevice, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource as api;
 use sha2::{Digest, Sha256};
 
 use crate::downward;
 use crate::env::expand;
 use crate::outside::{Attachment, Image, ImageForm};
-use crate::runtime::{ContainerSpec, Dns, Mount, PodLimits, Resources, RunId, User};
+use crate::runtime::{ContainerSpec, DiskDevice, Dns, Mount, PodLimits, Resources, RunId, User};
 use crate::volumes::Places;
-use crate::volumes::host;
+use crate::volumes::in_use;
+use crate::volumes::sub_path::{self as part, For};
 
 /// What a container's definition is compared by. Only its image can change while it is the same pod,
 /// and a hash of more would restart containers when a newer agent knows more fields.
@@ -78,7 +79,7 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         tcp_ports: tcp_ports(container),
         resources: resources(container)?,
         log_path,
-        user: user(spec, container, image)?,
+        user: user(spec, container, image, given.places)?,
         dns: given.dns,
         hosts: crate::dns::hosts(pod, pod_ip, given.cluster_domain),
         runtime_class: spec.runtime_class_name.clone().unwrap_or_default(),
@@ -86,7 +87,13 @@ pub(crate) fn build(given: Given<'_>) -> Result<ContainerSpec, String> {
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
-        linux: linux::of(pod, container, image, given.cluster_domain)?,
+        linux: linux::of(
+            pod,
+            container,
+            image,
+            given.cluster_domain,
+            disks(spec, container, given.places)?,
+        )?,
         id: given.id,
         env,
         image: given.image,
@@ -192,7 +199,12 @@ fn amounts(limits: Option<&Amounts>, requests: Option<&Amounts>) -> Result<Resou
     })
 }
 
-fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, String> {
+fn user(
+    spec: &PodSpec,
+    container: &Container,
+    image: &Image,
+    places: &Places,
+) -> Result<User, String> {
     let pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
     let uid = own.and_then(|c| c.run_as_user).or(pod.and_then(|p| p.run_as_user));
@@ -203,6 +215,9 @@ fn user(spec: &PodSpec, container: &Container, image: &Image) -> Result<User, St
     }
     let mut supplemental_gids = pod.and_then(|p| p.supplemental_groups.clone()).unwrap_or_default();
     supplemental_gids.extend(pod.and_then(|p| p.fs_group));
+    let mut of_claims = in_use::groups(&places.pod_dir);
+    of_claims.retain(|gid| !supplemental_gids.contains(gid));
+    supplemental_gids.extend(of_claims);
     let strict_groups = pod.and_then(|p| p.supplemental_groups_policy.as_deref()) == Some("Strict");
     Ok(User { uid, gid, supplemental_gids, strict_groups })
 }
@@ -240,6 +255,7 @@ fn mounts(
 ) -> Result<Vec<Mount>, String> {
     let volumes = spec.volumes.as_deref().unwrap_or_default();
     let mounts = container.volume_mounts.as_deref().unwrap_or_default();
+    let text = |refused: part::Refused| refused.to_string();
     let one = |(index, mount): (usize, &VolumeMount)| {
         let volume = volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| {
             format!(
@@ -253,11 +269,11 @@ fn mounts(
             true => whole.canonicalize().unwrap_or(whole),
             false => whole,
         };
-        let sub = sub_path(mount, env)?;
-        let links = is_atomic(volume).then(|| host::links_for(&whole, &container.name, index));
-        let host_path = match sub {
+        let of = For { volume_mount: &mount.name, container: &container.name, index };
+        let host_path = match sub_path(mount, env)? {
             None => whole,
-            Some(sub) => host::sub_path(&whole, &sub, links.as_deref())?,
+            Some(sub) if is_atomic(volume) => part::frozen(&whole, &sub, of).map_err(text)?,
+            Some(sub) => part::part(&places.pod_dir, &whole, &sub, of).map_err(text)?,
         };
         Ok(Mount {
             host_path,
@@ -266,6 +282,29 @@ fn mounts(
         })
     };
     mounts.iter().enumerate().map(one).collect()
+}
+
+/// `volumeDevices`: a claim's disk itself.
+fn disks(
+    spec: &PodSpec,
+    container: &Container,
+    places: &Places,
+) -> Result<Vec<DiskDevice>, String> {
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let one = |device: &VolumeDevice| {
+        let volume = volumes.iter().find(|v| v.name == device.name);
+        let volume = volume.filter(|v| is_claimed(v)).ok_or_else(|| {
+            let (name, container) = (&device.name, &container.name);
+            format!("cannot find volume {name:?} to pass into container {container:?}")
+        })?;
+        let host_path = places
+            .of(volume)
+            .canonicalize()
+            .map_err(|e| format!("the device of volume {:?} is not there: {e}", device.name))?;
+        let container_path = device.device_path.clone();
+        Ok(DiskDevice { host_path, container_path, read_only: is_read_only(volume) })
+    };
+    container.volume_devices.iter().flatten().map(one).collect()
 }
 
 fn is_claimed(volume: &Volume) -> bool {
@@ -415,8 +454,9 @@ mod tests {
         assert_eq!(spec.log_path, dir.path().join("pods/u/c/2.log"));
         let read_only: Vec<bool> = spec.mounts.iter().map(|m| m.read_only).collect();
         assert_eq!(read_only, [false, true, true]);
-        assert_eq!(spec.mounts[2].host_path, volume.canonicalize().unwrap().join("x-own"));
-        assert!(spec.mounts[2].host_path.is_dir());
+        std::fs::write(spec.mounts[2].host_path.join("file"), "").unwrap();
+        assert!(volume.join("x-own/file").exists());
+        Places::new(dir.path(), None, "u").release().unwrap();
     }
 
     #[test]

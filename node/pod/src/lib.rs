@@ -66,4 +66,6 @@ pub use logs::{LogError, LogRequest};
 pub use pods::{Allocatable, Config, Error, Pods, memory_dir};
 pub use probe::connect_text;
 pub use sessions::{NoSession, RunningContainer};
-pub use usage::{ContainerUsage, DiskUsage, ImagesInUse, PodDisk, PodUsage};
+pub use usage::{
+    ClaimFiles, ClaimUsage, ContainerUsage, DiskUsage, ImagesInUse, PodDisk, PodUsage,
+};

@@ -15,7 +15,7 @@ use crate::outside::Image;
 mod linux;
 mod usage;
 
-pub use linux::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+pub use linux::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 pub use usage::{Pressure, Stall, Stalls, SwapUsage, Usage};
 
 /// One run of one container: a restart has the next attempt.

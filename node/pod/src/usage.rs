@@ -1,13 +1,14 @@
 //! What pods use: CPU and memory of their containers, and what they have written on the node's disk.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::outside::{Image, ImageForm, Traffic};
 use crate::pods::Pods;
@@ -15,6 +16,7 @@ use crate::runtime::{Pressure, RunId, Usage};
 use crate::state::{ImageStep, Phase};
 use crate::task::Handle;
 use crate::volumes::FOLDER;
+use crate::volumes::claimed::claim_of;
 
 /// Runtimes are asked about so many containers at a time.
 const ASKED_AT_ONCE: usize = 32;
@@ -57,6 +59,28 @@ pub struct PodDisk {
     pub rootfs: BTreeMap<String, DiskUsage>,
     /// Volumes that are directories of the pod: not what is mounted, nor of the host, nor claims.
     pub volumes: BTreeMap<String, DiskUsage>,
+}
+
+/// The volume of a claim, which a pod has mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimUsage {
+    pub pod_uid: String,
+    pub namespace: String,
+    pub claim: String,
+    /// As the pod calls it.
+    pub volume: String,
+    pub capacity_bytes: u64,
+    /// What its file system tells; None of one that is a disk itself.
+    pub files: Option<ClaimFiles>,
+}
+
+/// A file system's own numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClaimFiles {
+    pub available_bytes: u64,
+    pub used_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
 }
 
 /// What containers are made of.
@@ -222,14 +246,70 @@ impl Pods {
     }
 }
 
-/// Where something is mounted. Told by the kernel: to look at such a place may wait for a server that is gone.
-fn mount_points() -> HashSet<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    points.map(|point| PathBuf::from(point.replace("\\040", " "))).collect()
+impl Pods {
+    /// The claims that pods have mounted. Servers of NFS are not asked: they may not answer.
+    pub async fn claims(&self) -> Vec<ClaimUsage> {
+        let handles = self.handles();
+        let looked = tokio::task::spawn_blocking(move || {
+            let mounted = mount_points();
+            handles.iter().flat_map(|handle| claims_of(handle, &mounted)).collect()
+        });
+        looked.await.expect("looking does not panic")
+    }
 }
 
-fn disk_of(handle: &Handle, mounted: &HashSet<PathBuf>) -> PodDisk {
+fn claims_of(handle: &Handle, mounted: &HashMap<PathBuf, String>) -> Vec<ClaimUsage> {
+    let (pod, places) = (handle.peek(|state| state.pod.clone()), handle.places());
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let one = |volume: &Volume| {
+        let claim = claim_of(&pod, volume)?;
+        let place = places.of(volume);
+        // A disk or an export is mounted at the very place, a directory of the node linked there.
+        let root = match mounted.get(&place) {
+            Some(kind) if kind.starts_with("nfs") => return None,
+            Some(_) => place,
+            None => std::fs::read_link(&place).ok()?,
+        };
+        let (capacity_bytes, files) = measure(&root).ok()?;
+        Some(ClaimUsage {
+            pod_uid: handle.uid.to_string(),
+            namespace: handle.key.namespace.clone(),
+            claim,
+            volume: volume.name.clone(),
+            capacity_bytes,
+            files,
+        })
+    };
+    volumes.filter_map(one).collect()
+}
+
+fn measure(root: &Path) -> std::io::Result<(u64, Option<ClaimFiles>)> {
+    if !std::fs::metadata(root)?.is_dir() {
+        return Ok((std::fs::File::open(root)?.seek(SeekFrom::End(0))?, None));
+    }
+    let fs = rustix::fs::statvfs(root)?;
+    let bytes = |blocks: u64| blocks * fs.f_frsize;
+    let files = ClaimFiles {
+        available_bytes: bytes(fs.f_bavail),
+        used_bytes: bytes(fs.f_blocks.saturating_sub(fs.f_bfree)),
+        inodes: fs.f_files,
+        inodes_free: fs.f_ffree,
+    };
+    Ok((bytes(fs.f_blocks), Some(files)))
+}
+
+/// Where something is mounted, and of what kind. Told by the kernel: to look at such a place may wait for a server that is gone.
+fn mount_points() -> HashMap<PathBuf, String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let point = |line: &str| {
+        let (front, back) = line.split_once(" - ")?;
+        let place = front.split(' ').nth(4)?.replace("\\040", " ");
+        Some((PathBuf::from(place), back.split(' ').next()?.to_owned()))
+    };
+    mounts.lines().filter_map(point).collect()
+}
+
+fn disk_of(handle: &Handle, mounted: &HashMap<PathBuf, String>) -> PodDisk {
     let (mut disk, places) =
         (PodDisk { uid: handle.uid.to_string(), ..PodDisk::default() }, handle.places());
     let runs: Vec<(RunId, Option<usize>)> = handle.peek(|state| {
@@ -249,7 +329,8 @@ fn disk_of(handle: &Handle, mounted: &HashSet<PathBuf>) -> PodDisk {
     for folder in [&places.pod_dir, &places.secret_dir].map(|dir| dir.join(FOLDER)) {
         for volume in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             // In memory, of an image, or elsewhere: none of it is the disk's.
-            if mounted.contains(&volume.path()) {
+            let is_link = volume.file_type().is_ok_and(|kind| kind.is_symlink());
+            if is_link || mounted.contains_key(&volume.path()) {
                 continue;
             }
             let name = volume.file_name().to_string_lossy().into_owned();

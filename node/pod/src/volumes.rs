@@ -10,7 +10,9 @@ pub(crate) mod atomic;
 pub(crate) mod claimed;
 pub(crate) mod content;
 pub(crate) mod host;
+pub(crate) mod in_use;
 mod mounted;
+pub(crate) mod sub_path;
 
 use std::path::{Path, PathBuf};
 
@@ -41,6 +43,8 @@ pub(crate) struct Mounted {
 pub(crate) struct Failure {
     pub message: String,
     pub seen: Vec<(Name, Option<String>)>,
+    /// What the others of the pod's volumes are now, when they were there before.
+    pub mounted: Option<Mounted>,
 }
 
 /// Where a pod's files lie.
@@ -77,14 +81,15 @@ impl Places {
 
     /// Removes the volumes; logs and the record stay.
     pub fn release(&self) -> std::io::Result<()> {
+        sub_path::release(&self.pod_dir)?;
+        sub_path::release(&self.secret_dir)?;
+        in_use::release(&self.pod_dir)?;
         let folder = self.pod_dir.join(FOLDER);
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             host::unmount(&entry.path())?;
         }
         remove_tree(&folder)?;
-        remove_tree(&self.secret_dir.join(FOLDER))?;
-        remove_tree(&self.pod_dir.join(host::LINKS))?;
-        remove_tree(&self.secret_dir.join(host::LINKS))
+        remove_tree(&self.secret_dir.join(FOLDER))
     }
 }
 
@@ -101,80 +106,180 @@ fn holds_secrets(volume: &Volume) -> bool {
         || projected.into_iter().any(|s| s.secret.is_some() || s.service_account_token.is_some())
 }
 
-/// Makes all volumes of a pod what they are to be. Repeating it rewrites only what changed, and
-/// replaces tokens only when they are `due`.
+/// What is to be done: all of a pod's volumes made, or those kept fresh that were made before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    First,
+    /// Only what follows objects; the rest is the containers' own by now, and stays as they left it. Tokens
+    /// are replaced when they are due.
+    Again {
+        tokens_due: Option<Timestamp>,
+    },
+}
+
+/// Makes the volumes of a pod what they are to be. At first all or none; later each for itself: one whose source
+/// is gone keeps no other from being fresh.
 pub(crate) async fn set_up(
     pod: &Pod,
     places: &Places,
     objects: &dyn Objects,
     facts: &Facts<'_>,
-    due: Option<Timestamp>,
+    turn: Turn,
     now: Timestamp,
 ) -> Result<Mounted, Failure> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let names = volumes.iter().flat_map(|v| sources::of_volume(pod, v)).collect();
-    let sources = Sources::fetch(objects, namespace, names).await;
-    let failed = |volume: &Volume, why: String| Failure {
-        message: format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name),
-        seen: sources.versions(),
-    };
-    let mut mounted = Mounted { versions: sources.versions(), tokens_due: None };
+    let world =
+        World { pod, sources: Sources::fetch(objects, namespace, names).await, objects, facts };
+    let mut mounted = Mounted { versions: world.sources.versions(), tokens_due: None };
+    let again = turn != Turn::First;
+    let mut first_failure = None;
     let mut plans = Vec::with_capacity(volumes.len());
     // An image is not for the whole pod to wait for: see `image_volumes`.
-    for volume in volumes.iter().filter(|volume| volume.image.is_none()) {
-        let dir = places.of(volume);
-        if let Some(claim) = claimed::claim_of(pod, volume) {
-            let claimed = claimed::find(pod, volume, &claim, objects).await;
-            let claimed =
-                claimed.map_err(|message| Failure { message, seen: sources.versions() })?;
-            plans.push((volume.name.clone(), dir, Content::Claimed(claimed)));
-            continue;
+    let wanted = |volume: &&Volume| match again {
+        true => is_followed(volume),
+        false => volume.image.is_none(),
+    };
+    for volume in volumes.iter().filter(wanted) {
+        match world.plan(volume, places.of(volume), turn, now).await {
+            Ok(plan) => {
+                mounted.tokens_due =
+                    [mounted.tokens_due, plan.tokens_due].into_iter().flatten().min();
+                plans.push(plan);
+            }
+            Err(message) if again => {
+                first_failure.get_or_insert(message);
+                if has_token(volume) {
+                    mounted.tokens_due = Some(now);
+                }
+            }
+            Err(message) => {
+                return Err(Failure { message, seen: mounted.versions, mounted: None });
+            }
         }
-        let tokens =
-            tokens(pod, volume, &dir, objects, due, now).await.map_err(|e| failed(volume, e))?;
-        mounted.tokens_due = [mounted.tokens_due, tokens.due].into_iter().flatten().min();
-        let content =
-            content::of(pod, volume, &sources, &tokens, facts).map_err(|e| failed(volume, e))?;
-        plans.push((volume.name.clone(), dir, content));
     }
     // Everything was decided; only now is anything touched.
-    let (pod_dir, secret_dir) = (places.pod_dir.clone(), places.secret_dir.clone());
-    make_mount_points(&pod_dir).map_err(|e| failed(&Volume::default(), io_text(&pod_dir, &e)))?;
-    for (name, dir, content) in &plans {
-        let (message_name, nfs) = match content {
-            Content::Nfs(nfs) => (name, nfs),
-            Content::Claimed(Claimed { volume, source: Source::Nfs(nfs) }) => (volume, nfs),
-            _ => continue,
-        };
-        let volume = Volume { name: message_name.clone(), ..Volume::default() };
-        mounted::nfs(dir, nfs).await.map_err(|e| failed(&volume, e))?;
+    if let Err(message) = carry_out(plans, places, Ownership::of(pod), again).await {
+        first_failure.get_or_insert(message);
     }
-    let ownership = Ownership::of(pod);
-    let made = tokio::task::spawn_blocking(move || {
-        for (name, dir, content) in plans {
-            let name = match &content {
-                Content::Claimed(claimed) => claimed.volume.clone(),
-                _ => name,
-            };
-            if dir.starts_with(&secret_dir) {
-                make_dir(&secret_dir.join(FOLDER))
-                    .map_err(|e| (name.clone(), io_text(&dir, &e)))?;
-            }
-            make(&dir, content, &ownership).map_err(|e| (name, e))?;
+    match first_failure {
+        None => Ok(mounted),
+        Some(message) => {
+            let seen = mounted.versions.clone();
+            Err(Failure { message, seen, mounted: again.then_some(mounted) })
         }
-        Ok::<_, (String, String)>(())
-    });
-    match made.await {
-        Ok(Ok(())) => Ok(mounted),
-        Ok(Err((name, why))) => Err(failed(&Volume { name, ..Volume::default() }, why)),
-        Err(panic) => Err(failed(&Volume::default(), panic.to_string())),
     }
+}
+
+/// One volume, decided.
+struct Plan {
+    /// For messages: a claim's volume is called by its own name.
+    name: String,
+    dir: PathBuf,
+    content: Content,
+    tokens_due: Option<Timestamp>,
+    /// No other pod has it.
+    alone: bool,
+}
+
+struct World<'a> {
+    pod: &'a Pod,
+    sources: Sources,
+    objects: &'a dyn Objects,
+    facts: &'a Facts<'a>,
+}
+
+impl World<'_> {
+    /// Err is the FailedMount Event's message.
+    async fn plan(
+        &self,
+        volume: &Volume,
+        dir: PathBuf,
+        turn: Turn,
+        now: Timestamp,
+    ) -> Result<Plan, String> {
+        let Self { pod, objects, .. } = self;
+        if let Some(claim) = claimed::claim_of(pod, volume) {
+            let claimed = claimed::find(pod, volume, &claim, *objects, self.facts).await?;
+            let name = claimed.volume.clone();
+            let content = Content::Claimed(claimed);
+            return Ok(Plan { name, dir, content, tokens_due: None, alone: true });
+        }
+        let failed = |why: String| failed_set_up(&volume.name, &why);
+        let due = match turn {
+            Turn::First => None,
+            Turn::Again { tokens_due } => tokens_due,
+        };
+        let tokens = tokens(pod, volume, &dir, *objects, due, now).await.map_err(failed)?;
+        let content =
+            content::of(pod, volume, &self.sources, &tokens, self.facts).map_err(failed)?;
+        let (name, tokens_due) = (volume.name.clone(), tokens.due);
+        Ok(Plan { name, dir, content, tokens_due, alone: true })
+    }
+}
+
+fn failed_set_up(name: &str, why: &str) -> String {
+    format!("MountVolume.SetUp failed for volume {name:?} : {why}")
+}
+
+/// Whether a volume is filled from objects and follows them.
+fn is_followed(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+fn has_token(volume: &Volume) -> bool {
+    let mut sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    sources.any(|source| source.service_account_token.is_some())
+}
+
+/// Err is the message of the first that failed; `on` past it are those of a pod whose volumes were there.
+async fn carry_out(
+    mut plans: Vec<Plan>,
+    places: &Places,
+    ownership: Ownership,
+    on: bool,
+) -> Result<(), String> {
+    let (pod_dir, secret_dir) = (places.pod_dir.clone(), places.secret_dir.clone());
+    make_mount_points(&pod_dir).map_err(|e| failed_set_up("", &io_text(&pod_dir, &e)))?;
+    for Plan { name, dir, content, alone, .. } in &mut plans {
+        if let Content::Claimed(claimed) = content {
+            let taken = in_use::take(&pod_dir, claimed);
+            *alone = taken.map_err(|why| failed_set_up(name, &why))?;
+        }
+        let mounts = match content {
+            Content::Nfs(nfs) | Content::Claimed(Claimed { source: Source::Nfs(nfs), .. }) => {
+                mounted::nfs(dir, nfs).await
+            }
+            Content::Claimed(Claimed { source: Source::Disk(disk), .. }) => {
+                mounted::disk(dir, disk).await
+            }
+            _ => Ok(()),
+        };
+        mounts.map_err(|why| failed_set_up(name, &why))?;
+    }
+    let made = tokio::task::spawn_blocking(move || {
+        let mut first_failure = Ok(());
+        for Plan { name, dir, content, alone, .. } in plans {
+            let secret = dir.starts_with(&secret_dir).then(|| make_dir(&secret_dir.join(FOLDER)));
+            let made = secret.unwrap_or(Ok(())).map_err(|e| io_text(&dir, &e));
+            let made = made.and_then(|()| make(&dir, content, &ownership, alone));
+            first_failure = first_failure.and(made.map_err(|why| failed_set_up(&name, &why)));
+            if first_failure.is_err() && !on {
+                break;
+            }
+        }
+        first_failure
+    });
+    made.await.unwrap_or_else(|panic| Err(failed_set_up("", &panic.to_string())))
 }
 
 /// fsGroup, and how far it reaches.
 struct Ownership {
-    group: Option<i64>,
+    group: Option<u32>,
     policy: String,
 }
 
@@ -183,7 +288,7 @@ impl Ownership {
         let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let policy = context.and_then(|c| c.fs_group_change_policy.clone());
         Self {
-            group: context.and_then(|c| c.fs_group),
+            group: context.and_then(|c| c.fs_group).and_then(|group| u32::try_from(group).ok()),
             policy: policy.unwrap_or_else(|| "Always".into()),
         }
     }
@@ -204,26 +309,32 @@ pub(crate) fn mount_image(places: &Places, name: &str, layers: &[PathBuf]) -> Re
         .map_err(|e| io_text(&dir, &e))
 }
 
-fn make(dir: &Path, content: Content, ownership: &Ownership) -> Result<(), String> {
+/// What another pod has already (not `alone`) keeps its owners: that pod may have changed them.
+fn make(dir: &Path, content: Content, ownership: &Ownership, alone: bool) -> Result<(), String> {
     let io = |e: std::io::Error| io_text(dir, &e);
     let group = ownership.group;
+    let give = |root: &Path, read_only: bool| match group.filter(|_| alone && !read_only) {
+        Some(group) => host::give_to_group(root, group, &ownership.policy).map_err(io),
+        None => Ok(()),
+    };
     match content {
         Content::Files(files) => atomic::write(dir, &files, group).map_err(io).map(drop),
         Content::EmptyDir(medium) => host::empty_dir(dir, medium, group).map_err(io),
         Content::HostPath { kind } => host::check(dir, &kind),
         Content::Nfs(_) => Ok(()),
-        Content::Claimed(Claimed { source, .. }) => match source {
+        Content::Claimed(Claimed { source, read_only, .. }) => match source {
             Source::Nfs(_) => Ok(()),
+            Source::Disk(_) => give(dir, read_only),
             Source::Host { path, kind } => {
                 host::check(&path, &kind)?;
                 host::link(dir, &path).map_err(io)
             }
             Source::Local { path, ours } => {
                 host::local(&path, ours)?;
-                host::link(dir, &path).map_err(io)?;
-                let Some(group) = group.and_then(|g| u32::try_from(g).ok()) else { return Ok(()) };
-                host::give_to_group(&path, group, &ownership.policy).map_err(io)
+                give(&path, read_only)?;
+                host::link(dir, &path).map_err(io)
             }
+            Source::Device { path } => host::link(dir, &path).map_err(io),
         },
     }
 }

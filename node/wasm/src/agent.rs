@@ -387,6 +387,12 @@ impl Runtime for WasmRuntime {
     async fn start(&self, spec: ContainerSpec) -> Result<(), StartError> {
         let this = &self.0;
         let (file, digest) = wasm_of(&spec.image)?;
+        if let Some(disk) = spec.linux.disks.first() {
+            return Err(error(&format!(
+                "a WebAssembly container has no devices: {} cannot be one (volumeDevices)",
+                disk.container_path
+            )));
+        }
         if this.runs.lock().get(&spec.id).is_some_and(|record| record.exit.is_none()) {
             return Ok(());
         }

@@ -12,6 +12,7 @@ use crate::request::{Call, Query};
 use crate::rest::{find, on_node};
 use crate::served::Served;
 use crate::server::Inner;
+use crate::streams::messages;
 
 pub async fn get(
     server: &Arc<Inner>,
@@ -34,7 +35,7 @@ pub async fn get(
     let mut response = http::Response::new(body::stream(chunks));
     let plain = http::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(http::header::CONTENT_TYPE, plain);
-    Ok(response)
+    messages::of_bytes(call, response)
 }
 
 fn options(query: &Query, pod: &str) -> Result<LogOptions, Status> {

@@ -8,6 +8,8 @@ use crate::request::Call;
 
 pub const PROTOCOL_VERSION: &str = "x-stream-protocol-version";
 const ACCEPTED_VERSIONS: &str = "x-accepted-stream-protocol-versions";
+/// A sub-protocol that is none: a browser cannot set a header, so it names its token like this.
+const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// What a connection is to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,33 @@ pub fn asked(call: &Call) -> Result<Option<Asked>, Box<Response>> {
         return Ok(None);
     }
     of_headers(&call.headers)
+}
+
+/// The bearer token that a WebSocket's client names among its sub-protocols, as browsers must. None without one;
+/// an error when it is damaged, or when it is the only sub-protocol: a server may not choose it.
+pub fn token(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
+    use base64::Engine as _;
+    let to = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if !is_upgrade(headers) || !to.eq_ignore_ascii_case("websocket") {
+        return Ok(None);
+    }
+    let (mut token, mut others) = (None, false);
+    for protocol in listed(headers, header::SEC_WEBSOCKET_PROTOCOL.as_str()) {
+        match protocol.strip_prefix(TOKEN) {
+            Some(_) if token.is_some() => {
+                return Err("multiple base64.bearer.authorization tokens specified");
+            }
+            Some(text) => token = Some(text),
+            None => others = true,
+        }
+    }
+    let Some(token) = token else { return Ok(None) };
+    if !others {
+        return Err("missing additional subprotocol");
+    }
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token);
+    let text = bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    text.map(Some).ok_or("invalid base64.bearer.authorization token encoding")
 }
 
 /// A `Connection` header that lists `upgrade`.
@@ -68,6 +97,7 @@ fn web_socket(headers: &HeaderMap) -> Result<Asked, Box<Response>> {
     let key =
         key.ok_or_else(|| bad("unable to upgrade: Sec-WebSocket-Key is missing or damaged"))?;
     let protocols = listed(headers, header::SEC_WEBSOCKET_PROTOCOL.as_str());
+    let protocols = protocols.filter(|protocol| !protocol.starts_with(TOKEN));
     Ok(Asked::WebSocket { key: key.to_owned(), protocols: protocols.map(str::to_owned).collect() })
 }
 
@@ -128,14 +158,16 @@ pub fn to_spdy(protocol: &'static str) -> Response {
     response
 }
 
-pub fn to_web_socket(key: &str, protocol: &'static str) -> Response {
+/// A `protocol` that no header can hold is left out.
+pub fn to_web_socket(key: &str, protocol: &str) -> Response {
     let mut response = switching("websocket");
     let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
     let accept = HeaderValue::try_from(accept).expect("base64 is a header's value");
     let headers = response.headers_mut();
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if !protocol.is_empty() {
-        let protocol = HeaderValue::from_static(protocol);
+    if !protocol.is_empty()
+        && let Ok(protocol) = HeaderValue::from_str(protocol)
+    {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     response
@@ -179,6 +211,24 @@ mod tests {
         let protocols = ["v4.channel.k8s.io", "channel.k8s.io"].map(str::to_owned).to_vec();
         assert_eq!(read(&spdy), Ok(Some(Asked::Spdy { protocols })));
         assert_eq!(read(&[("connection", "upgrade"), ("upgrade", "h2c")]), Err(400));
+    }
+
+    #[test]
+    fn tokens_of_browsers() {
+        let check = |protocols: &str, expected: Result<Option<&str>, ()>| {
+            let mut headers = HeaderMap::new();
+            headers.insert("connection", HeaderValue::from_static("upgrade"));
+            headers.insert("upgrade", HeaderValue::from_static("websocket"));
+            headers.insert("sec-websocket-protocol", protocols.parse().unwrap());
+            let seen = token(&headers).map_err(drop);
+            assert_eq!(seen, expected.map(|token| token.map(str::to_owned)), "{protocols}");
+        };
+        check("v5.channel.k8s.io", Ok(None));
+        check(&format!("{TOKEN}YS5iLmM, v5.channel.k8s.io"), Ok(Some("a.b.c")));
+        check(&format!("{TOKEN}YS5iLmM"), Err(()));
+        check(&format!("{TOKEN}YS5iLmM, {TOKEN}YS5iLmM, x"), Err(()));
+        check(&format!("{TOKEN}#, x"), Err(()));
+        assert_eq!(token(&HeaderMap::new()), Ok(None));
     }
 
     #[test]

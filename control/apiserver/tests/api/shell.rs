@@ -114,7 +114,11 @@ impl Nodes for Shell {
         _uid: &str,
         _options: LogOptions,
     ) -> Result<BoxStream<'static, Result<Bytes, NodeError>>, NodeError> {
-        Err(NodeError::NotConnected(node.to_owned()))
+        if node != "n1" {
+            return Err(NodeError::NotConnected(node.to_owned()));
+        }
+        let lines = ["one\n", "two\n"].map(|line| Ok(Bytes::from_static(line.as_bytes())));
+        Ok(futures::stream::iter(lines).boxed())
     }
 
     fn last_heard(&self, node: &str) -> Option<jiff::Timestamp> {

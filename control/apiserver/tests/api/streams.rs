@@ -399,6 +399,59 @@ async fn channels_by_hand() {
 }
 
 #[tokio::test]
+async fn logs_and_watches_as_messages() {
+    let world = World::new().await;
+    let token = world.token(&["get"]).await;
+    let rules = json!({ "rules": [
+        { "apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": ["get", "watch"] }] });
+    let role = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/r";
+    world.cluster.admin.merge(role, &rules).await.expect(200);
+    for (protocol, log) in [
+        ("", "one\ntwo\n"),
+        ("binary.k8s.io", "one\ntwo\n"),
+        ("base64.binary.k8s.io", "b25lCg==dHdvCg=="),
+    ] {
+        let mut socket = world.socket(&token, "p/log", protocol).await.unwrap();
+        let mut all = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            match message {
+                Message::Binary(_) | Message::Text(_) => all.extend(message.into_data()),
+                Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), 1000),
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&all), log, "{protocol}");
+    }
+    let (code, _) = world.socket(&token, "far/log", "binary.k8s.io").await.err().unwrap();
+    assert_eq!(code, 503);
+    let (code, _) = world.socket(&token, "p/log", "v4.channel.k8s.io").await.err().unwrap();
+    assert_eq!(code, 403);
+
+    // A browser's token, and an event a message.
+    let stream = connect(&world.ca, world.port).await;
+    let url = format!("wss://localhost{PODS}?watch=true&fieldSelector=metadata.name%3Dp");
+    let mut request = url.into_client_request().unwrap();
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let words = format!("base64url.bearer.authorization.k8s.io.{}, mine", engine.encode(&token));
+    request.headers_mut().insert("sec-websocket-protocol", words.parse().unwrap());
+    let (mut socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    assert_eq!(response.headers()["sec-websocket-protocol"], "mine");
+    let labels = json!({ "metadata": { "labels": { "seen": "twice" } } });
+    world.cluster.admin.merge(&format!("{PODS}/p"), &labels).await.expect(200);
+    for kind in ["ADDED", "MODIFIED"] {
+        let message = socket.next().await.unwrap().unwrap();
+        let event: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        assert_eq!(
+            (event["type"].as_str(), &event["object"]["metadata"]["name"]),
+            (Some(kind), &json!("p"))
+        );
+        if event["object"]["metadata"]["labels"]["seen"] == "twice" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_refused() {
     let world = World::new().await;
     let admin = &world.cluster.admin;

@@ -16,6 +16,12 @@ pub const IDLE_MAX: Duration = Duration::from_secs(40);
 /// How many requests an end lets the other have open.
 const STREAMS_MAX: u32 = 1024;
 
+/// What waits unread on one stream, in bytes: what a path of 100 ms carries of one request, 5 MB a second.
+const STREAM_BYTES: u32 = 512 << 10;
+/// The same of all streams together. Streams that nobody reads (a client of exec that went to sleep) hold their share
+/// of it, and once nothing is left no stream moves, the control stream neither: so there is room for many of them.
+const CONNECTION_BYTES: u32 = 128 * STREAM_BYTES;
+
 /// Packets of the pod network wait here when the path is slower than the pods; the oldest go first.
 const DATAGRAM_BYTES: usize = 1 << 20;
 
@@ -31,8 +37,8 @@ fn common(node_end: bool) -> TransportConfig {
         .keep_alive_interval(node_end.then_some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(1 << 20))
-        .receive_window(VarInt::from_u32(8 << 20))
+        .stream_receive_window(VarInt::from_u32(STREAM_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_BYTES))
         .send_window(8 << 20);
     transport
 }

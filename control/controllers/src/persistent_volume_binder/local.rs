@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rimward_api::local_volumes;
 use rimward_control_volumes as volumes;
 
+use super::volume::HELD;
 use crate::pods::{name, uid};
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -29,9 +30,10 @@ pub fn volume(
         return Err("claim Selector is not supported".into());
     }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(
-            "volumeMode Block is not supported: a volume of this class is a directory".into()
-        );
+        return Err(format!(
+            "{} does not support block volume provisioning: a volume of this class is a directory",
+            local_volumes::PROVISIONER
+        ));
     }
     if let Some(mode) = modes.iter().find(|m| !m.starts_with("ReadWriteOnce")) {
         return Err(format!(
@@ -59,6 +61,7 @@ pub fn volume(
     Ok(PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume),
+            finalizers: Some(vec![HELD.to_owned()]),
             annotations: Some(BTreeMap::from([(
                 volumes::PROVISIONED_BY.to_owned(),
                 local_volumes::PROVISIONER.to_owned(),

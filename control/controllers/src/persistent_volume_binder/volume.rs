@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use rimward_api::local_volumes;
 use rimward_control_volumes as volumes;
 
-use crate::pods::name;
+use crate::pods::{is_deleting, name};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -26,6 +26,30 @@ pub enum Reclaim {
     Delete,
     /// Nobody can do what the policy says: the reason of the Event, and the message.
     Fail(&'static str, String),
+}
+
+/// Keeps a volume that is to go together with its directory until its claim has gone, also when it is deleted
+/// before. <https://kubernetes.io/docs/concepts/storage/persistent-volumes/#persistentvolume-deletion-protection-finalizer>
+pub const HELD: &str = "external-provisioner.volume.kubernetes.io/finalizer";
+
+/// The volume, held or let go of as it should be; None when it is so, or another's.
+pub fn held(volume: &PersistentVolume, plan: &Plan) -> Option<PersistentVolume> {
+    if provisioner(volume) != Some(local_volumes::PROVISIONER) {
+        return None;
+    }
+    let leaving = is_deleting(&volume.metadata);
+    let unbound = matches!(plan, Plan::Release(_) | Plan::Phase("Available"));
+    let wanted = policy(volume) == "Delete" && !(leaving && unbound);
+    let mut finalizers = volume.metadata.finalizers.clone().unwrap_or_default();
+    match (wanted, finalizers.iter().any(|f| f == HELD)) {
+        // Nothing is added to what is being deleted.
+        (true, false) if !leaving => finalizers.push(HELD.to_owned()),
+        (false, true) => finalizers.retain(|f| f != HELD),
+        _ => return None,
+    }
+    let mut next = volume.clone();
+    next.metadata.finalizers = Some(finalizers);
+    Some(next)
 }
 
 /// `claim` is the one that the volume names, if there is one of this name.

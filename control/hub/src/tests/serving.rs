@@ -135,8 +135,12 @@ async fn tokens_and_objects_for_own_pods() {
     };
     let (reply, _) = call(&tunnel.connection, &fetch("ConfigMap", "settings")).await.unwrap();
     assert!(String::from_utf8(reply.body).unwrap().contains("settings"));
+    let (reply, _) = call(&tunnel.connection, &fetch("Node", "edge-1")).await.unwrap();
+    let node: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(node["metadata"]["name"], "edge-1");
+    assert!(node["status"].is_null(), "what it said itself: {node}");
     world.api.put("/api/v1/namespaces/a/secrets/foreign", json!({"metadata": {}}));
-    for (kind, name) in [("Secret", "foreign"), ("ConfigMap", "other"), ("Node", "edge-1")] {
+    for (kind, name) in [("Secret", "foreign"), ("ConfigMap", "other"), ("Node", "edge-2")] {
         let refused = call(&tunnel.connection, &fetch(kind, name)).await.err().unwrap();
         assert!(
             matches!(refused, CallError::Refused { code: 400 | 403, .. }),
@@ -251,8 +255,9 @@ async fn sessions_go_to_the_node_and_end_with_their_client() {
             incoming.begin(Reply { code: 200, ..Reply::default() }).await.unwrap().into_frames()
         };
         let (mut send, mut receive) = accept().await;
+        let ends = |last: Option<&SessionIn>| matches!(last, Some(SessionIn::SessionData(data)) if data.bytes.is_empty());
         let mut heard = Vec::new();
-        while heard.len() < 3 {
+        while !ends(heard.last()) {
             let frame = receive.next().await.unwrap().unwrap();
             heard.extend(SessionIn::decode(&frame).unwrap());
         }
@@ -269,6 +274,9 @@ async fn sessions_go_to_the_node_and_end_with_their_client() {
     let options = SessionOptions { tty: true, ..SessionOptions::default() };
     let mut session = world.hub.session(&pod, options.clone()).await.unwrap();
     session.input.send(Input::Stdin("in".into())).await.unwrap();
+    // Nothing is not the end, and more than a frame holds is no trouble.
+    session.input.send(Input::Stdin(bytes::Bytes::new())).await.unwrap();
+    session.input.send(Input::Stdin(vec![b'x'; 5 << 20].into())).await.unwrap();
     session.input.send(Input::Resize { width: 80, height: 24 }).await.unwrap();
     session.input.send(Input::StdinEnd).await.unwrap();
     let out: Vec<Output> = session.output.map(Result::unwrap).collect().await;
@@ -276,8 +284,60 @@ async fn sessions_go_to_the_node_and_end_with_their_client() {
     drop(world.hub.session(&pod, options.clone()).await.unwrap());
     let heard = serve.await.unwrap();
     assert!(matches!(&heard[0], SessionIn::SessionData(data) if data.bytes == b"in"));
-    assert!(matches!(&heard[2], SessionIn::SessionData(data) if data.bytes.is_empty()));
+    let typed = |said: &SessionIn| match said {
+        SessionIn::SessionData(data) => data.bytes.len(),
+        SessionIn::SessionResize(_) => 0,
+    };
+    assert_eq!(heard.iter().map(typed).sum::<usize>(), 2 + (5 << 20));
     let absent = PodOnNode { node: "edge-9".into(), ..pod };
     let refused = world.hub.session(&absent, options).await.err().unwrap();
     assert!(matches!(refused, NodeError::NotConnected(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_hold_nobody_else_up() {
+    use rimward_control_apiserver::nodes::{Output, PodOnNode, SessionOptions};
+    use rimward_tunnel::wire::{SessionData, SessionEnd};
+    const ASLEEP: usize = 50;
+    let world = World::new();
+    let tunnel = world.node("edge-1").await;
+    tokio::spawn(async move {
+        loop {
+            let opened = call::accept(&tunnel.connection).await.unwrap();
+            tokio::spawn(async move {
+                let (request, incoming) = opened.request().await.unwrap();
+                let Request::SessionRequest(request) = request else { panic!("{request:?}") };
+                let begun = incoming.begin(Reply { code: 200, ..Reply::default() }).await.unwrap();
+                let (mut send, _receive) = begun.into_frames();
+                let piece = SessionData { stream: 1, bytes: vec![b'x'; 32 << 10] };
+                while request.command == ["flood"] && send.send(&piece).await.is_ok() {}
+                let _its_client_may_be_gone =
+                    send.send(&SessionEnd { exit_code: Some(0), message: String::new() }).await;
+                send.finish();
+            });
+        }
+    });
+    let pod = PodOnNode { node: "edge-1".into(), name: "web".into(), ..PodOnNode::default() };
+    let run = async |command: &str| {
+        let command = vec![command.to_owned()];
+        let options = SessionOptions { command, ..SessionOptions::default() };
+        world.hub.session(&pod, options).await.unwrap()
+    };
+    let mut asleep = Vec::new();
+    for _ in 0..ASLEEP {
+        // It flows: from now on it fills what it may.
+        let flows = async {
+            let mut session = run("flood").await;
+            assert!(matches!(session.output.next().await, Some(Ok(Output::Stdout(_)))));
+            session
+        };
+        let flows = tokio::time::timeout(Duration::from_secs(30), flows).await;
+        asleep.push(flows.expect("it is not held up"));
+    }
+    for _ in 0..20 {
+        let end = async { run("quick").await.output.next().await };
+        let end =
+            tokio::time::timeout(Duration::from_secs(30), end).await.expect("it is not held up");
+        assert!(matches!(end, Some(Ok(Output::Exit(0)))));
+    }
 }

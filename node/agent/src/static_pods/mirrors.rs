@@ -12,7 +12,7 @@ use rimward_api::static_pods;
 use rimward_node_pod::outside::{Attachment, Reports};
 use rimward_node_pod::runtime::Usage;
 use rimward_node_pod::{
-    ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
+    ClaimUsage, ImagesInUse, LogError, LogRequest, NoSession, PodDisk, PodUsage, RunningContainer,
 };
 
 use super::StaticPods;
@@ -81,6 +81,10 @@ impl PodHandler for Mirrored {
 
     async fn disk(&self, only: Option<HashSet<String>>) -> Vec<PodDisk> {
         self.pods.disk(only).await
+    }
+
+    async fn claims(&self) -> Vec<ClaimUsage> {
+        self.pods.claims().await
     }
 
     fn active(&self) -> Vec<String> {

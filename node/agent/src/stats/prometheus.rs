@@ -1,10 +1,11 @@
-//! `/metrics/resource` and `/metrics/cadvisor`, in Prometheus' text format. Both are counters and gauges of
-//! one sample: whoever scrapes them makes the rates.
+//! `/metrics`, `/metrics/resource` and `/metrics/cadvisor`, in Prometheus' text format: counters and gauges of
+//! one sample. Whoever scrapes them makes the rates.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage};
-use rimward_node_pod::{ContainerUsage, PodUsage};
+use rimward_node_pod::{ClaimUsage, ContainerUsage, PodUsage};
 
 use super::Sample;
 use crate::{Core, Parts};
@@ -215,6 +216,47 @@ fn labels<'a>(
     ]
 }
 
+/// `/metrics`: the volumes of claims, under the kubelet's names.
+pub(crate) async fn volume_metrics(parts: &Parts) -> String {
+    volumes(&parts.pods.claims().await)
+}
+
+fn volumes(claims: &[ClaimUsage]) -> String {
+    type Value<'a> = &'a dyn Fn(&ClaimUsage) -> Option<u64>;
+    let mut out = Text { out: String::new(), stamp: None };
+    // A claim that several pods have is one volume.
+    let claims: BTreeMap<_, _> =
+        claims.iter().map(|claim| ((&claim.namespace, &claim.claim), claim)).collect();
+    let families: [(&str, &str, Value<'_>); 6] = [
+        ("available_bytes", "Number of available bytes in the volume", &|c| {
+            c.files.map(|files| files.available_bytes)
+        }),
+        ("capacity_bytes", "Capacity in bytes of the volume", &|c| Some(c.capacity_bytes)),
+        ("inodes", "Maximum number of inodes in the volume", &|c| c.files.map(|f| f.inodes)),
+        ("inodes_free", "Number of free inodes in the volume", &|c| {
+            c.files.map(|files| files.inodes_free)
+        }),
+        ("inodes_used", "Number of used inodes in the volume", &|c| {
+            c.files.map(|files| files.inodes.saturating_sub(files.inodes_free))
+        }),
+        ("used_bytes", "Number of used bytes in the volume", &|c| {
+            c.files.map(|files| files.used_bytes)
+        }),
+    ];
+    for (name, text, value) in families {
+        let name = format!("kubelet_volume_stats_{name}");
+        out.head(&name, "gauge", &format!("[ALPHA] {text}"));
+        for ((namespace, claim), usage) in &claims {
+            if let Some(value) = value(usage) {
+                let labels =
+                    [("namespace", namespace.as_str()), ("persistentvolumeclaim", claim.as_str())];
+                out.row(&name, &labels, value as f64);
+            }
+        }
+    }
+    out.out
+}
+
 fn core_seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
@@ -251,6 +293,7 @@ mod tests {
 
     use super::*;
     use crate::stats::{MachineSample, Memory};
+    use rimward_node_pod::ClaimFiles;
 
     #[test]
     fn rows() {
@@ -306,5 +349,37 @@ mod tests {
         let row = "container_pressure_memory_waiting_seconds_total{container=\"c\",id=\"/kubepods/podu/c\",image=\"\",name=\"\",namespace=\"n\",pod=\"p\"} 0.25 1767225660000\n";
         assert!(text.contains(row), "{text}");
         assert!(!text.contains("stalled_seconds_total{container=\"\",id=\"/\""), "{text}");
+    }
+
+    #[test]
+    fn claims() {
+        let files = ClaimFiles { available_bytes: 3, used_bytes: 6, inodes: 7, inodes_free: 5 };
+        let claim = |claim: &str, files| ClaimUsage {
+            namespace: "n".into(),
+            claim: claim.into(),
+            capacity_bytes: 10,
+            files,
+            ..ClaimUsage::default()
+        };
+        let data = claim("data", Some(files));
+        let text = volumes(&[data.clone(), claim("disk", None), data]);
+        let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let row = |name: &str, claim: &str, value: u64| {
+            format!(
+                "kubelet_volume_stats_{name}{{namespace=\"n\",persistentvolumeclaim=\"{claim}\"}} {value}"
+            )
+        };
+        assert_eq!(
+            rows,
+            [
+                row("available_bytes", "data", 3),
+                row("capacity_bytes", "data", 10),
+                row("capacity_bytes", "disk", 10),
+                row("inodes", "data", 7),
+                row("inodes_free", "data", 5),
+                row("inodes_used", "data", 2),
+                row("used_bytes", "data", 6),
+            ]
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rimward_node_pod::outside::Traffic;
 use rimward_node_pod::runtime::{Pressure, Stall, Stalls, SwapUsage, Usage};
-use rimward_node_pod::{ContainerUsage, DiskUsage, PodDisk, PodUsage};
+use rimward_node_pod::{ClaimUsage, ContainerUsage, DiskUsage, PodDisk, PodUsage};
 use serde_json::{Value, json};
 
 use super::{Measured, machine, seconds};
@@ -35,11 +35,18 @@ pub(crate) async fn summary(core: &Core, parts: &Parts, brief: bool) -> Value {
     node["rlimit"] = json!({ "time": time, "maxpid": max, "curproc": running });
     let disk = core.stats.disk(&*parts.pods).await;
     let disk: HashMap<&str, &PodDisk> = disk.iter().map(|pod| (pod.uid.as_str(), pod)).collect();
+    let claims = parts.pods.claims().await;
     for pod in summary["pods"].as_array_mut().into_iter().flatten() {
-        let uid = pod["podRef"]["uid"].as_str().unwrap_or_default();
-        if let Some(disk) = disk.get(uid) {
+        let uid = pod["podRef"]["uid"].as_str().unwrap_or_default().to_owned();
+        if let Some(disk) = disk.get(uid.as_str()) {
             add_disk(pod, disk, &fs, &time);
         }
+        let of_pod = claims.iter().filter(|claim| claim.pod_uid == uid);
+        let of_claims: Vec<Value> = of_pod.map(|claim| claim_stats(claim, &time)).collect();
+        if !of_claims.is_empty() && !pod["volume"].is_array() {
+            pod["volume"] = json!([]);
+        }
+        pod["volume"].as_array_mut().into_iter().for_each(|all| all.extend(of_claims.clone()));
     }
     summary
 }
@@ -213,6 +220,21 @@ fn add_disk(pod: &mut Value, disk: &PodDisk, fs: &FileSystem, time: &str) {
     });
     pod["volume"] = volumes.collect();
     pod["ephemeral-storage"] = fs.stats(time, disk.total());
+}
+
+fn claim_stats(claim: &ClaimUsage, time: &str) -> Value {
+    let mut volume = json!({
+        "time": time, "name": claim.volume, "capacityBytes": claim.capacity_bytes,
+        "pvcRef": { "name": claim.claim, "namespace": claim.namespace },
+    });
+    if let Some(files) = claim.files {
+        volume["availableBytes"] = files.available_bytes.into();
+        volume["usedBytes"] = files.used_bytes.into();
+        volume["inodes"] = files.inodes.into();
+        volume["inodesFree"] = files.inodes_free.into();
+        volume["inodesUsed"] = files.inodes.saturating_sub(files.inodes_free).into();
+    }
+    volume
 }
 
 /// The file system of the node's data, in bytes and inodes.

@@ -158,7 +158,9 @@ impl Cgroups {
             Kind::V2(root) => {
                 unified::delegate(root, &run)?;
                 if !spec.linux.privileged && devices::are_ours() {
-                    let confined = self.devices.confine(&root.join(&run));
+                    let disks = spec.linux.disks.iter().map(crate::spec::devices::disk);
+                    let disks: Vec<_> = disks.collect::<io::Result<_>>()?;
+                    let confined = self.devices.confine(&root.join(&run), &disks);
                     confined.map_err(|e| {
                         io::Error::new(e.kind(), format!("cannot keep it from devices: {e}"))
                     })?;

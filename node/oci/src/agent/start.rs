@@ -151,6 +151,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
     if let (Some(rights), Some(users)) = (&mut confined.by_spec, users) {
         rights.first_user = Some(users.first);
     }
+    let disks = spec.linux.disks.iter().map(spec::devices::disk);
     let given = spec::Given {
         dir,
         user: &user,
@@ -168,6 +169,7 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         page_sizes: this.cgroups.page_sizes(&cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
         rights: confined.by_spec,
+        disks: disks.collect::<Result<_, _>>().map_err(failed("find the container's disks"))?,
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;
     dir.write("config.json", &config).map_err(failed("write config.json"))?;

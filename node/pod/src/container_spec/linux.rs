@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, Volume
 use super::{amounts, quantity, resources};
 use crate::allocation::Amounts;
 use crate::outside::{Image, ImageForm};
-use crate::runtime::{Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
+use crate::runtime::{DiskDevice, Linux, MountFlags, PodLimits, Propagation, QosClass, Seccomp};
 use crate::status::qos_class;
 
 /// What a pod may set without the node's operator having allowed it.
@@ -37,6 +37,7 @@ pub(super) fn of(
     container: &Container,
     image: &Image,
     domain: &str,
+    disks: Vec<DiskDevice>,
 ) -> Result<Linux, String> {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
@@ -75,6 +76,7 @@ pub(super) fn of(
             .filter(|path| !path.is_empty())
             .unwrap_or_else(|| "/dev/termination-log".into()),
         mount_flags: mount_flags(container),
+        disks,
         huge_pages: huge_pages(container)?,
         pid_of: None,
         stop_signal: stop_signal(container, image),
@@ -209,16 +211,11 @@ fn memory_due(spec: &PodSpec, container: &Container) -> Result<u64, String> {
 /// needs.
 /// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
 pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
-    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
     let Some(spec) = &pod.spec else { return Ok(false) };
-    let notes = pod.metadata.annotations.as_ref();
-    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
-    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
-        || source.is_some_and(|source| source != "api")
-        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
     let request = bytes_requested(container, "memory")?;
     let limit = resources(container)?.memory_limit_bytes;
-    Ok(!critical && qos(spec) == QosClass::Burstable && request > 0 && limit != Some(request))
+    let burstable = qos(spec) == QosClass::Burstable && !crate::admission::is_critical(pod);
+    Ok(burstable && request > 0 && limit != Some(request))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase

@@ -1,6 +1,7 @@
 //! What a Linux container is told beyond what every container is told: isolation, rights, cgroups.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,12 +45,22 @@ pub struct Linux {
     pub termination_message_path: String,
     /// By the path in the container, where they are not as usual.
     pub mount_flags: BTreeMap<String, MountFlags>,
+    /// Disks that the container has as devices (`volumeDevices`).
+    pub disks: Vec<DiskDevice>,
     /// Page size in bytes, and bytes.
     pub huge_pages: Vec<(u64, u64)>,
     /// The run whose processes it sees and is seen by, instead of a process namespace of its own.
     pub pid_of: Option<RunId>,
     /// What asks it to end, as `SIGTERM`, `TERM` or a number; empty is SIGTERM.
     pub stop_signal: String,
+}
+
+/// A block device of the node, and where a container finds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskDevice {
+    pub host_path: PathBuf,
+    pub container_path: String,
+    pub read_only: bool,
 }
 
 /// How a volume is mounted, beside what every mount says.

@@ -153,6 +153,9 @@ impl PodState {
             (Ok(mounted), volumes) => *volumes = Setup::Done(mounted),
             // What is mounted stays as it is; the next change is another chance.
             (Err(failure), Setup::Done(mounted)) => {
+                if let Some(others) = failure.mounted {
+                    *mounted = others;
+                }
                 mounted.tokens_due = mounted
                     .tokens_due
                     .map(|due| due.max(now.saturating_add(retry_delay(3)).unwrap_or(now)));

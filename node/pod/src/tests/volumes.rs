@@ -1,5 +1,7 @@
 //! Volumes in the life of a pod.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -89,6 +91,32 @@ async fn tokens_rotate() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_is_gone_keeps_no_other_from_being_fresh() {
+    let b = Bench::new().await;
+    b.world.objects.put_config_map("default", "gone", &[("a", "1")]);
+    b.world.objects.put_config_map("default", "live", &[("a", "1")]);
+    let token = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}});
+    b.set(&pod(json!({"volumes": [{"name": "gone", "configMap": {"name": "gone"}},
+        {"name": "live", "configMap": {"name": "live"}}, {"name": "scratch", "emptyDir": {}},
+        {"name": "api", "projected": {"sources": [token]}}]})));
+    b.until_ready().await;
+    // A container's own by now.
+    let scratch = b.pod_dir().join("_volumes/scratch");
+    std::fs::set_permissions(&scratch, PermissionsExt::from_mode(0o700)).unwrap();
+    b.world.objects.remove_config_map("default", "gone");
+    b.until_event("FailedMount").await;
+    b.world.objects.put_config_map("default", "live", &[("a", "2")]);
+    b.until_true("the other follows", || b.read("_volumes/live/a").as_deref() == Some("2")).await;
+    assert_eq!(b.read("_volumes/gone/a").as_deref(), Some("1"));
+    tokio::time::sleep(Duration::from_secs(2870)).await;
+    b.until_true("80 % are over", || b.read("_volumes/api/token").as_deref() == Some("token-2"))
+        .await;
+    assert!((2880..=2900).contains(&b.seconds()), "{}", b.seconds());
+    assert_eq!(b.world.objects.tokens(), 2);
+    assert_eq!(scratch.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pods_share_nothing_they_should_not() {
     let b = Bench::new().await;
     let with = |uid: &str| {
@@ -160,11 +188,13 @@ async fn a_claim_is_waited_for_and_leads_to_its_volume() {
     b.until_ready().await;
     let mounts = b.world.runtime.spec(&run("c", 0)).unwrap().mounts;
     assert_eq!(mounts[0].host_path, keeps.canonicalize().unwrap());
-    assert_eq!(mounts[1].host_path, keeps.canonicalize().unwrap().join("a/b"));
+    std::fs::write(mounts[1].host_path.join("new"), "in the part").unwrap();
+    assert_eq!(std::fs::read_to_string(keeps.join("a/b/new")).unwrap(), "in the part");
     std::fs::write(keeps.join("file"), "kept").unwrap();
     b.pods.remove("u");
     b.until_true("the pod's directory goes", || !b.pod_dir().exists()).await;
     assert_eq!(std::fs::read_to_string(keeps.join("file")).unwrap(), "kept");
+    assert!(keeps.join("a/b/new").exists(), "what was held is let go of, not removed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,10 +14,9 @@ const DATA: &str = "..data";
 
 /// Makes the volume contain exactly `files`; answers whether anything changed. With a `group`, the
 /// files belong to it and it may read them.
-pub(crate) fn write(volume: &Path, files: &Files, group: Option<i64>) -> io::Result<bool> {
+pub(crate) fn write(volume: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
     make_dir(volume, 0o755)?;
     let old = fs::read_link(volume.join(DATA)).ok();
-    let group = group.and_then(|g| u32::try_from(g).ok());
     let mode = |file: &File| if group.is_some() { file.mode | 0o440 } else { file.mode };
     if let Some(old) = &old
         && unchanged(&volume.join(old), files, &mode)

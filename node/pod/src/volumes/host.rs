@@ -1,17 +1,13 @@
-//! Volumes that are directories of the node: emptyDir, hostPath; and the part of a volume that a
-//! subPath names.
+//! Volumes that are directories of the node: emptyDir, hostPath, local ones.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::UnmountFlags;
 
 use super::atomic::make_dir;
-
-/// Holds what subPaths of files lead to; no container or volume can be called this.
-pub(super) const LINKS: &str = "_subpaths";
 
 /// What an emptyDir is made of.
 /// <https://kubernetes.io/docs/concepts/storage/volumes/#emptydir>
@@ -24,29 +20,37 @@ pub(crate) enum Medium {
     HugePages(u64),
 }
 
-/// An empty directory that every user may write to; in memory where we may mount.
-pub(super) fn empty_dir(dir: &Path, medium: Medium, group: Option<i64>) -> io::Result<()> {
-    make_dir(dir, 0o777)?;
-    if !is_mount(dir) {
-        match medium {
-            Medium::Disk => {}
-            Medium::Memory(size) => {
-                let size = size.map_or_else(String::new, |n| format!(",size={n}"));
-                // An ordinary user gets a directory on disk: the pod runs, only slower.
-                if let Err(error) = mount_in_memory(dir, &format!("mode=0777{size}")) {
-                    tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
-                }
-            }
-            // Nothing else will do: a program maps its files.
-            Medium::HugePages(size) => {
-                mount(dir, "hugetlbfs", &format!("mode=0777,pagesize={size}"))?;
+/// An empty directory that every user may write to; in memory where we may mount. One that is there stays as the
+/// containers left it.
+pub(super) fn empty_dir(dir: &Path, medium: Medium, group: Option<u32>) -> io::Result<()> {
+    if !dir.is_dir() {
+        // It appears when it is whole.
+        let fresh = dir.with_extension("making");
+        make_dir(&fresh, 0o777)?;
+        if let Some(group) = group
+            && std::os::unix::fs::chown(&fresh, None, Some(group)).is_ok()
+        {
+            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o2777))?;
+        }
+        fs::rename(&fresh, dir)?;
+    }
+    if is_mount(dir) {
+        return Ok(());
+    }
+    let owner = group.map_or_else(|| "mode=0777".into(), |g| format!("mode=2777,gid={g}"));
+    match medium {
+        Medium::Disk => {}
+        Medium::Memory(size) => {
+            let size = size.map_or_else(String::new, |n| format!(",size={n}"));
+            // An ordinary user gets a directory on disk: the pod runs, only slower.
+            if let Err(error) = mount_in_memory(dir, &format!("{owner}{size}")) {
+                tracing::debug!(dir = %dir.display(), %error, "emptyDir of medium Memory is kept on disk");
             }
         }
-    }
-    if let Some(group) = group.and_then(|g| u32::try_from(g).ok())
-        && std::os::unix::fs::chown(dir, None, Some(group)).is_ok()
-    {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o2777))?;
+        // Nothing else will do: a program maps its files.
+        Medium::HugePages(size) => {
+            mount(dir, "hugetlbfs", &format!("{owner},pagesize={size}"))?;
+        }
     }
     Ok(())
 }
@@ -65,24 +69,27 @@ fn mount(dir: &Path, kind: &str, options: &str) -> io::Result<()> {
 }
 
 /// Whether something is mounted here: not where a link leads.
-pub(crate) fn is_mount(dir: &Path) -> bool {
-    let device = |path: &Path| fs::symlink_metadata(path).map(|m| m.dev()).ok();
-    dir.parent().is_some_and(|parent| device(dir) != device(parent))
+pub(crate) fn is_mount(path: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    // A mount of the same file system has the same device; only the kernel knows. Kernels before 5.8 do not tell.
+    statx(CWD, path, flags, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Undoes a mount if there is one; safe without.
 ///
 /// # Errors
 /// When it still may be there: what lies in it is not ours to remove.
-pub(super) fn unmount(dir: &Path) -> io::Result<()> {
-    if !is_mount(dir) {
-        return Ok(());
+pub(super) fn unmount(path: &Path) -> io::Result<()> {
+    while is_mount(path) {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(path, flags).map_err(|e| {
+            let e = io::Error::from(e);
+            io::Error::new(e.kind(), format!("cannot unmount {}: {e}", path.display()))
+        })?;
     }
-    let done = rustix::mount::unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-    done.map_err(|e| {
-        let e = io::Error::from(e);
-        io::Error::new(e.kind(), format!("cannot unmount {}: {e}", dir.display()))
-    })
+    Ok(())
 }
 
 /// Checks a hostPath against its type, and makes it where the type says so. Err is Kubernetes' text.
@@ -165,78 +172,6 @@ fn give(path: &Path, group: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The part of a volume that a subPath names. A file that may be replaced (`frozen`) is linked to a
-/// place of its own under `links`, so that the container keeps what it saw at its start, as with a
-/// bind mount. What leads out of the volume is refused.
-pub(crate) fn sub_path(volume: &Path, sub: &str, links: Option<&Path>) -> Result<PathBuf, String> {
-    let relative = Path::new(sub);
-    // In the kubelet's words.
-    if relative.is_absolute() {
-        return Err(format!("error SubPath `{sub}` must not be an absolute path"));
-    }
-    if relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("unable to provision SubPath `{sub}`: must not contain '..'"));
-    }
-    let io = |e: io::Error| format!("cannot prepare subPath {sub:?}: {e}");
-    let base = volume.canonicalize().map_err(io)?;
-    let mode = fs::metadata(&base).map_err(io)?.mode() & 0o7777;
-    let wanted = base.join(relative);
-    if fs::symlink_metadata(&wanted).is_err() {
-        create_inside(&base, relative, mode).map_err(io)?;
-    }
-    let real = wanted.canonicalize().map_err(io)?;
-    if !real.starts_with(&base) {
-        return Err(format!("subPath {sub:?} leads out of its volume"));
-    }
-    match links {
-        None => Ok(real),
-        Some(links) => {
-            let _earlier_run = fs::remove_dir_all(links);
-            link_tree(&real, links).map_err(io)?;
-            Ok(links.to_owned())
-        }
-    }
-}
-
-/// Makes directories part by part, so that no symlink inside the volume leads the creation outside. They get
-/// the mode of the volume, as the kubelet has it.
-fn create_inside(base: &Path, relative: &Path, mode: u32) -> io::Result<()> {
-    let mut at = base.to_owned();
-    for part in relative.components() {
-        at = at.join(part);
-        if fs::symlink_metadata(&at).is_err() {
-            make_dir(&at, mode)?;
-        }
-        if !at.canonicalize()?.starts_with(base) {
-            return Err(io::Error::other("it leads out of its volume"));
-        }
-    }
-    Ok(())
-}
-
-fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
-    if let Some(parent) = to.parent() {
-        crate::record::make_dir(parent)?;
-    }
-    if from.is_file() {
-        let _earlier_run = fs::remove_file(to);
-        return fs::hard_link(from, to);
-    }
-    make_dir(to, 0o755)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        link_tree(&entry.path(), &to.join(entry.file_name()))?;
-    }
-    Ok(())
-}
-
-/// Where the linked subPath of a container's mount lies: beside the volume's folder, on the same
-/// file system.
-pub(crate) fn links_for(volume_dir: &Path, container: &str, mount: usize) -> PathBuf {
-    let base = volume_dir.parent().and_then(Path::parent).unwrap_or(volume_dir);
-    base.join(LINKS).join(container).join(mount.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,26 +197,6 @@ mod tests {
     }
 
     #[test]
-    fn sub_paths() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = dir.path().join("_volumes/v");
-        fs::create_dir_all(&volume).unwrap();
-        fs::write(dir.path().join("outside"), "").unwrap();
-        std::os::unix::fs::symlink(dir.path(), volume.join("escape")).unwrap();
-        assert!(sub_path(&volume, "a/b", None).unwrap().is_dir());
-        for bad in ["../outside", "/etc", "escape/outside", "escape", "escape/new"] {
-            assert!(sub_path(&volume, bad, None).is_err(), "{bad}");
-        }
-        assert!(!dir.path().join("new").exists());
-        // A file of an atomically updated volume stays as it was.
-        fs::write(volume.join("key"), "old").unwrap();
-        let links = links_for(&volume, "c", 0);
-        let frozen = sub_path(&volume, "key", Some(&links)).unwrap();
-        fs::remove_file(volume.join("key")).unwrap();
-        assert_eq!(fs::read_to_string(frozen).unwrap(), "old");
-    }
-
-    #[test]
     fn empty_dirs() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
@@ -293,5 +208,9 @@ mod tests {
         assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o777);
         unmount(&volume).unwrap();
         assert!(!is_mount(&volume));
+        // What a container did to it stays.
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o700)).unwrap();
+        empty_dir(&volume, Medium::Disk, None).unwrap();
+        assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o777, 0o700);
     }
 }

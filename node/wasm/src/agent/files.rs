@@ -5,7 +5,7 @@
 //! end of the way keeps the rights that the pod's volumes gave it. The log's directory becomes the
 //! host's own.
 //!
-//! WASI knows directories only. A single mounted file (a `subPath`, say) is hard-linked into a
+//! WASI knows directories only. A single mounted file (a `subPath`, say) is hard-linked or mounted into a
 //! directory of its own, which is what the guest gets; as in Kubernetes it does not follow updates
 //! that replace the file.
 
@@ -131,7 +131,7 @@ fn directories(data_dir: &Path, id: &RunId, mounts: Vec<Mount>) -> Result<Vec<Mo
         let linked = std::fs::create_dir_all(&dir).and_then(|()| {
             let _ = std::fs::remove_file(&link);
             // The file itself, not a link to it: projected volumes are made of symbolic links.
-            std::fs::hard_link(std::fs::canonicalize(&mount.host_path)?, &link)
+            link_file(&std::fs::canonicalize(&mount.host_path)?, &link)
         });
         linked.map_err(|error| {
             format!(
@@ -151,13 +151,33 @@ fn directories(data_dir: &Path, id: &RunId, mounts: Vec<Mount>) -> Result<Vec<Mo
     Ok(result)
 }
 
+/// One more name for a file; on another file system it is mounted, which takes root.
+fn link_file(file: &Path, link: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(file, link) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            std::fs::File::create(link)?;
+            rustix::mount::mount_bind(file, link).map_err(Into::into)
+        }
+        linked => linked,
+    }
+}
+
 fn links(data_dir: &Path, id: &RunId) -> PathBuf {
     data_dir.join("run").join("wasm-files").join(run_key(id))
 }
 
 /// Removes what [`prepare`] made for a run.
 pub(super) fn forget(data_dir: &Path, id: &RunId) {
+    use rustix::mount::UnmountFlags;
     let dir = links(data_dir, id);
+    let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    // DIR/RIGHT/PLACE/FILE. What is still mounted cannot be removed, so nobody's file goes with it.
+    for right in entries(dir.clone()) {
+        for file in entries(right.path()).flat_map(|place| entries(place.path())) {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            let _most_are_no_mounts = rustix::mount::unmount(file.path(), flags);
+        }
+    }
     if dir.exists() {
         let _ = std::fs::remove_dir_all(dir);
     }

@@ -9,9 +9,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::spec::devices::Device;
+
 /// Kinds and rights as the kernel numbers them in `include/uapi/linux/bpf.h`.
+const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 const MAKE_NODE: i32 = 1;
+const READ: i32 = 2;
 
 /// Character devices, by major and, if not all, minor number. As other runtimes have it.
 const ALLOWED: [(i32, Option<i32>); 10] = [
@@ -32,12 +36,17 @@ const ALLOWED: [(i32, Option<i32>); 10] = [
 pub(super) struct Devices(OnceLock<OwnedFd>);
 
 impl Devices {
-    /// Confines a cgroup that has no processes yet.
-    pub fn confine(&self, cgroup: &Path) -> io::Result<()> {
+    /// Confines a cgroup that has no processes yet. With disks of its own it has a program of its own.
+    pub fn confine(&self, cgroup: &Path, disks: &[Device]) -> io::Result<()> {
+        let of_disks;
         let program = match self.0.get() {
+            _ if !disks.is_empty() => {
+                of_disks = load(&program(disks))?;
+                &of_disks
+            }
             Some(program) => program,
             None => {
-                let loaded = load(&program())?;
+                let loaded = load(&program(&[]))?;
                 self.0.get_or_init(|| loaded)
             }
         };
@@ -81,7 +90,7 @@ const EXIT: u8 = 0x95;
 
 /// Whoever runs it finds in register 1 three words: kind and rights asked for, major, minor. It answers in
 /// register 0.
-fn program() -> Vec<Instruction> {
+fn program(disks: &[Device]) -> Vec<Instruction> {
     const KIND: u8 = 3;
     const RIGHTS: u8 = 2;
     const MAJOR: u8 = 4;
@@ -111,6 +120,15 @@ fn program() -> Vec<Instruction> {
         unless(RIGHTS, MAKE_NODE, 2),
     ];
     all.extend(answer(1));
+    for disk in disks {
+        let (major, minor) = disk.numbers();
+        let rest = i16::from(disk.is_read_only());
+        all.push(unless(KIND, BLOCK, 4 + rest));
+        all.push(unless(MAJOR, major, 3 + rest));
+        all.push(unless(MINOR, minor, 2 + rest));
+        all.extend(disk.is_read_only().then(|| unless(RIGHTS, READ, 2)));
+        all.extend(answer(1));
+    }
     all.push(unless(KIND, CHARACTER, 0));
     let forbid = all.len() - 1;
     for (major, minor) in ALLOWED {
@@ -182,7 +200,11 @@ mod tests {
 
     /// Runs the program as the kernel would.
     fn asked(kind: i32, rights: i32, major: i32, minor: i32) -> i32 {
-        let (program, mut at, mut registers) = (program(), 0, [0i32; 11]);
+        run(&program(&[]), kind, rights, major, minor)
+    }
+
+    fn run(program: &[Instruction], kind: i32, rights: i32, major: i32, minor: i32) -> i32 {
+        let (mut at, mut registers) = (0, [0i32; 11]);
         loop {
             let Instruction { code, registers: r, offset, value } = program[at];
             let (to, from) = (usize::from(r & 15), usize::from(r >> 4));
@@ -206,8 +228,7 @@ mod tests {
 
     #[test]
     fn what_may_be_used() {
-        const BLOCK: i32 = 1;
-        let (read, write) = (2, 4);
+        let (read, write) = (READ, 4);
         assert_eq!(asked(CHARACTER, read | write, 1, 3), 1, "null");
         assert_eq!(asked(CHARACTER, read, 1, 9), 1, "urandom");
         assert_eq!(asked(CHARACTER, write, 136, 77), 1, "a terminal");
@@ -218,5 +239,23 @@ mod tests {
         assert_eq!(asked(BLOCK, MAKE_NODE, 8, 0), 1, "making a disk's node");
         assert_eq!(asked(BLOCK, MAKE_NODE | read, 8, 0), 0, "and reading it");
         assert_eq!(asked(BLOCK, write, 8, 0), 0, "a disk");
+    }
+
+    #[test]
+    fn disks_of_its_own() {
+        let (read, write) = (READ, 4);
+        let program = program(&[
+            Device::test(7, 1, false),
+            Device::test(8, 2, true),
+            Device::test(9, 3, false),
+        ]);
+        let asked = |kind, rights, major, minor| run(&program, kind, rights, major, minor);
+        for (major, minor) in [(7, 1), (9, 3)] {
+            assert_eq!(asked(BLOCK, read | write, major, minor), 1);
+            assert_eq!(asked(CHARACTER, read, major, minor), 0);
+        }
+        assert_eq!((asked(BLOCK, read, 8, 2), asked(BLOCK, write, 8, 2)), (1, 0));
+        assert_eq!((asked(BLOCK, read, 7, 2), asked(BLOCK, read, 8, 1)), (0, 0));
+        assert_eq!(asked(CHARACTER, read | write, 1, 3), 1);
     }
 }
