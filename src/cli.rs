@@ -175,6 +175,13 @@ pub struct NodeOptions {
     /// Processes and threads of one pod at most. [default: a quarter of what the machine has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub pod_max_pids: Option<u64>,
+    /// What makes Linux containers: the libcontainer in this program, or the machine's runc.
+    #[arg(long, value_enum, default_value_t)]
+    pub container_runtime: ContainerRuntime,
+    /// The runc of `--container-runtime runc` and of pods whose RuntimeClass is `runc`. [default: runc in PATH,
+    /// where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub runc_path: Option<PathBuf>,
     /// A directory of static pods: files that each say a Pod, which this node runs without being told.
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,
@@ -204,6 +211,14 @@ pub struct NodeOptions {
     /// HOST:PORT of an image registry that speaks plain HTTP; repeatable.
     #[arg(long, value_name = "HOST:PORT")]
     pub plain_http_registry: Vec<String>,
+}
+
+#[cfg(feature = "node")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ContainerRuntime {
+    #[default]
+    Libcontainer,
+    Runc,
 }
 
 #[cfg(all(feature = "control", feature = "node"))]

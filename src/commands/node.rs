@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use rimward_node_agent::node::{Config, GcPolicy, Node, RemoteConfig, Swap};
+use rimward_node_agent::node::{
+    Config, GcPolicy, LowLevel, NoRunc, Node, RemoteConfig, Runc, Swap,
+};
 use rimward_node_agent::{Config as AgentConfig, EvictionSoft};
 
-use crate::cli::{self, NodeOptions};
+use crate::cli::{self, ContainerRuntime, NodeOptions};
 use crate::{memory, shutdown};
 
 pub async fn run(args: cli::Node) -> anyhow::Result<()> {
@@ -49,6 +51,11 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
         options.image_gc_high_threshold
     );
     let user_mode = options.user_mode || !cli::is_root();
+    let runc = runc(options, user_mode)?;
+    let low_level = match (options.container_runtime, &runc) {
+        (ContainerRuntime::Runc, Some(runc)) => LowLevel::Runc(runc.clone()),
+        _ => LowLevel::Libcontainer,
+    };
     let port = options.ingress_http_port.unwrap_or(if user_mode { 8080 } else { 80 });
     Ok(Config {
         agent: AgentConfig {
@@ -90,8 +97,37 @@ pub fn config(data_dir: &Path, options: &NodeOptions, server: String) -> anyhow:
             true => Swap::Limited,
             false => Swap::None,
         },
+        low_level,
+        runc,
         exe: std::env::current_exe().context("cannot find this program's own file")?,
     })
+}
+
+/// The machine's runc. One that nobody asked for need not be there.
+fn runc(options: &NodeOptions, user_mode: bool) -> anyhow::Result<Option<Runc>> {
+    let flag = match (options.container_runtime, &options.runc_path) {
+        (_, Some(path)) => format!("--runc-path {}", path.display()),
+        (ContainerRuntime::Runc, None) => "--container-runtime runc".into(),
+        (ContainerRuntime::Libcontainer, None) => String::new(),
+    };
+    if user_mode {
+        anyhow::ensure!(
+            flag.is_empty(),
+            "{flag}: a node in user mode runs no Linux containers: start it as root and without --user-mode"
+        );
+        return Ok(None);
+    }
+    match Runc::find(options.runc_path.as_deref()) {
+        Ok(runc) => Ok(Some(runc)),
+        Err(error) if !flag.is_empty() => anyhow::bail!(
+            "{flag}: {error}; install it (`apt install runc`), or say where it is with --runc-path"
+        ),
+        Err(NoRunc::NotInPath { .. }) => Ok(None),
+        Err(error) => {
+            tracing::warn!(%error, "pods with RuntimeClass runc cannot run on this node");
+            Ok(None)
+        }
+    }
 }
 
 fn node_name(options: &NodeOptions) -> anyhow::Result<String> {

@@ -17,10 +17,12 @@ use crate::{memory, shutdown};
 pub async fn run(args: Up) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals()?;
     let dir = args.data_dir.path()?;
-    let config = control::config(dir.clone(), &args.ports, &args.audit, &args.oidc)?;
-    let plane = Plane::start(config, shutdown.clone()).await?;
+    // An option that cannot be ends it before anything is started.
+    let mut config = node::config(&dir, &args.node, String::new())?;
+    let of_plane = control::config(dir, &args.ports, &args.audit, &args.oidc)?;
+    let plane = Plane::start(of_plane, shutdown.clone()).await?;
     let tunnel = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), plane.tunnel_addr.port());
-    let mut config = node::config(&dir, &args.node, tunnel.to_string())?;
+    config.agent.server = tunnel.to_string();
     let api_port = plane.api_addr.port();
     config.registry_hosts =
         ["localhost", "127.0.0.1"].map(|host| format!("{host}:{api_port}")).to_vec();

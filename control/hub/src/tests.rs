@@ -126,12 +126,13 @@ async fn next(tunnel: &mut Tunnel) -> Down {
     next.expect("something must come").unwrap().expect("the stream goes on")
 }
 
-/// Everything up to the end of the first synchronisation.
+/// Everything up to the end of the first synchronisation, without what is of the node itself.
 async fn synced(tunnel: &mut Tunnel) -> Vec<Down> {
     let mut all = Vec::new();
     loop {
         match next(tunnel).await {
             Down::Synced(_) => return all,
+            Down::Delta(delta) if delta.kind == "Node" => {}
             other => all.push(other),
         }
     }

@@ -237,7 +237,7 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
         ("beta.kubernetes.io/arch".into(), architecture().into()),
     ]);
     // What the built-in RuntimeClasses select nodes by: WebAssembly runs on any architecture.
-    for name in ["wasm", "oci"] {
+    for name in ["wasm", "oci", "runc"] {
         let has = config.handlers.iter().any(|handler| handler.name == name);
         labels.insert(format!("rimward.dev/{name}"), has.to_string());
     }

@@ -18,7 +18,7 @@ use rimward_node_network::services::Protocol;
 use rimward_node_network::user::{self, UserNetwork};
 use rimward_node_network::{Backends, Dial, Slices};
 use rimward_node_oci::OciRuntime;
-pub use rimward_node_oci::Swap;
+pub use rimward_node_oci::{LowLevel, NoRunc, Runc, Swap};
 use rimward_node_pod::outside::Network;
 use rimward_node_pod::runtime::Runtime;
 use rimward_node_pod::{Allocatable, Clock, Pods};
@@ -52,6 +52,10 @@ pub struct Config {
     pub pod_pids_max: Option<u64>,
     /// What of the machine's swap Linux containers may have.
     pub swap: Swap,
+    /// What makes Linux containers of pods that do not say it.
+    pub low_level: LowLevel,
+    /// For pods whose RuntimeClass says `runc`.
+    pub runc: Option<Runc>,
     /// This program, which the Wasm runtime starts again for its hosts.
     pub exe: PathBuf,
 }
@@ -93,7 +97,7 @@ impl Node {
         let oci = if config.user_mode { None } else { containers(&config) };
         let mut settings = config.agent.clone();
         settings.handlers = WasmRuntime::handlers();
-        settings.handlers.extend(oci.iter().flat_map(|_| OciRuntime::handlers()));
+        settings.handlers.extend(oci.iter().flat_map(Runtime::handlers));
         let agent = Agent::start(settings, shutdown.clone())?;
         let Some(welcome) = agent.welcome().await else {
             agent.ended().await.map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -333,6 +337,8 @@ fn containers(config: &Config) -> Option<OciRuntime> {
     let mut settings =
         rimward_node_oci::Config::new(config.agent.data_dir.clone(), config.exe.clone());
     settings.swap = config.swap;
+    settings.low_level = config.low_level.clone();
+    settings.runc = config.runc.clone();
     settings.pids.pod = config.pod_pids_max.unwrap_or(settings.pids.pod);
     if let Err(why) = &settings.user_ids {
         tracing::warn!(why, "pods with hostUsers: false cannot run on this node");

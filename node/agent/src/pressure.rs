@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -150,6 +150,9 @@ impl Kind {
     }
 }
 
+/// A condition ends so long after its threshold was last crossed, if it did not end before.
+const TRANSITION: Duration = Duration::from_secs(300);
+
 /// The node's thresholds, and which are crossed.
 pub struct Pressure {
     sensor: Box<dyn Sensor>,
@@ -157,6 +160,8 @@ pub struct Pressure {
     soft: EvictionSoft,
     /// Since when soft thresholds are crossed.
     since: Mutex<HashMap<Signal, Instant>>,
+    /// When a threshold of each of [`Kind::ALL`] was last seen to be crossed.
+    crossed: Mutex<[Option<Instant>; 3]>,
     /// Whether each of [`Kind::ALL`] holds.
     under: [AtomicBool; 3],
     changes: watch::Sender<()>,
@@ -175,6 +180,7 @@ impl Pressure {
             hard,
             soft,
             since: Mutex::default(),
+            crossed: Mutex::default(),
             under: Default::default(),
             changes: watch::Sender::new(()),
         };
@@ -193,15 +199,22 @@ impl Pressure {
         let mut short = [false; 3];
         for signal in Signal::ALL {
             let Some(observed) = self.sensor.observe(signal) else { continue };
-            let before = self.is_under(signal.kind());
-            let short = &mut short[signal.kind() as usize];
+            let kind = signal.kind();
             let hard = self.hard.of(signal);
+            let soft = self.soft.of(signal);
+            if hard.crossed(false, observed) || soft.is_some_and(|s| s.0.crossed(false, observed)) {
+                self.crossed.lock()[kind as usize] = Some(now);
+            }
+            let crossed = self.crossed.lock()[kind as usize];
+            let lately = crossed.is_some_and(|at| now.saturating_duration_since(at) < TRANSITION);
+            let before = self.is_under(kind) && lately;
+            let short = &mut short[kind as usize];
             *short |= hard.crossed(before, observed);
             look.near |= signal == Signal::Memory && hard.is_near(observed);
             if hard.crossed(false, observed) {
                 look.met.push(met(signal, hard, observed, true));
             }
-            let Some((soft, grace)) = self.soft.of(signal) else { continue };
+            let Some((soft, grace)) = soft else { continue };
             *short |= soft.crossed(before, observed);
             let mut since = self.since.lock();
             if !soft.crossed(false, observed) {
@@ -293,7 +306,6 @@ fn event(kind: Kind, short: bool) -> &'static str {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -350,6 +362,12 @@ pub(crate) mod tests {
         assert_eq!(look.changed[0].1, "NodeHasInsufficientPID");
         assert_eq!(look.met[0].signal, Signal::Pids);
         assert_eq!(pressure.condition(Kind::Pids).1, "KubeletHasInsufficientPID");
+        // Just above the threshold it holds for a while.
+        told.set(Signal::Pids, 101);
+        let last = Instant::now() + Duration::from_secs(299);
+        assert!(pressure.look(last).changed.is_empty() && pressure.is_under(Kind::Pids));
+        let look = pressure.look(last + Duration::from_secs(2));
+        assert_eq!(look.changed[0].1, "NodeHasSufficientPID");
         let machine = Machine { data_dir: "/".into() };
         let seen = machine.observe(Signal::Pids).unwrap();
         assert!(0 < seen.available && seen.available < seen.capacity, "{seen:?}");

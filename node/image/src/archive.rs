@@ -310,6 +310,10 @@ pub(crate) struct Archived<'a> {
 
 #[async_trait]
 impl Source for Archived<'_> {
+    fn place(&self) -> &str {
+        "an archive"
+    }
+
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
         let digest = if version.starts_with("sha256:") { version } else { self.digest };
         self.archive.document(digest).map_err(FetchError::Failed)

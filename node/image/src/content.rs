@@ -16,7 +16,7 @@ const PARTIAL_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 pub(crate) struct Content {
     dir: PathBuf,
-    /// One transfer of a blob at a time; two images that share it may be pulled at once.
+    /// One transfer of a blob from a place at a time; two images that share it may be pulled at once.
     coming: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -66,19 +66,24 @@ impl Content {
         dir.join("partial")
     }
 
-    /// The turn of one transfer of a blob.
-    pub fn turn(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+    /// The turn of one transfer of a blob from a place.
+    pub fn turn(&self, place: &str, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut coming = self.coming.lock();
         // Those that nobody waits for any more.
         coming.retain(|_, turn| Arc::strong_count(turn) > 1);
-        coming.entry(digest.to_owned()).or_default().clone()
+        coming.entry(format!("{place} {digest}")).or_default().clone()
     }
 
-    /// What came of a blob in earlier transfers, to be gone on with. The caller has the blob's turn.
-    pub async fn partial(&self, digest: &str, bytes: Bounds) -> Result<Partial, ContentError> {
+    /// What came of a blob from a place in earlier transfers, to be gone on with. The caller has their turn.
+    pub async fn partial(
+        &self,
+        place: &str,
+        digest: &str,
+        bytes: Bounds,
+    ) -> Result<Partial, ContentError> {
         let path = self.path(digest)?;
-        let name = path.file_name().expect("a blob's path has a name");
-        let staged = Self::partials(&self.dir).join(name);
+        let name = digest_of(format!("{place} {digest}").as_bytes());
+        let staged = Self::partials(&self.dir).join(name.trim_start_matches("sha256:"));
         let io = |source| ContentError::Io { path: staged.clone(), source };
         let mut options = tokio::fs::OpenOptions::new();
         let options = options.read(true).append(true).create(true);
@@ -277,14 +282,14 @@ mod tests {
         let digest = digest_of(b"hello world");
         {
             let content = Content::open(dir.path()).unwrap();
-            let mut partial = content.partial(&digest, Bounds::Exactly(11)).await.unwrap();
+            let mut partial = content.partial("r", &digest, Bounds::Exactly(11)).await.unwrap();
             let broke = partial.take(chunks(&[Ok("hel"), Ok("lo"), Err("reset")])).await;
             assert_eq!(broke.unwrap_err().to_string(), "the transfer broke: reset");
             assert_eq!(partial.len(), 5);
         }
         // By the next agent.
         let content = Content::open(dir.path()).unwrap();
-        let mut partial = content.partial(&digest, Bounds::Exactly(11)).await.unwrap();
+        let mut partial = content.partial("r", &digest, Bounds::Exactly(11)).await.unwrap();
         assert_eq!(partial.len(), 5);
         partial.take(chunks(&[Ok(" world")])).await.unwrap();
         let path = partial.finish().await.unwrap();
@@ -297,14 +302,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = Content::open(dir.path()).unwrap();
         let digest = digest_of(b"hello world");
-        let mut partial = content.partial(&digest, Bounds::UpTo(8)).await.unwrap();
+        let mut partial = content.partial("r", &digest, Bounds::UpTo(8)).await.unwrap();
         let outcome = partial.take(chunks(&[Ok("hello"), Ok(" world")])).await;
         assert!(matches!(outcome, Err(ContentError::TooLarge(8))), "{outcome:?}");
         partial.begin_anew().await.unwrap();
         partial.take(chunks(&[Ok("other")])).await.unwrap();
         let outcome = partial.finish().await;
         assert!(matches!(outcome, Err(ContentError::Mismatch { .. })), "{outcome:?}");
-        let again = content.partial(&digest, Bounds::UpTo(8)).await.unwrap();
+        let again = content.partial("r", &digest, Bounds::UpTo(8)).await.unwrap();
         assert_eq!(again.len(), 0);
         again.discard().await;
         // Its digest is right, and still it is not what the manifest says.
@@ -312,7 +317,7 @@ mod tests {
             (10, "the content has 11 bytes or more, not 10 as its descriptor says"),
             (12, "the content has 11 bytes, not 12 as its descriptor says"),
         ] {
-            let mut partial = content.partial(&digest, Bounds::Exactly(wanted)).await.unwrap();
+            let mut partial = content.partial("r", &digest, Bounds::Exactly(wanted)).await.unwrap();
             let taken = partial.take(chunks(&[Ok("hello world")])).await;
             let error = match taken {
                 Err(error) => {

@@ -68,6 +68,8 @@ pub(crate) type Blob = BoxStream<'static, Result<Bytes, String>>;
 /// A place that images come from.
 #[async_trait]
 pub(crate) trait Source: Send + Sync {
+    /// Tells it from other places: one that stalls must hold up nobody who gets the same from another.
+    fn place(&self) -> &str;
     /// The manifest's bytes, digest not yet checked.
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError>;
     /// A blob's bytes from one on, or all of them where the place cannot do that: the answer says from which.
@@ -95,6 +97,10 @@ impl InCluster<'_> {
 
 #[async_trait]
 impl Source for InCluster<'_> {
+    fn place(&self) -> &str {
+        ""
+    }
+
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
         let path = format!("/v2/{}/manifests/{version}", self.repository);
         let (_, mut body) = self.get(path, &ACCEPT.join(", "), 0).await?;

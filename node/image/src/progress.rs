@@ -34,6 +34,10 @@ pub(crate) struct Counted<'a> {
 
 #[async_trait]
 impl Source for Counted<'_> {
+    fn place(&self) -> &str {
+        self.source.place()
+    }
+
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {
         let content = self.source.manifest(version).await?;
         // One that cannot be read is told of by who asked for it.

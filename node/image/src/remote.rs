@@ -273,6 +273,10 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 #[async_trait]
 impl Source for Remote<'_> {
+    fn place(&self) -> &str {
+        self.name.reference.resolve_registry()
+    }
+
     /// Of which no more is read than a manifest may be.
     /// <https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests>
     async fn manifest(&self, version: &str) -> Result<Bytes, FetchError> {

@@ -1,6 +1,7 @@
 //! The agent's side: directories, mounts, cgroups and shims of containers, and what became of them.
 
 mod cgroup;
+mod confinement;
 mod exec;
 mod link;
 mod log_files;
@@ -25,8 +26,9 @@ use rimward_node_pod::runtime::{
 };
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Swap};
+use crate::config::{Config, HANDLER, HANDLER_OF_RUNC, Swap};
 use crate::layout::{self, Ended, Kept, RunDir, Started};
+use crate::low_level::LowLevel;
 use crate::protocol;
 use cgroup::Cgroups;
 use link::Link;
@@ -92,17 +94,6 @@ impl OciRuntime {
         })))
     }
 
-    /// What pods may ask for by their RuntimeClass.
-    pub fn handlers() -> Vec<Handler> {
-        let handler = Handler {
-            recursive_read_only: is_linux(5, 12),
-            // Every file system that the kubelet puts volumes on can be mapped since then.
-            user_namespaces: is_linux(6, 3) && has_user_namespaces(),
-            ..Handler::named("oci")
-        };
-        vec![handler]
-    }
-
     /// Ends every container: for a node that is taken down, not one that restarts.
     pub async fn end_all(&self) {
         let ids: Vec<RunId> = self.0.runs.lock().keys().cloned().collect();
@@ -119,6 +110,15 @@ impl OciRuntime {
             self.release(&pod).await;
         }
         self.0.cgroups.remove_tree();
+    }
+}
+
+fn handler(name: &'static str, low_level: &LowLevel) -> Handler {
+    Handler {
+        recursive_read_only: is_linux(5, 12) && low_level.makes_all_read_only(),
+        // Every file system that the kubelet puts volumes on can be mapped since then.
+        user_namespaces: is_linux(6, 3) && has_user_namespaces(),
+        ..Handler::named(name)
     }
 }
 
@@ -238,8 +238,11 @@ impl Runtime for OciRuntime {
         "oci"
     }
 
+    /// What this node makes containers with comes last: it is what a pod gets that asks for nothing.
     fn handlers(&self) -> Vec<Handler> {
-        Self::handlers()
+        let Config { runc, low_level, .. } = &self.0.config;
+        let runc = runc.clone().map(|runc| handler(HANDLER_OF_RUNC, &LowLevel::Runc(runc)));
+        runc.into_iter().chain([handler(HANDLER, low_level)]).collect()
     }
 
     fn runs(&self, image: &Image) -> bool {

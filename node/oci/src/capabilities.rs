@@ -71,6 +71,11 @@ pub(crate) fn bit(name: &str) -> Option<u64> {
     NAMES.iter().position(|n| *n == bare).map(|number| 1 << number)
 }
 
+/// Those of a set.
+pub(crate) fn names(set: u64) -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().enumerate().filter(move |(n, _)| set & (1 << n) != 0).map(|(_, name)| name)
+}
+
 /// The container's set, within what this machine has to give.
 ///
 /// # Errors
@@ -125,9 +130,7 @@ mod tests {
             };
             let all = (1 << NAMES.len()) - 1;
             let got = of(&linux, all).unwrap();
-            let names: Vec<_> =
-                (0..NAMES.len()).filter(|n| got & (1 << n) != 0).map(|n| NAMES[n]).collect();
-            assert_eq!(names, expected);
+            assert_eq!(names(got).collect::<Vec<_>>(), expected);
         }
         check(&[], &["ALL"], &[]);
         check(&["NET_ADMIN"], &["ALL"], &["NET_ADMIN"]);

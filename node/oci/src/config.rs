@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::low_level::{LowLevel, Runc};
 use crate::user_ids::UserIds;
 
 /// Settings of the container runtime. [`Config::new`] has the defaults.
@@ -25,7 +26,15 @@ pub struct Config {
     pub swap: Swap,
     /// For pods with users of their own. Err says why there are none to give.
     pub user_ids: Result<UserIds, String>,
+    /// What makes containers of pods that do not say it.
+    pub low_level: LowLevel,
+    /// For pods whose RuntimeClass says `runc`.
+    pub runc: Option<Runc>,
 }
+
+/// Handlers: what this node makes containers with, and runc.
+pub(crate) const HANDLER: &str = "oci";
+pub(crate) const HANDLER_OF_RUNC: &str = "runc";
 
 impl Config {
     pub fn new(data_dir: PathBuf, exe: PathBuf) -> Self {
@@ -40,6 +49,22 @@ impl Config {
             pids: PidLimits::of_machine(),
             swap: Swap::None,
             user_ids: UserIds::of_machine(),
+            low_level: LowLevel::default(),
+            runc: None,
+        }
+    }
+
+    /// What makes the containers of a pod that asks for a handler, or by an empty one for none.
+    ///
+    /// # Errors
+    /// When this node has no runc, and the pod wants that.
+    pub(crate) fn low_level_of(&self, handler: &str) -> Result<LowLevel, String> {
+        match (handler, &self.runc) {
+            (HANDLER_OF_RUNC, Some(runc)) => Ok(LowLevel::Runc(runc.clone())),
+            (HANDLER_OF_RUNC, None) => {
+                Err(format!("the runtime handler {handler:?} is not on this node"))
+            }
+            _ => Ok(self.low_level.clone()),
         }
     }
 }

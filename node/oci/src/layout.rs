@@ -7,14 +7,18 @@ use rimward_node_pod::runtime::{ContainerSpec, RunId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::low_level::LowLevel;
 use crate::seccomp_profile::Compiled;
 
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunDir(pub PathBuf);
 
-/// What libcontainer calls each container: its state has a directory of its own anyway.
+/// What libcontainer and runc call each container: its state has a directory of its own anyway.
 pub(crate) const CONTAINER_ID: &str = "c";
+
+/// The directory of runc's state in a run's.
+pub(crate) const RUNC_STATE: &str = "runc";
 
 /// Those of a pod with users of its own which belong to them, and theirs.
 pub(crate) const NAMESPACES_OF_USERS: [&str; 4] = ["user", "ipc", "uts", "net"];
@@ -46,14 +50,18 @@ pub(crate) struct Settings {
     /// Volumes that the machine's later mounts do not come through: paths in the container.
     #[serde(default)]
     pub private_mounts: Vec<String>,
+    /// What made it.
+    #[serde(default)]
+    pub low_level: LowLevel,
     pub confinement: Confinement,
     /// The namespace of the pod's own users, if it has such.
     #[serde(default)]
     pub users: Option<PathBuf>,
 }
 
-/// What the container's program, and each that is run in it, may not do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the container's program, and each that is run in it, may not do. Of libcontainer's; runc keeps by itself
+/// what `config.json` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confinement {
     /// Bits by capability number.
     pub capabilities: u64,
@@ -115,7 +123,31 @@ impl RunDir {
         file.write_all(&serde_json::to_vec(value).expect("it is plain data"))?;
         std::fs::rename(new, path)
     }
+
+    /// Takes the room on disk that [`RunDir::write_reserved`] is to need.
+    pub fn reserve(&self, name: &str) -> std::io::Result<()> {
+        std::fs::write(self.file(&format!("{name}.new")), [b' '; RESERVED_BYTES])
+    }
+
+    /// Writes what was reserved for: also when the disk is full by now.
+    pub fn write_reserved<T: Serialize>(&self, name: &str, value: &T) -> std::io::Result<()> {
+        let (path, new) = (self.file(name), self.file(&format!("{name}.new")));
+        let mut text = serde_json::to_vec(value).expect("it is plain data");
+        if text.len() > RESERVED_BYTES {
+            return self.write(name, value);
+        }
+        // Blanks after a value are none of it.
+        text.resize(RESERVED_BYTES, b' ');
+        // Not emptied: what it has of the disk is what it is for.
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&new)?;
+        file.write_all(&text)?;
+        std::fs::rename(new, path)
+    }
 }
+
+/// Of a reserved file: how a run ended takes a tenth of it.
+const RESERVED_BYTES: usize = 1024;
 
 pub(crate) fn runs(data_dir: &Path) -> PathBuf {
     data_dir.join("run").join("oci")

@@ -1,9 +1,9 @@
-//! Runs Linux containers for pods: [`rimward_node_pod::runtime::Runtime`] on libcontainer.
+//! Runs Linux containers for pods: [`rimward_node_pod::runtime::Runtime`] on libcontainer or runc.
 //!
 //! Containers never run in the agent, nor are they its children. The agent starts this same binary again
-//! as `oci-shim`, single-threaded: it makes one container with libcontainer, by a child, so that of all that
-//! making a container takes nothing stays in memory, becomes its parent, and tends it: it writes the log,
-//! waits, and keeps the exit. A shim outlives its agent; the next one finds it by the container's directory:
+//! as `oci-shim`, single-threaded: it makes one container with libcontainer or runc ([`LowLevel`]), by a child, so
+//! that of all that making a container takes nothing stays in memory, becomes its parent, and tends it: it writes
+//! the log, waits, and keeps the exit. A shim outlives its agent; the next one finds it by the container's directory:
 //!
 //! ```text
 //! DIR/run/oci/<pod uid>.<container>.<attempt>/
@@ -16,7 +16,7 @@
 //!   rootfs/        the overlay: the image's layers, and upper/ on top
 //!   etc/           hosts, hostname, resolv.conf, the termination message
 //!   volumes/       of a pod with users of its own: its volumes as they see them
-//!   lc/            libcontainer's own state
+//!   lc/ or runc/   the own state of libcontainer or runc
 //! DIR/run/oci-pods/<pod uid>/    what a pod's containers share: ipc and uts namespaces, shm; of a pod with
 //!                                users of its own also theirs, and `users`, the first of their ids
 //! ```
@@ -29,14 +29,16 @@
 //! anything, know Kubernetes objects, or start a container less confined than it was asked to.
 //!
 //! Reading order: [`Config`], `layout` and `protocol` (what agent and shim share), `agent` (the Runtime),
-//! `spec` (the decisions, pure), then `shim`.
+//! `spec` (the decisions, pure), then `shim`, in it `low_level`.
 
 mod agent;
 mod capabilities;
 mod config;
 mod descriptors;
 mod layout;
+mod low_level;
 mod protocol;
+mod runtime_default;
 mod seccomp_profile;
 mod shim;
 mod spec;
@@ -45,6 +47,7 @@ mod user_ids;
 
 pub use agent::OciRuntime;
 pub use config::{Config, PidLimits, Swap};
+pub use low_level::{LowLevel, NoRunc, Runc};
 pub use user_ids::{IDS_OF_POD, UserIds};
 
 /// Does the work of `oci-shim` when this process was started as one: to be called before any thread is

@@ -6,10 +6,13 @@
 mod create;
 pub(crate) mod exec;
 mod guest_log;
+mod libcontainer;
+mod low_level;
 pub(crate) mod pages;
 mod pause;
 mod private;
 mod program;
+mod runc;
 mod seccomp;
 mod tend;
 pub(crate) mod users;

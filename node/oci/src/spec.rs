@@ -1,11 +1,13 @@
 //! A container's spec as the OCI runtime specification says it: decided here, without touching anything.
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>
 //!
-//! Capabilities and system calls are not in it: see `shim::program`, which sees to both.
+//! Capabilities and system calls are in it for runc alone ([`Rights`]): with libcontainer the shim sees to both,
+//! see `shim::program`.
 
 pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod mounts;
+pub(crate) mod rights;
 pub(crate) mod user;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::layout::RunDir;
 use devices::Device;
+use rights::Rights;
 use user::Resolved;
 
 /// What is known once the container's surroundings were made.
@@ -34,6 +37,9 @@ pub(crate) struct Given<'a> {
     /// takes a process's number for the machine's and looks up another process, or none, where processes
     /// are shared.
     pub cgroup_dirs: Vec<(PathBuf, String)>,
+    /// Which of `nosuid`, `nodev` and `noexec` holds where a path lies. What is bound read-only is mounted anew, and
+    /// would lose them; in a pod with users of its own, it could not be mounted then.
+    pub flags_at: &'a dyn Fn(&Path) -> Vec<&'static str>,
     pub shm: &'a Path,
     /// How swap is counted, and how much of it the container may have.
     pub swap: SwapLimit,
@@ -43,6 +49,8 @@ pub(crate) struct Given<'a> {
     pub page_sizes: Vec<String>,
     /// The machine's, for a privileged container.
     pub devices: Vec<Device>,
+    /// For what sees to them itself.
+    pub rights: Option<Rights>,
     /// What the container was given by itself.
     pub disks: Vec<Device>,
 }
@@ -116,6 +124,9 @@ pub(crate) fn build(spec: &ContainerSpec, given: &Given<'_>) -> Result<Value, St
         given.devices.iter().chain(&given.disks).map(Device::to_json).collect();
     if !devices.is_empty() {
         config["linux"]["devices"] = Value::Array(devices);
+    }
+    if let Some(rights) = &given.rights {
+        rights.add_to(&mut config);
     }
     Ok(config)
 }
@@ -194,7 +205,7 @@ fn resources(spec: &ContainerSpec, given: &Given<'_>) -> Value {
         cpu["period"] = json!(period);
     }
     let privileged = spec.linux.privileged;
-    // Devices that every container has are allowed after this, by libcontainer; in v2 by `agent::cgroup`.
+    // Devices that every container has are allowed after this, by libcontainer and by runc; in v2 by `agent::cgroup`.
     let mut devices = vec![json!({"allow": privileged, "access": "rwm"})];
     devices.extend(given.disks.iter().map(Device::rule));
     let mut result = json!({"cpu": cpu, "devices": devices});
@@ -347,11 +358,13 @@ pub(crate) mod tests {
                 net: None,
                 pid: None,
                 cgroup_dirs: Vec::new(),
+                flags_at: &|path| if path.starts_with("/careful") { vec!["nodev"] } else { vec![] },
                 shm: Path::new("/shm"),
                 swap,
                 unified: swap == SwapLimit::Bytes(0),
                 page_sizes: vec!["1GB".into(), "2MB".into()],
                 devices: Vec::new(),
+                rights: None,
                 disks: Vec::new(),
             },
         )

@@ -10,6 +10,12 @@ pub(crate) fn number(name: &str) -> Option<u32> {
     find(COMMON).or_else(|| find(OF_THIS_ARCHITECTURE))
 }
 
+/// The name of a call that this table has.
+pub(crate) fn name(number: i64) -> Option<&'static str> {
+    let mut all = COMMON.iter().chain(OF_THIS_ARCHITECTURE);
+    all.find(|(_, known)| i64::from(*known) == number).map(|(name, _)| *name)
+}
+
 #[rustfmt::skip]
 const COMMON: &[(&str, libc::c_long)] = &[
     ("accept", libc::SYS_accept),
@@ -392,5 +398,6 @@ mod tests {
         }
         assert_eq!(number("unshare"), Some(libc::SYS_unshare as u32));
         assert_eq!(number("nonsense"), None);
+        assert_eq!((name(libc::SYS_unshare), name(-1)), (Some("unshare"), None));
     }
 }

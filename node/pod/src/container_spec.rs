@@ -16,9 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::downward;
 use crate::env::expand;
 use crate::outside::{Attachment, Image, ImageForm};
-use crate::runtime::{
-    ContainerSpec, DiskDevice, Dns, Mount, PodLimits, Resources, RunId, User,
-};
+use crate::runtime::{ContainerSpec, DiskDevice, Dns, Mount, PodLimits, Resources, RunId, User};
 use crate::volumes::Places;
 use crate::volumes::in_use;
 use crate::volumes::sub_path::{self as part, For};
@@ -299,9 +297,10 @@ fn disks(
             let (name, container) = (&device.name, &container.name);
             format!("cannot find volume {name:?} to pass into container {container:?}")
         })?;
-        let host_path = places.of(volume).canonicalize().map_err(|e| {
-            format!("the device of volume {:?} is not there: {e}", device.name)
-        })?;
+        let host_path = places
+            .of(volume)
+            .canonicalize()
+            .map_err(|e| format!("the device of volume {:?} is not there: {e}", device.name))?;
         let container_path = device.device_path.clone();
         Ok(DiskDevice { host_path, container_path, read_only: is_read_only(volume) })
     };

@@ -112,17 +112,23 @@ fn stop(state: &mut PodState, index: usize, plan: &mut Plan) -> bool {
     match running.stop_deadline {
         None => {
             let why = format!("Stopping container {}", state.containers[index].name);
-            let grace = deadline.duration_since(plan.now).as_secs().max(0);
+            let grace = seconds_until(deadline, plan.now);
             state.stop(index, Some(grace), why, plan.now);
         }
         // The grace was shortened.
         Some(stop) if deadline < stop - late => {
-            let grace = deadline.duration_since(plan.now).as_secs().max(0);
+            let grace = seconds_until(deadline, plan.now);
             state.stop(index, Some(grace), String::new(), plan.now);
         }
         Some(_) => {}
     }
     !give_up(state, index, plan)
+}
+
+/// A second that has begun counts whole: who is to have three seconds has not two. The deadline holds all the same.
+fn seconds_until(deadline: Timestamp, now: Timestamp) -> i64 {
+    let left = deadline.duration_since(now);
+    (left.as_secs() + i64::from(left.subsec_nanos() > 0)).max(0)
 }
 
 /// A run that was stopped, and whose end the runtime does not report, counts as ended.

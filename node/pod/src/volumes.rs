@@ -112,7 +112,9 @@ pub(crate) enum Turn {
     First,
     /// Only what follows objects; the rest is the containers' own by now, and stays as they left it. Tokens
     /// are replaced when they are due.
-    Again { tokens_due: Option<Timestamp> },
+    Again {
+        tokens_due: Option<Timestamp>,
+    },
 }
 
 /// Makes the volumes of a pod what they are to be. At first all or none; later each for itself: one whose source

@@ -128,6 +128,7 @@ async fn idle_pods_are_small_and_start_fast() {
     config.reports = reports.clone();
     config.clock = Clock::system();
     // Room for what they ask for.
+    config.allocatable.pods = 1 << 40;
     config.allocatable.cpu_millis = 1 << 40;
     config.allocatable.memory_bytes = 1 << 40;
     let pods = Pods::start(config, CancellationToken::new()).await.unwrap();

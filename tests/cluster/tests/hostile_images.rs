@@ -71,6 +71,8 @@ fn sparse() -> Vec<u8> {
 struct Setup {
     cluster: Cluster,
     liar: Liar,
+    /// One that takes its time.
+    slow: Liar,
     busybox: Layer,
     /// Of the images: a bomb has not far to go.
     _disk: SmallDisk,
@@ -83,10 +85,11 @@ impl Setup {
         let disk = SmallDisk::at(&dir.path().join("node/images"), 128);
         let hosts = Hosts::new(1);
         let liar = Liar::start(&format!("/run/netns/{}", hosts.name(0)));
-        let mut cluster =
-            Cluster::start_on(hosts, dir.path(), &["--plain-http-registry", &liar.host]);
+        let slow = Liar::start(&format!("/run/netns/{}", hosts.name(0)));
+        let plain = ["--plain-http-registry", &liar.host, "--plain-http-registry", &slow.host];
+        let mut cluster = Cluster::start_on(hosts, dir.path(), &plain);
         cluster.wait_ready();
-        Self { cluster, liar, busybox: Layer::of(&busybox::lower()), _disk: disk, _dir: dir }
+        Self { cluster, liar, slow, busybox: Layer::of(&busybox::lower()), _disk: disk, _dir: dir }
     }
 
     /// One layer over busybox, and what the image says of how it runs.
@@ -230,12 +233,14 @@ fn hostile_images_harm_their_own_pods_only() {
     };
     liar.answers(&path("torn"), Answer::Short(s.busybox.packed[..9000].to_vec(), 5));
     expected.push(("torn".into(), "the transfer broke"));
-    // These hold on for longer than a test: they hold up nobody else.
-    liar.answers(&path("stalls"), Answer::Stalls(s.busybox.packed.clone(), 5000));
-    liar.answers(&path("drips"), Answer::Drips(s.busybox.packed.clone()));
-    for name in ["stalls", "drips"] {
-        s.create(name, &liar.name(name), json!({}));
-    }
+    // These hold on for longer than a test, with what all the others want as well: they hold up nobody.
+    let slow = |name: &str, answer: Answer| {
+        let image = s.slow.serve(name, &layers, run.clone());
+        s.slow.answers(&format!("{name}/blobs/{}", digest(&s.busybox.packed)), answer);
+        s.create(name, &image, json!({}));
+    };
+    slow("stalls", Answer::Stalls(s.busybox.packed.clone(), 5000));
+    slow("drips", Answer::Drips(s.busybox.packed.clone()));
     for (name, _) in &expected {
         s.create(name, &liar.name(name), json!({}));
     }

@@ -1,7 +1,7 @@
 //! What pods say of sharing, ports, runtimes and resources, in a whole cluster by kubectl. As root.
 
 use rimward_tests_cluster::busybox;
-use rimward_tests_cluster::{Cluster, curl, eventually, repository, skip_without_root};
+use rimward_tests_cluster::{Cluster, binary, curl, eventually, repository, skip_without_root};
 use serde_json::{Value, json};
 
 fn cluster() -> (Cluster, String) {
@@ -82,9 +82,9 @@ fn runtime_classes_name_what_nodes_have() {
     let (cluster, image) = cluster();
     let classes = eventually("the classes are made", || {
         let classes = cluster.ok(&["get", "runtimeclasses", "-o", "name"]);
-        (classes.lines().count() == 3).then_some(classes)
+        (classes.lines().count() == 4).then_some(classes)
     });
-    for name in ["oci", "wasm", "wasm-isolated"] {
+    for name in ["oci", "runc", "wasm", "wasm-isolated"] {
         assert!(classes.contains(&format!("runtimeclass.node.k8s.io/{name}\n")), "{classes}");
     }
     let class = |name: &str, handler: &str| {
@@ -116,6 +116,117 @@ fn runtime_classes_name_what_nodes_have() {
     assert!(why.contains("no runtime for \"gone\" is configured"), "{why}");
     let why = told("c", "Failed");
     assert!(why.contains("the runtime handler \"wasm\" does not run it"), "{why}");
+}
+
+#[test]
+fn a_pod_is_made_by_runc_beside_one_that_is_not() {
+    if skip_without_root("a_pod_is_made_by_runc_beside_one_that_is_not") {
+        return;
+    }
+    let (cluster, image) = cluster();
+    eventually("the class is made", || {
+        cluster.kubectl(&["get", "runtimeclass", "runc"]).status.success().then_some(())
+    });
+    let script = "grep -E '^(Seccomp|NoNewPrivs|Cap.*):' /proc/self/status; cat /hook/said; echo ready; \
+                  until [ -e /tmp/go ]; do sleep 0.1; done; exit 7";
+    let amounts = json!({"cpu": "100m", "memory": "32Mi"});
+    let spec = |class: Value| {
+        json!({"runtimeClassName": class, "restartPolicy": "Never", "volumes": [{"name": "hook", "emptyDir": {}}],
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "initContainers": [{"name": "first", "image": image, "args": ["echo from the first > /hook/said"],
+                "volumeMounts": [{"name": "hook", "mountPath": "/hook"}]}],
+            "containers": [{"name": "main", "image": image, "args": [script],
+                "securityContext": {"allowPrivilegeEscalation": false},
+                "resources": {"requests": amounts, "limits": amounts},
+                "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/started"]}, "periodSeconds": 1},
+                "lifecycle": {"postStart": {"exec": {"command": ["touch", "/tmp/started"]}}},
+                "volumeMounts": [{"name": "hook", "mountPath": "/hook"}]}]})
+    };
+    let pods = [("by-runc", json!("runc"), "runc"), ("plain", Value::Null, "lc")];
+    for (name, class, _) in &pods {
+        cluster.apply(&pod(name, spec(class.clone())));
+    }
+    cluster.ok(&["wait", "--for=condition=Ready", "pod/by-runc", "pod/plain", "--timeout=90s"]);
+    let logs = pods.each_ref().map(|(name, ..)| cluster.ok(&["logs", name]));
+    assert!(
+        logs[0].contains("Seccomp:\t2\n") && logs[0].contains("NoNewPrivs:\t1\n"),
+        "{}",
+        logs[0]
+    );
+    assert!(logs[0].ends_with("from the first\nready\n"), "{}", logs[0]);
+    assert_eq!(logs[0], logs[1]);
+    for (name, _, made_by) in &pods {
+        let uid =
+            cluster.get(&["pod", name])["metadata"]["uid"].as_str().expect("a UID").to_owned();
+        let run = cluster.dir.join("node/run/oci").join(format!("{uid}.main.0"));
+        assert!(run.join(made_by).is_dir(), "{name}: {}", run.display());
+        let seen = cluster.ok(&[
+            "exec",
+            name,
+            "--",
+            "sh",
+            "-c",
+            "hostname; grep Seccomp: /proc/self/status",
+        ]);
+        assert_eq!(seen, format!("{name}\nSeccomp:\t2\n"));
+        let more = json!({"spec": {"containers": [{"name": "main", "resources": {"limits": {"memory": "48Mi"}, "requests": {"memory": "48Mi"}}}]}});
+        cluster.ok(&["patch", "pod", name, "--subresource", "resize", "-p", &more.to_string()]);
+        eventually("it is resized", || {
+            let limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; true";
+            let limit = cluster.ok(&["exec", name, "--", "sh", "-c", limit]);
+            (limit.trim() == (48 << 20).to_string()).then_some(())
+        });
+    }
+    let why = cluster.refused(&["exec", "by-runc", "--", "nosuch"], "");
+    assert!(why.contains("exec: \"nosuch\": executable file not found in $PATH"), "{why}");
+    assert_eq!(why.matches("nosuch").count(), 1, "{why}");
+
+    // The next agent finds both.
+    let cluster = cluster.kill_and_restart();
+    for (name, ..) in &pods {
+        cluster.ok(&["exec", name, "--", "touch", "/tmp/go"]);
+        let ended = eventually(&format!("{name} ends"), || {
+            let pod = cluster.get(&["pod", name]);
+            let state = pod["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+            state.is_object().then_some(state)
+        });
+        assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(7), &json!("Error")), "{name}");
+    }
+    // What cannot start says so where it says so of others.
+    for (name, class, _) in &pods {
+        let mut spec = spec(class.clone());
+        spec["containers"][0]["command"] = json!(["nosuch"]);
+        let name = format!("{name}-odd");
+        cluster.apply(&pod(&name, spec));
+        let ended = eventually(&format!("{name} cannot start"), || {
+            let pod = cluster.get(&["pod", &name]);
+            let state = pod["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+            state.is_object().then_some(state)
+        });
+        assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(128), &json!("StartError")));
+        let why = ended["message"].as_str().unwrap_or_default();
+        assert!(why.contains("exec: \"nosuch\": executable file not found in $PATH"), "{why}");
+    }
+    cluster.ok(&["delete", "pod", "--all", "--timeout=60s"]);
+
+    // What is asked for and is not there is said at the start.
+    for (options, parts) in [
+        (
+            &["--container-runtime", "runc", "--runc-path", "/nosuch/runc"][..],
+            &["--runc-path /nosuch/runc: cannot run /nosuch/runc", "apt install runc"][..],
+        ),
+        (
+            &["--container-runtime", "runc", "--user-mode"][..],
+            &["--container-runtime runc: a node in user mode runs no Linux containers"][..],
+        ),
+    ] {
+        let mut command = std::process::Command::new(binary("rimward"));
+        command.args(["up", "--data-dir"]).arg(cluster.dir.join("none")).args(options);
+        let output = command.output().expect("the binary runs");
+        assert!(!output.status.success());
+        let said = rimward_tests_cluster::text(&output.stderr);
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
 }
 
 #[test]

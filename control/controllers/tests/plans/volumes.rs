@@ -255,19 +255,21 @@ fn the_newest_default_class_counts() {
 
 #[test]
 fn what_is_to_go_with_its_directory_is_held() {
-    let check = |by: &str, policy: &str, leaving: bool, held: bool, plan: volume::Plan, expected| {
-        let mut volume = volume_with(
-            json!({"pv.kubernetes.io/provisioned-by": by}),
-            json!({"persistentVolumeReclaimPolicy": policy}),
-        );
-        let other = "kubernetes.io/pv-protection".to_owned();
-        let finalizers = std::iter::once(other).chain(held.then(|| volume::HELD.to_owned()));
-        volume.metadata.finalizers = Some(finalizers.collect());
-        volume.metadata.deletion_timestamp =
-            leaving.then(|| serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-        let next = volume::held(&volume, &plan).map(|v| v.metadata.finalizers.unwrap().len() == 2);
-        assert_eq!(next, expected, "{by} {policy} {leaving} {held}");
-    };
+    let check =
+        |by: &str, policy: &str, leaving: bool, held: bool, plan: volume::Plan, expected| {
+            let mut volume = volume_with(
+                json!({"pv.kubernetes.io/provisioned-by": by}),
+                json!({"persistentVolumeReclaimPolicy": policy}),
+            );
+            let other = "kubernetes.io/pv-protection".to_owned();
+            let finalizers = std::iter::once(other).chain(held.then(|| volume::HELD.to_owned()));
+            volume.metadata.finalizers = Some(finalizers.collect());
+            volume.metadata.deletion_timestamp =
+                leaving.then(|| serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+            let next =
+                volume::held(&volume, &plan).map(|v| v.metadata.finalizers.unwrap().len() == 2);
+            assert_eq!(next, expected, "{by} {policy} {leaving} {held}");
+        };
     let ours = "rimward.dev/local-path";
     let (bound, release) =
         (|| volume::Plan::Phase("Bound"), || volume::Plan::Release(Reclaim::Delete));

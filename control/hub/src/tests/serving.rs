@@ -135,8 +135,12 @@ async fn tokens_and_objects_for_own_pods() {
     };
     let (reply, _) = call(&tunnel.connection, &fetch("ConfigMap", "settings")).await.unwrap();
     assert!(String::from_utf8(reply.body).unwrap().contains("settings"));
+    let (reply, _) = call(&tunnel.connection, &fetch("Node", "edge-1")).await.unwrap();
+    let node: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(node["metadata"]["name"], "edge-1");
+    assert!(node["status"].is_null(), "what it said itself: {node}");
     world.api.put("/api/v1/namespaces/a/secrets/foreign", json!({"metadata": {}}));
-    for (kind, name) in [("Secret", "foreign"), ("ConfigMap", "other"), ("Node", "edge-1")] {
+    for (kind, name) in [("Secret", "foreign"), ("ConfigMap", "other"), ("Node", "edge-2")] {
         let refused = call(&tunnel.connection, &fetch(kind, name)).await.err().unwrap();
         assert!(
             matches!(refused, CallError::Refused { code: 400 | 403, .. }),

@@ -248,10 +248,8 @@ fn volumes(claims: &[ClaimUsage]) -> String {
         out.head(&name, "gauge", &format!("[ALPHA] {text}"));
         for ((namespace, claim), usage) in &claims {
             if let Some(value) = value(usage) {
-                let labels = [
-                    ("namespace", namespace.as_str()),
-                    ("persistentvolumeclaim", claim.as_str()),
-                ];
+                let labels =
+                    [("namespace", namespace.as_str()), ("persistentvolumeclaim", claim.as_str())];
                 out.row(&name, &labels, value as f64);
             }
         }
@@ -294,8 +292,8 @@ mod tests {
     use rimward_node_pod::runtime::{RunId, Usage};
 
     use super::*;
-    use rimward_node_pod::ClaimFiles;
     use crate::stats::{MachineSample, Memory};
+    use rimward_node_pod::ClaimFiles;
 
     #[test]
     fn rows() {
@@ -367,7 +365,9 @@ mod tests {
         let text = volumes(&[data.clone(), claim("disk", None), data]);
         let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let row = |name: &str, claim: &str, value: u64| {
-            format!("kubelet_volume_stats_{name}{{namespace=\"n\",persistentvolumeclaim=\"{claim}\"}} {value}")
+            format!(
+                "kubelet_volume_stats_{name}{{namespace=\"n\",persistentvolumeclaim=\"{claim}\"}} {value}"
+            )
         };
         assert_eq!(
             rows,

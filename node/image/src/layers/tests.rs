@@ -277,3 +277,14 @@ async fn attributes_are_those_that_a_layer_may_have() {
     let layer = Unpacked::of(&tar, &tar, Limits::default()).await;
     assert!(layer.error().contains("a form that is not known"), "{}", layer.error());
 }
+
+#[tokio::test]
+async fn the_last_block_need_not_be_full() {
+    let tar =
+        archive(&[File::Dir("etc/"), File::Plain("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")]);
+    let unpadded = &tar[..1024 + 26];
+    let layer = Unpacked::of(unpadded, unpadded, Limits::default()).await;
+    assert_eq!(std::fs::read(layer.path("etc/passwd")).unwrap().len(), 26);
+    let torn = &tar[..700];
+    assert!(Unpacked::of(torn, torn, Limits::default()).await.result.is_err());
+}

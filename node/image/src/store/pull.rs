@@ -205,12 +205,13 @@ impl Inner {
         }
         let bytes = bounds(part.size, max);
         let path = self.content.path(digest).map_err(failed)?;
-        let turn = self.content.turn(digest);
+        let turn = self.content.turn(source.place(), digest);
         let _one_transfer_at_a_time = turn.lock().await;
         if let Ok(there) = tokio::fs::metadata(&path).await {
             return bytes.check(there.len()).map(|()| path).map_err(failed);
         }
-        let mut partial = self.content.partial(digest, bytes).await.map_err(failed)?;
+        let mut partial =
+            self.content.partial(source.place(), digest, bytes).await.map_err(failed)?;
         let room = layers::room(&self.dir).unwrap_or(u64::MAX).saturating_add(partial.len());
         if part.size > room.max(SMALL_BYTES) {
             let (path, wanted) = (self.dir.clone(), part.size);

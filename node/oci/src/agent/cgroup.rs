@@ -29,7 +29,8 @@ pub(super) struct Cgroups {
     /// This node's own part, relative to each hierarchy's root.
     base: PathBuf,
     kind: Kind,
-    /// Hierarchies without controllers of ours, by which service managers know what belongs to a service.
+    /// Hierarchies without controllers of ours, by which service managers know what belongs to a service. runc puts
+    /// containers there too, libcontainer leaves them with their shims.
     services: Vec<PathBuf>,
     classes: classes::Classes,
     devices: Devices,
@@ -71,6 +72,12 @@ impl Cgroups {
             Kind::V2(root) => vec![root],
             Kind::V1(hierarchies) => hierarchies.iter().map(|h| h.root.as_path()).collect(),
         }
+    }
+
+    /// Those of services as well.
+    fn all_roots(&self) -> Vec<&Path> {
+        let services = self.services.iter().map(PathBuf::as_path);
+        self.roots().into_iter().chain(services).collect()
     }
 
     fn controller(&self, name: &str) -> Option<&Path> {
@@ -293,8 +300,7 @@ impl Cgroups {
     /// with the agent's service is not in it then, containers included.
     pub fn of_shims(&self) -> Vec<PathBuf> {
         let dir = self.base.join("shims");
-        let roots = self.roots().into_iter().chain(self.services.iter().map(PathBuf::as_path));
-        let made = roots.map(|root| root.join(&dir)).filter(|dir| {
+        let made = self.all_roots().into_iter().map(|root| root.join(&dir)).filter(|dir| {
             // A cpuset of v1 must be filled before anything can be in it; the shims' needs none.
             let made = std::fs::create_dir_all(dir).is_ok();
             made && (self.is_unified() || !dir.join("cpuset.cpus").exists())
@@ -339,14 +345,14 @@ impl Cgroups {
 
     /// Ends what is in a run's cgroup, children included.
     pub fn kill(&self, run: &Path) {
-        for root in self.roots() {
+        for root in self.all_roots() {
             kill_tree(&root.join(run));
         }
     }
 
     /// Removes a run's cgroup, which nothing is in any more.
     pub fn remove(&self, run: &Path) {
-        for root in self.roots() {
+        for root in self.all_roots() {
             remove_tree(&root.join(run));
         }
     }
@@ -360,7 +366,7 @@ impl Cgroups {
     /// Removes a pod's cgroup in whatever class it is, and what is left in it.
     pub fn remove_pod(&self, uid: &str) {
         self.leave_class(uid);
-        for root in self.roots() {
+        for root in self.all_roots() {
             for place in self.places_of_pod(uid) {
                 let dir = root.join(place);
                 if dir.exists() {
@@ -374,7 +380,7 @@ impl Cgroups {
     /// UIDs of pods that have a cgroup.
     pub fn pods(&self) -> Vec<String> {
         let mut uids = Vec::new();
-        for root in self.roots() {
+        for root in self.all_roots() {
             for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
                 let dirs = std::fs::read_dir(root.join(self.qos(class))).into_iter().flatten();
                 let names =
@@ -389,8 +395,7 @@ impl Cgroups {
 
     /// Everything of this node.
     pub fn remove_tree(&self) {
-        let services = self.services.iter().map(PathBuf::as_path);
-        for root in self.roots().into_iter().chain(services) {
+        for root in self.all_roots() {
             let dir = root.join(&self.base);
             kill_tree(&dir);
             remove_tree(&dir);

@@ -61,7 +61,7 @@ pub(super) async fn exec(
 }
 
 struct Session {
-    /// Killed when dropped, and with it the command.
+    /// Not killed when dropped: it ends the command, and itself, when nobody listens to its report any more.
     _child: Child,
     report: AsyncFd<OwnedFd>,
     /// None with a terminal.
@@ -113,7 +113,7 @@ impl Session {
         rustix::io::ioctl_fionbio(&ours, true)?;
         let mut command = Command::new(this.exe.path());
         command.args(["oci-shim", "exec"]).arg(&dir.0).arg(name);
-        command.env_clear().current_dir("/").kill_on_drop(true);
+        command.env_clear().current_dir("/");
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn()?;
         Ok(Self { _child: child, report: watched(ours)?, pipes })
@@ -128,6 +128,10 @@ impl Session {
 
     async fn run_on_pipes(&self, ours: Pipes, streams: Streams) -> io::Result<Report> {
         let Streams { stdin, stdout, stderr, .. } = streams;
+        // What is printed before the command runs is said by the report better.
+        if let Received::Bytes(early) = receive(&self.report).await? {
+            return report(&self.report, early).await;
+        }
         let mut to = ours.stdin;
         let typing = async move {
             if let Some(mut from) = stdin {
@@ -152,8 +156,9 @@ impl Session {
 
     async fn run_on_terminal(&self, streams: Streams) -> io::Result<Report> {
         let Streams { mut stdin, stdout, mut resize, .. } = streams;
-        let (terminal, early) = match terminal(&self.report).await? {
-            Received::Terminal(fd) => (fd, Vec::new()),
+        let terminal = match receive(&self.report).await? {
+            Received::Terminal(fd) => fd,
+            Received::Begun => return Err(io::Error::other("no terminal was sent")),
             // It failed before there was one.
             Received::Bytes(early) => return report(&self.report, early).await,
         };
@@ -175,7 +180,7 @@ impl Session {
             }
         };
         let all = async {
-            let (report, ()) = tokio::join!(report(&self.report, early), pour(reader, stdout));
+            let (report, ()) = tokio::join!(report(&self.report, Vec::new()), pour(reader, stdout));
             report
         };
         tokio::select! {
@@ -219,18 +224,24 @@ async fn report(socket: &AsyncFd<OwnedFd>, mut text: Vec<u8>) -> io::Result<Repo
     serde_json::from_slice(&text).map_err(Into::into)
 }
 
+/// The first that comes.
 enum Received {
     Terminal(OwnedFd),
+    /// Without a terminal.
+    Begun,
+    /// Of a report.
     Bytes(Vec<u8>),
 }
 
-async fn terminal(socket: &AsyncFd<OwnedFd>) -> io::Result<Received> {
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<Received> {
     let receive = |socket: &OwnedFd| -> io::Result<Received> {
-        let mut bytes = [0; 4096];
+        // What follows it is the report's.
+        let mut bytes = [0; 1];
         let (len, fds) = descriptors::receive(socket, &mut bytes)?;
-        Ok(match fds.into_iter().next() {
-            Some(fd) => Received::Terminal(fd),
-            None => Received::Bytes(bytes[..len].to_vec()),
+        Ok(match (fds.into_iter().next(), &bytes[..len]) {
+            (Some(fd), _) => Received::Terminal(fd),
+            (None, exec::ON_PIPES) => Received::Begun,
+            (None, bytes) => Received::Bytes(bytes.to_vec()),
         })
     };
     socket.async_io(Interest::READABLE, receive).await

@@ -102,11 +102,15 @@ fn overlay_of(path: &Path, mounts: &str) -> Option<Overlay> {
     if kind != "overlay" || options.iter().any(|option| option.starts_with("upperdir=")) {
         return None;
     }
-    let layers = options.iter().rev().filter_map(|option| option.strip_prefix("lowerdir+="));
+    // Highest first, one by one or (mount(2)) together.
+    let one_by_one = options.iter().filter_map(|option| option.strip_prefix("lowerdir+="));
+    let together = options.iter().filter_map(|option| option.strip_prefix("lowerdir="));
+    let mut layers: Vec<&str> = one_by_one.chain(together.flat_map(|all| all.split(':'))).collect();
+    layers.reverse();
     let root = unescaped(place[3]);
     let below = path.strip_prefix(unescaped(place[4])).ok()?;
     let sub = root.strip_prefix("/").ok()?.join(below);
-    Some(Overlay { layers: layers.map(unescaped).collect(), sub })
+    Some(Overlay { layers: layers.into_iter().map(unescaped).collect(), sub })
 }
 
 /// Blanks and such are told in octal.

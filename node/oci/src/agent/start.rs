@@ -2,23 +2,21 @@
 //! without the doing.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rimward_node_pod::outside::ImageForm;
-use rimward_node_pod::runtime::{ContainerSpec, RunId, RuntimeEvent, Seccomp, StartError};
+use rimward_node_pod::runtime::{ContainerSpec, RunId, RuntimeEvent, StartError};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::rootfs::{self, Root};
 use super::sandbox::{self, Users};
-use super::{Inner, Run, mapped, refused};
-use crate::capabilities;
+use super::{Inner, Run, confinement, mapped, refused};
 use crate::config::Swap;
-use crate::layout::{Confinement, Kept, RunDir, Settings, Started};
-use crate::seccomp_profile::{self, Compiled, Machine};
+use crate::layout::{Kept, RUNC_STATE, RunDir, Settings, Started};
 use crate::shim::Created;
 use crate::spec;
 use crate::user_ids::IDS_OF_POD;
@@ -84,14 +82,12 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         return Err(refused("CreateContainerError", why));
     };
     // Decided before anything is touched.
-    let capabilities = capabilities::of(&spec.linux, capabilities::available()).map_err(wrong)?;
-    let profile = match &spec.linux.seccomp {
-        Seccomp::Localhost(name) => Some(
-            load_profile(&this.config.seccomp_dir, name, capabilities)
-                .map_err(|why| refused("CreateContainerError", why))?,
-        ),
-        Seccomp::RuntimeDefault | Seccomp::Unconfined => None,
-    };
+    let low_level = this.config.low_level_of(&spec.runtime_class);
+    let low_level = low_level.map_err(|why| refused("CreateContainerError", why))?;
+    let mut confined = confinement::of(&this.config, spec, &low_level)?;
+    if spec.argv.is_empty() {
+        return Err(refused("CreateContainerError", "no command specified"));
+    }
     if !spec.linux.mount_flags.is_empty() {
         let info = std::fs::read_to_string("/proc/self/mountinfo");
         let info = info.map_err(failed("read the machine's mounts"))?;
@@ -152,6 +148,9 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         Some(_) => this.cgroups.directories(&cgroup).map_err(failed("make the cgroup"))?,
         None => Vec::new(),
     };
+    if let (Some(rights), Some(users)) = (&mut confined.by_spec, users) {
+        rights.first_user = Some(users.first);
+    }
     let disks = spec.linux.disks.iter().map(spec::devices::disk);
     let given = spec::Given {
         dir,
@@ -163,11 +162,13 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         net: users.map(|users| users.net.as_path()),
         pid: processes.as_deref(),
         cgroup_dirs,
+        flags_at: &flags_at,
         shm: &shared.shm,
         swap: swap_of(this, spec, &cgroup),
         unified: this.cgroups.is_unified(),
         page_sizes: this.cgroups.page_sizes(&cgroup),
         devices: if spec.linux.privileged { spec::devices::of_machine() } else { Vec::new() },
+        rights: confined.by_spec,
         disks: disks.collect::<Result<_, _>>().map_err(failed("find the container's disks"))?,
     };
     let config = spec::build(&seen, &given).map_err(wrong)?;
@@ -182,31 +183,19 @@ fn prepare(this: &Inner, dir: &RunDir, spec: &ContainerSpec) -> Result<(), Start
         oom_file: this.cgroups.oom_file(&cgroup),
         oom_score_adj: spec::oom_score_adj(spec, memory_of_machine()),
         private_mounts: spec::mounts::private(spec),
-        confinement: Confinement {
-            capabilities,
-            seccomp: spec.linux.seccomp == Seccomp::RuntimeDefault,
-            profile,
-        },
+        low_level,
+        confinement: confined.by_shim,
         users: users.map(|users| users.file.clone()),
     };
     dir.write("shim.json", &settings).map_err(failed("write shim.json"))
 }
 
-/// In the words that other runtimes have for it.
-fn load_profile(dir: &Path, name: &str, capabilities: u64) -> Result<Compiled, String> {
-    let path = dir.join(name);
-    let failed = |why: String| format!("cannot load seccomp profile {:?}: {why}", path.display());
-    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    if name.is_empty() || !inside {
-        return Err(failed("it must be a path below the node's directory of profiles".into()));
-    }
-    let text = std::fs::read(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            failed(format!("open {}: no such file or directory", path.display()))
-        }
-        _ => failed(e.to_string()),
-    })?;
-    seccomp_profile::compile(&text, &Machine::this(capabilities)).map_err(failed)
+/// Of the mount that a path is on; none of one that is not there.
+fn flags_at(path: &Path) -> Vec<&'static str> {
+    use rustix::fs::StatVfsMountFlags as Flags;
+    let Ok(at) = rustix::fs::statvfs(path) else { return Vec::new() };
+    let known = [(Flags::NOSUID, "nosuid"), (Flags::NODEV, "nodev"), (Flags::NOEXEC, "noexec")];
+    known.into_iter().filter(|(flag, _)| at.f_flag.contains(*flag)).map(|(_, name)| name).collect()
 }
 
 /// The process namespace of a run that goes on.
@@ -314,11 +303,24 @@ pub(super) fn clean_up(this: &Inner, dir: &RunDir, cgroup: &Path) {
 
 pub(super) fn remove_dir(dir: &RunDir) {
     rootfs::unmount(dir);
+    unmount_runc(dir);
     // What is mounted below is not the run's: it must be known to be gone.
     let done = mapped::unmount(dir).and_then(|()| std::fs::remove_dir_all(&dir.0));
     if let Err(error) = done
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove {}", dir.0.display());
+    }
+}
+
+/// Older versions of runc execute themselves through a mount in their state, which stays if they are killed right
+/// then.
+fn unmount_runc(dir: &RunDir) {
+    let below = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for container in below(dir.file(RUNC_STATE)) {
+        for file in below(container.path()) {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            let _hardly_ever_a_mount = rustix::mount::unmount(file.path(), flags);
+        }
     }
 }

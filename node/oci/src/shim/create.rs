@@ -1,23 +1,24 @@
 //! Makes the container, by a child that ends with it, and starts its program.
 //!
-//! libcontainer takes memory that nobody needs once the container is made. The child has it; the container's
+//! What makes it takes memory that nobody needs once the container is made. The child has it; the container's
 //! first process, which it leaves behind, comes to this process, which then tends it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::wait::waitpid;
 use nix::unistd::ForkResult;
 
-use super::program::Program;
-use super::{Created, chain, pages, pipe, tend};
+use super::low_level::{self, Streams};
+use super::{Created, pages, pipe, tend};
 use crate::descriptors;
-use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
+use crate::layout::{RunDir, Settings, Started};
+
+/// The socket that gets the terminal.
+const CONSOLE: &str = "console.sock";
 
 /// A container that runs, and what belongs to this process of it.
 pub(super) struct Running {
@@ -72,7 +73,7 @@ fn create(dir: &RunDir) -> Result<Running, String> {
         .map_err(|e| io("subreaper")(e.into()))?;
     let listener = listen(dir, "shim.sock").map_err(io("shim.sock"))?;
     let console = match settings.tty {
-        true => Some(listen(dir, "console.sock").map_err(io("console.sock"))?),
+        true => Some(listen(dir, CONSOLE).map_err(io(CONSOLE))?),
         false => None,
     };
     let (theirs, mut ends) = match settings.tty {
@@ -103,53 +104,30 @@ fn create(dir: &RunDir) -> Result<Running, String> {
             let started = built?;
             if let Some(console) = console {
                 ends.terminal = Some(receive_terminal(&console).map_err(io("the terminal"))?);
-                let _ = std::fs::remove_file(dir.file("console.sock"));
+                let _ = std::fs::remove_file(dir.file(CONSOLE));
             }
             Ok(Running { started, settings, listener, ends })
         }
     }
 }
 
-/// The child's part. Its memory, and all that libcontainer opened, goes with it.
+/// The child's part. Its memory, and all that was opened in it, goes with it.
 fn build(
     dir: &RunDir,
     settings: &Settings,
     theirs: Option<[OwnedFd; 3]>,
 ) -> Result<Started, String> {
-    let (status, status_end) = pipe().map_err(io("pipe"))?;
-    let program = Program::new(&settings.confinement, status_end.as_raw_fd(), false)?;
-    let builder = ContainerBuilder::new(CONTAINER_ID.into(), SyscallType::default())
-        .with_root_path(dir.file("lc"))
-        .map_err(|e| chain(&e))?
-        .with_executor(program);
-    let builder = match theirs {
-        None => builder.with_console_socket(Some(dir.file("console.sock"))),
-        Some([stdin, stdout, stderr]) => {
-            builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)
+    let streams = theirs.map_or(Streams::Terminal(CONSOLE.into()), Streams::Three);
+    let made = |pid| {
+        super::private::make(pid, &settings.private_mounts).map_err(io("mount propagation"))?;
+        // Only now: libcontainer would give it to this process too.
+        let score = settings.oom_score_adj;
+        if let Err(error) = set_oom_score(&pid.to_string(), score) {
+            eprintln!("oom_score_adj {score} of the container cannot be set: {error}");
         }
+        Ok(())
     };
-    let built = builder.as_init(&dir.0).with_systemd(false).with_detach(true).build();
-    drop(status_end);
-    // What the program's own start-up said is nearer to the cause than what libcontainer made of it.
-    let said = |otherwise: String| {
-        let mut text = String::new();
-        let _ = File::from(status).read_to_string(&mut text);
-        if text.is_empty() { otherwise } else { text }
-    };
-    let mut container = match built {
-        Ok(container) => container,
-        Err(error) => return Err(said(chain(&error))),
-    };
-    let pid = container.pid().ok_or("libcontainer does not know the container's process")?.as_raw();
-    super::private::make(pid, &settings.private_mounts).map_err(io("mount propagation"))?;
-    // Only now: libcontainer would give it to this process too.
-    set_oom_score(pid, settings.oom_score_adj);
-    container.start().map_err(|e| chain(&e))?;
-    // Ends when the program runs: then the last writer's descriptor was closed by its execve.
-    let failure = said(String::new());
-    if !failure.is_empty() {
-        return Err(failure);
-    }
+    let pid = low_level::of(dir, settings).create(streams, &made)?;
     let started = Started { pid, at: jiff::Timestamp::now() };
     dir.write("started.json", &started).map_err(io("started.json"))?;
     Ok(started)
@@ -190,17 +168,15 @@ fn stdio(settings: &Settings) -> std::io::Result<([OwnedFd; 3], Ends)> {
     Ok(([stdin, stdout, stderr], ours))
 }
 
-/// libcontainer sends the terminal's master end over a socket of ours.
+/// What starts a program sends the terminal's master end over a socket of ours.
 pub(super) fn receive_terminal(console: &UnixListener) -> std::io::Result<OwnedFd> {
     let (stream, _) = console.accept()?;
     let (_name, fds) = descriptors::receive(&stream, &mut [0; 64])?;
     fds.into_iter().next().ok_or_else(|| std::io::Error::other("no terminal was sent"))
 }
 
-/// A lower score than one's own takes a capability that a nested root may lack; the container is then
-/// merely easier to kill.
-fn set_oom_score(pid: i32, score: i32) {
-    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-        eprintln!("oom_score_adj {score} of the container cannot be set: {error}");
-    }
+/// Of a process by its number, or of this one (`self`). A lower score than one's own takes a capability that a
+/// nested root may lack; the container is then merely easier to kill.
+pub(super) fn set_oom_score(process: &str, score: i32) -> std::io::Result<()> {
+    std::fs::write(format!("/proc/{process}/oom_score_adj"), score.to_string())
 }

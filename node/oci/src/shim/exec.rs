@@ -1,31 +1,31 @@
 //! Runs one command in a container that runs, as a child of the agent: the two end together.
 //!
 //! Standard input is a socket to the agent. Over it come the command's standard streams, if it has no terminal;
-//! else its terminal's master end goes back over it, and nothing is copied here. libcontainer enters the
-//! container's namespaces and cgroups; user, capabilities, system calls are those of the container.
+//! else its terminal's master end goes back over it, and nothing is copied here. What made the container enters its
+//! namespaces and cgroups; user, capabilities, system calls are those of the container.
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
-use super::create::{listen, receive_terminal};
-use super::program::{OneOf, Program};
-use super::{chain, close_standard_streams, pipe};
+use super::close_standard_streams;
+use super::create::{listen, receive_terminal, set_oom_score};
+use super::low_level::{self, Streams};
 use crate::descriptors;
-use crate::layout::{CONTAINER_ID, RunDir, Settings, Started};
+use crate::layout::{RunDir, Settings};
 
-/// What the agent sends first: the command gets a terminal.
+/// What the agent sends first: the command gets a terminal. It is sent back with the terminal once the command
+/// runs.
 pub(crate) const ON_TERMINAL: &[u8] = b"t";
-/// Or: the command gets these three streams, which come with it.
+/// Or: the command gets these three streams, which come with it. It is sent back once the command runs: what comes
+/// over the streams from then on is the command's, before it is of what starts it.
 pub(crate) const ON_PIPES: &[u8] = b"p";
 
 /// What the agent is told last.
@@ -67,96 +67,49 @@ fn begin(dir: &RunDir, name: &str, report: &UnixStream) -> Result<i32, String> {
     };
     let settings: Settings = dir.read("shim.json").map_err(text)?;
     super::leave_groups().map_err(text)?;
-    let (status, status_end) = pipe().map_err(text)?;
-    let process = format!("{name}.json");
-    let users = settings.users.as_ref().map(std::fs::File::open).transpose().map_err(text)?;
-    let one_of = match &users {
-        Some(users) => Some(one_of(dir, &process, users.as_raw_fd())?),
-        None => None,
-    };
-    let program = Program::new(&settings.confinement, status_end.as_raw_fd(), true)?;
-    let program = program.become_one_of(one_of);
-    let mut builder = ContainerBuilder::new(CONTAINER_ID.into(), SyscallType::default())
-        .with_root_path(dir.file("lc"))
-        .map_err(|e| chain(&e))?
-        .with_executor(program);
-    let console_name = format!("{name}.console");
-    let tty = streams.is_none();
-    let console = match streams {
+    // The command may be the child of a process that ends before it.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| format!("subreaper: {e}"))?;
+    let _easier_to_kill = set_oom_score("self", settings.oom_score_adj);
+    let (process, console_name) = (format!("{name}.json"), format!("{name}.console"));
+    let (streams, console) = match streams {
+        Some(three) => (Streams::Three(three), None),
         None => {
             let console = listen(dir, &console_name).map_err(text)?;
-            builder = builder.with_console_socket(Some(dir.file(&console_name)));
-            Some(console)
-        }
-        Some([stdin, stdout, stderr]) => {
-            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
-            None
+            (Streams::Terminal(console_name.clone()), Some(console))
         }
     };
-    let process = dir.file(&process);
-    let built = builder
-        .as_tenant()
-        .with_process(Some(&process))
-        .with_sub_cgroup(below(dir))
-        .with_detach(tty)
-        .build();
-    drop(status_end);
-    let _ = std::fs::remove_file(&process);
-    let pid = match built {
-        Ok(pid) => pid.as_raw(),
-        Err(error) => {
-            let mut said = String::new();
-            let mut status = std::fs::File::from(status);
-            let _ = std::io::Read::read_to_string(&mut status, &mut said);
-            return Err(if said.is_empty() { chain(&error) } else { said });
-        }
+    let made = low_level::of(dir, &settings).exec(&process, streams);
+    for file in [&process, &console_name] {
+        let _ = std::fs::remove_file(dir.file(file));
+    }
+    let pid = made?;
+    let told = match console {
+        None => descriptors::send(report, ON_PIPES, &[]),
+        Some(console) => receive_terminal(&console)
+            .and_then(|terminal| descriptors::send(report, ON_TERMINAL, &[terminal.as_fd()])),
     };
-    if let Some(console) = console {
-        let terminal = receive_terminal(&console).map_err(text)?;
-        let _ = std::fs::remove_file(dir.file(&console_name));
-        descriptors::send(report, ON_TERMINAL, &[terminal.as_fd()]).map_err(text)?;
-    }
-    let mut said = String::new();
-    let _ = std::io::Read::read_to_string(&mut std::fs::File::from(status), &mut said);
-    if said.is_empty() { Ok(pid) } else { Err(said) }
+    told.map(|()| pid).map_err(|error| {
+        kill(pid);
+        error.to_string()
+    })
 }
 
-/// Where in the container's cgroup its first process is, if not in itself: a container that hands controllers on
-/// in cgroups of its own (a service manager, a container engine) can have no process in there any more (v2).
-fn below(dir: &RunDir) -> Option<String> {
-    let started: Started = dir.read("started.json").ok()?;
-    let config: serde_json::Value = dir.read("config.json").ok()?;
-    let own = config.pointer("/linux/cgroupsPath")?.as_str()?;
-    let places = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).ok()?;
-    let place = places.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let below = place.strip_prefix(own)?.strip_prefix('/')?;
-    (!below.is_empty()).then(|| below.to_owned())
+fn kill(pid: i32) {
+    // SAFETY: kill has no memory effects; the child was not waited for, so the number is its own.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// Whom the command is to run as in the namespace of the pod's own users.
-fn one_of(dir: &RunDir, process: &str, users: RawFd) -> Result<OneOf, String> {
-    #[derive(Deserialize)]
-    struct Process {
-        user: User,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct User {
-        uid: u32,
-        gid: u32,
-        additional_gids: Vec<u32>,
-    }
-    let Process { user } = dir.read(process).map_err(|e| format!("{process}: {e}"))?;
-    Ok(OneOf { users, uid: user.uid, gid: user.gid, groups: user.additional_gids })
-}
-
-/// Until the command has ended. When the agent is gone, which the report's socket tells, it is made to.
+/// Until the command has ended. When the agent is gone, which the report's socket tells, it is made to; and when
+/// this process is to end, with the agent's service say: the command is perhaps not its own child, which would end
+/// with it.
 fn wait(pid: i32, report: &UnixStream) -> Report {
     let failed = |what: &str, error: nix::errno::Errno| Report::Failed {
         message: format!("{what} the command: {error}"),
     };
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
+    mask.add(Signal::SIGTERM);
     let signals = mask
         .thread_block()
         .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC));
@@ -182,9 +135,12 @@ fn wait(pid: i32, report: &UnixStream) -> Report {
         let _interrupted_is_a_turn_too = rustix::event::poll(&mut fds, None);
         if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
             agent = false;
-            // SAFETY: kill has no memory effects; the child was not waited for, so the number is its own.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            kill(pid);
         }
-        while let Ok(Some(_)) = signals.read_signal() {}
+        while let Ok(Some(signal)) = signals.read_signal() {
+            if signal.ssi_signo == libc::SIGTERM as u32 {
+                kill(pid);
+            }
+        }
     }
 }

@@ -44,8 +44,12 @@ pub(super) fn run(dir: RunDir, running: Running) -> ExitCode {
     if let Err(error) = super::pages::share(&dir.0.join("../../oci-shim")) {
         eprintln!("memory is not shared with other shims: {error}");
     }
+    // How it ended must be told whatever the disk is like then: it may be this container that fills it.
+    if let Err(error) = dir.reserve("exit.json") {
+        eprintln!("exit.json: {error}");
+    }
     let ended = tender.tend();
-    if let Err(error) = dir.write("exit.json", &ended) {
+    if let Err(error) = dir.write_reserved("exit.json", &ended) {
         eprintln!("exit.json: {error}");
     }
     tender.take_leave();

@@ -28,8 +28,11 @@ pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, 
         false => kernel(cgroups, "tmpfs", &["nosuid", "noexec", "nodev", "mode=755"]),
     });
     let bind = |source: &Path, destination: &str, read_only: bool| {
-        let right = if read_only { "ro" } else { "rw" };
-        json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", right]})
+        let mut options = vec!["rbind", "rprivate", if read_only { "ro" } else { "rw" }];
+        if read_only {
+            options.extend((given.flags_at)(source));
+        }
+        json!({"destination": destination, "type": "bind", "source": source, "options": options})
     };
     for (dir, name) in &given.cgroup_dirs {
         mounts.push(bind(dir, &format!("{cgroups}/{name}"), !linux.privileged));
@@ -58,24 +61,24 @@ pub(super) fn of(spec: &ContainerSpec, given: &Given<'_>) -> Result<Vec<Value>, 
         }
         let mut bound = bind(&mount.host_path, place, mount.read_only);
         if let Some(flags) = linux.mount_flags.get(place) {
-            bound["options"] = options(mount, *flags);
+            change(&mut bound["options"], mount.read_only, *flags);
         }
         mounts.push(bound);
     }
     Ok(mounts)
 }
 
-fn options(mount: &Mount, flags: MountFlags) -> Value {
-    let propagation = match flags.propagation {
+fn change(options: &mut Value, read_only: bool, flags: MountFlags) {
+    options[1] = json!(match flags.propagation {
         Propagation::None => "rprivate",
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
-    };
-    let mut options = vec!["rbind", propagation, if mount.read_only { "ro" } else { "rw" }];
-    if mount.read_only && flags.recursive_read_only {
-        options.push("rro");
+    });
+    if let (Some(options), true, true) =
+        (options.as_array_mut(), read_only, flags.recursive_read_only)
+    {
+        options.push(json!("rro"));
     }
-    json!(options)
 }
 
 /// Volumes that mounts of the machine are not to come through.
@@ -190,6 +193,18 @@ mod tests {
         );
         let right = |m: &Value| m["options"][2].as_str().unwrap().to_owned();
         assert_eq!(mounts[10..].iter().map(right).collect::<Vec<_>>(), ["rw", "ro", "rw"]);
+        spec.mounts = vec![mount("/careful/v", "/v", true), mount("/careful/w", "/w", false)];
+        let flags =
+            MountFlags { propagation: Propagation::HostToContainer, recursive_read_only: true };
+        spec.linux.mount_flags.insert("/v".into(), flags);
+        let config = built(&spec).unwrap();
+        let mounts = config["mounts"].as_array().unwrap();
+        let options: Vec<_> = mounts.iter().rev().take(2).map(|m| m["options"].clone()).collect();
+        let [read_only, writable] = [
+            serde_json::json!(["rbind", "rslave", "ro", "nodev", "rro"]),
+            serde_json::json!(["rbind", "rprivate", "rw"]),
+        ];
+        assert_eq!(options, [writable, read_only]);
         spec.mounts = vec![mount("/v", "/a/../../b", false)];
         assert!(built(&spec).unwrap_err().contains("/a/../../b"));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rimward_node_oci::{Config, OciRuntime};
+use rimward_node_oci::{Config, LowLevel, OciRuntime, Runc};
 use rimward_node_pod::outside::{Image, ImageForm};
 use rimward_node_pod::runtime::{
     ContainerSpec, Dns, Exit, Known, Linux, Resources, RunId, Runtime, RuntimeEvent, User,
@@ -218,7 +218,19 @@ fn kill_all(cgroup: &Path) {
 }
 
 pub fn config(dir: &Path) -> Config {
-    Config::new(dir.to_owned(), env!("CARGO_BIN_EXE_rimward-oci-shim").into())
+    let runc = Runc::find(None).expect("runc is installed: scripts/bootstrap --tests");
+    let low_level = if by_runc() { LowLevel::Runc(runc.clone()) } else { LowLevel::Libcontainer };
+    let shim = env!("CARGO_BIN_EXE_rimward-oci-shim").into();
+    Config { low_level, runc: Some(runc), ..Config::new(dir.to_owned(), shim) }
+}
+
+/// Whether it is runc that makes containers which say nothing of it.
+pub fn by_runc() -> bool {
+    match std::env::var("RIMWARD_TEST_LOW_LEVEL").as_deref() {
+        Ok("runc") => true,
+        Ok("libcontainer") | Err(_) => false,
+        Ok(other) => panic!("RIMWARD_TEST_LOW_LEVEL is {other:?}: neither libcontainer nor runc"),
+    }
 }
 
 /// An unpacked layer with busybox in it, shared by all containers of a node.

@@ -179,8 +179,8 @@ async fn swap_is_had_by_who_asks_for_memory() {
     let mut settings = config(dir.path());
     settings.swap = Swap::Limited;
     let mut node = Node::with(settings).await;
-    // Takes 48 MiB where 32 MiB are memory, and keeps them.
-    let script = "head -c 50331648 /dev/zero | tail -c 50331648 | sleep 60";
+    // Takes 48 MiB where 32 MiB are memory, and keeps them. Not zeros, which the kernel would not keep.
+    let script = "head -c 50331648 /dev/urandom > /dev/shm/file; sleep 60";
     let asks = |node: &Node, may_swap| {
         let mut spec = burstable(node, script);
         spec.linux.memory_request_bytes = machine("MemTotal:") / 4;

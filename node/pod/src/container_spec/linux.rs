@@ -211,16 +211,11 @@ fn memory_due(spec: &PodSpec, container: &Container) -> Result<u64, String> {
 /// needs.
 /// <https://kubernetes.io/docs/concepts/cluster-administration/swap-memory-management/#how-is-the-swap-limit-being-determined-with-limitedswap>
 pub(crate) fn may_swap(pod: &Pod, container: &Container) -> Result<bool, String> {
-    const CRITICAL_PRIORITY: i32 = 2_000_000_000;
     let Some(spec) = &pod.spec else { return Ok(false) };
-    let notes = pod.metadata.annotations.as_ref();
-    let source = notes.and_then(|notes| notes.get("kubernetes.io/config.source"));
-    let critical = spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY
-        || source.is_some_and(|source| source != "api")
-        || notes.is_some_and(|notes| notes.contains_key("kubernetes.io/config.mirror"));
     let request = bytes_requested(container, "memory")?;
     let limit = resources(container)?.memory_limit_bytes;
-    Ok(!critical && qos(spec) == QosClass::Burstable && request > 0 && limit != Some(request))
+    let burstable = qos(spec) == QosClass::Burstable && !crate::admission::is_critical(pod);
+    Ok(burstable && request > 0 && limit != Some(request))
 }
 
 /// What the node promises the pod: the larger of what its containers need together and what the init phase

@@ -33,7 +33,9 @@ fn name(status: u64) -> &'static str {
 }
 
 async fn call(address: SocketAddr, shown: &str, service: &str) -> Result<u64, String> {
-    let stream = TcpStream::connect(address).await.map_err(|e| dial_text(shown, &e))?;
+    let stream = TcpStream::connect(address).await.map_err(|e| {
+        format!("error: failed to connect service {shown:?}: {}", dial_text(shown, &e))
+    })?;
     let handshake =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(|e| e.to_string())?;

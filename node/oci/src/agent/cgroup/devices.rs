@@ -244,8 +244,11 @@ mod tests {
     #[test]
     fn disks_of_its_own() {
         let (read, write) = (READ, 4);
-        let program =
-            program(&[Device::test(7, 1, false), Device::test(8, 2, true), Device::test(9, 3, false)]);
+        let program = program(&[
+            Device::test(7, 1, false),
+            Device::test(8, 2, true),
+            Device::test(9, 3, false),
+        ]);
         let asked = |kind, rights, major, minor| run(&program, kind, rights, major, minor);
         for (major, minor) in [(7, 1), (9, 3)] {
             assert_eq!(asked(BLOCK, read | write, major, minor), 1);
