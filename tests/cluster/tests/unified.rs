@@ -140,7 +140,7 @@ fn memory_of_all_kinds() {
         let patch = json!({"spec": {"containers": [{"name": "main", "resources": {"requests": requests}}]}});
         cluster.ok(&["patch", "pod", pod, "--subresource", "resize", "-p", &patch.to_string()]);
     };
-    assert_eq!(sh(&cluster, "swaps", "cat /sys/fs/cgroup/cpu.weight"), "10");
+    assert_eq!(sh(&cluster, "swaps", "cat /sys/fs/cgroup/cpu.weight"), "11");
     resize("swaps", json!({"cpu": "200m"}));
     eventually("it weighs more", || {
         (sh(&cluster, "swaps", "cat /sys/fs/cgroup/cpu.weight") == "29").then_some(())
