@@ -218,6 +218,10 @@ impl Network for RootNetwork {
         Ok(path)
     }
 
+    fn namespace_of(&self, pod_uid: &str) -> Option<PathBuf> {
+        self.pods.existing(self.addresses.of(pod_uid)?)
+    }
+
     async fn publish(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), String> {
         let address = self.addresses.give(pod_uid)?;
         self.host_ports.publish(pod_uid, address, ports).await

@@ -252,6 +252,7 @@ async fn start(
     if !on_host
         && attachment.netns.is_none()
         && (handle.node.runtime(runtime).needs_namespace()
+            || handle.node.runtime(runtime).isolates(wanted_handler(&pod))
             || shares_a_namespace(handle, &pod, &container.name).await)
     {
         let own = own_namespace(handle, &pod).await.map_err(|e| StartFailure {

@@ -203,6 +203,11 @@ pub trait Network: Send + Sync + 'static {
             .into())
     }
 
+    /// The namespace of a pod, if [`Network::own_namespace`] has made it one.
+    fn namespace_of(&self, _pod_uid: &str) -> Option<PathBuf> {
+        None
+    }
+
     /// Makes ports of the machine lead to an attached pod, just these. May be repeated; `detach` undoes it.
     async fn publish(&self, _pod_uid: &str, ports: &[HostPort]) -> Result<(), String> {
         match ports.first() {

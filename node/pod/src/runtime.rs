@@ -271,6 +271,11 @@ pub trait Runtime: Send + Sync + 'static {
         false
     }
 
+    /// Whether its containers in a pod with this runtime handler are to be in a network namespace of that pod's own.
+    fn isolates(&self, _handler: &str) -> bool {
+        false
+    }
+
     /// Makes the namespaces of a pod whose users are none of the machine's (`hostUsers: false`), where they are
     /// not yet there. The answer is the network namespace that belongs to those users: the pod's network is made
     /// in it. May be repeated; [`Runtime::release`] undoes it.

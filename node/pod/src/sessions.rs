@@ -62,9 +62,14 @@ impl Pods {
         uid: &str,
     ) -> Result<Attachment, NoSession> {
         let handle = self.find(namespace, name, uid).ok_or(NoSession::NoPod)?;
-        handle.look(|state| match &state.network {
+        let mut attachment = handle.look(|state| match &state.network {
             Setup::Done(attachment) => Ok(attachment.clone()),
             _ => Err(NoSession::NoNetwork(state.full_name())),
-        })
+        })?;
+        // It comes with the first container that needs it, after the address.
+        if attachment.netns.is_none() {
+            attachment.netns = handle.node.config.network.namespace_of(&handle.uid);
+        }
+        Ok(attachment)
     }
 }

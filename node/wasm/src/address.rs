@@ -45,6 +45,16 @@ impl Addresses {
         (ip.is_unspecified() || ip.is_loopback()).then_some(self.bind_ip)
     }
 
+    /// Where a server listens that says nothing of addresses. In a namespace of the pod's own that is everywhere:
+    /// its other containers look for it at localhost too.
+    pub fn of_servers(&self) -> IpAddr {
+        match self.bind_ip {
+            ip if !self.own_netns => ip,
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
     /// Where to connect when a guest asks for `ip` and `port`.
     pub fn remote(&self, ip: IpAddr, port: u16) -> (IpAddr, u16) {
         if self.own_netns {
@@ -130,6 +140,7 @@ mod tests {
         assert_eq!(pod(false).local("0.0.0.0".parse().unwrap()), Some(own));
         assert_eq!(pod(false).local("127.0.0.1".parse().unwrap()), Some(own));
         assert_eq!(pod(false).local("192.0.2.1".parse().unwrap()), None);
+        assert_eq!((pod(false).of_servers(), pod(true).of_servers().is_unspecified()), (own, true));
         assert_eq!(pod(false).source("192.0.2.1".parse().unwrap()), None);
         assert_eq!(pod(false).source("127.43.0.1".parse().unwrap()), Some(own));
     }

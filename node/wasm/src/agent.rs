@@ -313,6 +313,10 @@ impl Runtime for WasmRuntime {
         Self::handlers()
     }
 
+    fn isolates(&self, handler: &str) -> bool {
+        handler == "wasm-isolated" && !self.0.config.user_mode
+    }
+
     fn runs(&self, image: &Image) -> bool {
         matches!(image.form, ImageForm::Wasm { .. })
     }

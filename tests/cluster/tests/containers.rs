@@ -1,5 +1,8 @@
 //! Linux containers in a whole cluster: images from its own registry, the real kubectl. As root.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
 use rimward_tests_cluster::pods::{busybox_cluster as cluster, pod, status, terminated};
 use rimward_tests_cluster::{condition, curl, eventually, repository, skip_without_root};
 use serde_json::{Value, json};
@@ -84,7 +87,8 @@ fn a_pod_of_both_kinds() {
     }
     let (cluster, image) = cluster();
     cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
-    let ask = "until wget -q -O - http://$POD_IP:8080/ 2>/dev/null; do sleep 0.1; done; echo asked; sleep 3600";
+    let ask = "for at in $POD_IP 127.0.0.1; do until wget -q -O - http://$at:8080/ 2>/dev/null; do sleep 0.1; done; \
+               done; echo asked; exec httpd -f -p 127.0.0.1:7001 -h /etc";
     let field = |name: &str, path: &str| json!([{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}]);
     cluster.ok(&["create", "configmap", "greeter", "--from-literal=greeting=Hello"]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "both"}, "spec": {
@@ -102,9 +106,26 @@ fn a_pod_of_both_kinds() {
         let logs = cluster.ok(&["logs", "both", "-c", "client"]);
         logs.contains("asked").then_some(logs)
     });
-    assert!(logs.starts_with("Hello from both"), "{logs}");
+    assert_eq!(
+        logs.matches("Hello from both").count(),
+        2,
+        "at its address and at localhost: {logs}"
+    );
     let ip = cluster.get(&["pod", "both"])["status"]["podIP"].as_str().expect("an IP").to_owned();
     assert!(curl(cluster.wrap(), &[&format!("http://{ip}:8080/")]).starts_with("Hello from both"));
+    // A server that listens at localhost alone is found there.
+    let mut forward = cluster
+        .kubectl_command(&["port-forward", "pod/both", ":7001"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl is on the PATH");
+    let mut said = BufReader::new(forward.stdout.take().expect("it is piped")).lines();
+    let line = said.next().expect("it says where it listens").expect("it is text");
+    let local = line.strip_prefix("Forwarding from ").and_then(|l| l.split_once(' '));
+    let (local, _) = local.unwrap_or_else(|| panic!("{line}"));
+    let release = curl(cluster.wrap(), &[&format!("http://{local}/release")]);
+    forward.kill().and_then(|()| forward.wait()).expect("it ends");
+    assert_eq!(release, "from the upper layer\n");
     cluster.ok(&["delete", "pod", "both", "--timeout=60s"]);
 }
 

@@ -147,6 +147,17 @@ fn what_containers_see() {
             &["-rw-r--r-- 1000:1001 /v/f\nx\n", "drwxrwsrwx 0:1001\n", " type tmpfs (rw", " 8192 "],
         ),
         (
+            "part",
+            pod(
+                "part",
+                "stat -c '%A %u:%g' /v; echo x > /v/f; ls /v",
+                json!({"emptyDir": {}}),
+                json!({"subPath": "made/here"}),
+                someone.clone(),
+            ),
+            &["drwxrwsrwx 0:1001\n", "f\n"],
+        ),
+        (
             "over-a-file",
             pod(
                 "over-a-file",
@@ -201,10 +212,28 @@ fn what_cannot_be_mounted_says_why() {
         .iter()
         .map(|(name, volume, _)| pod(name, "true", volume.clone(), json!({}), json!({})));
     apply(&cluster, pods.collect());
+    // Another container of the pod made these: the test of a part that leads out of its volume.
+    let escapes = [("outside", "/bin"), ("no-file", "/bin/none"), ("up", "..")];
+    let escaping = escapes.map(|(name, to)| {
+        let scratch = json!({"emptyDir": {}});
+        let link = json!([{"name": "link", "image": "busybox:v1",
+            "command": ["ln", "-s", to, "/v/part"], "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]);
+        pod(name, "ls /v", scratch, json!({"subPath": "part"}), json!({"initContainers": link}))
+    });
+    apply(&cluster, escaping.to_vec());
     for (name, _, why) in cases {
         let text = "MountVolume.SetUp failed for volume \"v\" : ";
         event(&cluster, name, "FailedMount", text);
         event(&cluster, name, "FailedMount", why);
+    }
+    for (name, _) in escapes {
+        let waiting = eventually(&format!("{name} is refused"), || {
+            let status = cluster.get(&["pod", name])["status"].clone();
+            let waiting = status["containerStatuses"][0]["state"]["waiting"].clone();
+            (waiting["reason"] == "CreateContainerConfigError").then_some(waiting)
+        });
+        let text = "failed to prepare subPath for volumeMount \"v\" of container \"c\"";
+        assert_eq!(waiting["message"], text, "{name}");
     }
 }
 
@@ -303,6 +332,32 @@ fn volumes_of_an_administrator() {
         "FailedScheduling",
         "node(s) didn't match PersistentVolume's node affinity",
     );
+    // Bound past the scheduler: the node looks too.
+    let here = json!({"nodeName": node});
+    let alone = json!({"storageClassName": "local-path", "accessModes": ["ReadWriteOncePod"]});
+    apply(
+        &cluster,
+        vec![
+            user("misled", "true", "far", here.clone()),
+            claim("alone", alone),
+            user("first", "touch /v/f; sleep 600", "alone", json!({})),
+        ],
+    );
+    let not_here = "MountVolume.NodeAffinity check failed for volume \"elsewhere\" : no matching NodeSelectorTerms";
+    event(&cluster, "misled", "FailedMount", not_here);
+    cluster.ok(&["wait", "--for=condition=Ready", "pod/first", "--timeout=90s"]);
+    apply(&cluster, vec![user("second", "ls /v", "alone", here)]);
+    let taken = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+    event(&cluster, "second", "FailedMount", taken);
+    let told = cluster.ok(&[
+        "get",
+        "--raw",
+        &format!("/api/v1/nodes/{}/proxy/metrics", node.as_str().expect("a name")),
+    ]);
+    let row = "kubelet_volume_stats_capacity_bytes{namespace=\"default\",persistentvolumeclaim=\"alone\"} ";
+    assert!(told.contains(row), "{told}");
+    cluster.ok(&["delete", "pod", "first", "--now"]);
+    assert_eq!(output(&cluster, "second"), "f\n");
     // What an administrator made is kept.
     cluster.ok(&["delete", "pod", "manual", "--now"]);
     cluster.ok(&["delete", "pvc", "manual"]);

@@ -56,6 +56,11 @@ impl Pods {
         self.0.names(address).veth
     }
 
+    /// The namespace of a pod, if it has one of its own.
+    pub fn existing(&self, address: Ipv4Addr) -> Option<PathBuf> {
+        Some(self.0.names(address).namespace).filter(|path| path.exists())
+    }
+
     /// Makes what is missing and leaves what is there; answers the namespace's file. A namespace that was `made`
     /// gets its name.
     pub async fn ensure(&self, address: Ipv4Addr, made: Option<&Path>) -> Result<PathBuf, String> {

@@ -70,8 +70,9 @@ pub(crate) fn bind(container: &Container, ports: &[u16]) -> Result<Vec<TcpListen
 
 fn bind_one(container: &Container, port: u16) -> Result<TcpListener, String> {
     let addresses = &container.addresses;
+    let ip = addresses.of_servers();
     let listen = |port: u16| -> std::io::Result<TcpListener> {
-        let address = SocketAddr::new(addresses.bind_ip, port);
+        let address = SocketAddr::new(ip, port);
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -80,7 +81,7 @@ fn bind_one(container: &Container, port: u16) -> Result<TcpListener, String> {
     // The other side of the rule is in `address`: who connects goes there too. It is a rule of the mode, not
     // of what this process could bind, so that everybody on the node agrees.
     let bound = listen(unprivileged_port(port, addresses.first_free_port));
-    bound.map_err(|error| format!("cannot listen on {}:{port}: {error}", addresses.bind_ip))
+    bound.map_err(|error| format!("cannot listen on {ip}:{port}: {error}"))
 }
 
 impl Handler {
