@@ -279,6 +279,33 @@ fn hostile_images_harm_their_own_pods_only() {
     s.create("nested", &liar.name("nested"), json!({"args": ["echo nested"]}));
     assert_eq!(pods::terminated(&s.cluster, "nested")["exitCode"], 0);
 
+    // As a volume it is the pod's own users', all of it or a part; who mounts one that does not come waits for it in
+    // the words for images, and who does not mount it does not wait.
+    let volume = |reference: &str| json!([{"name": "v", "image": {"reference": reference}}]);
+    let container = json!({"image": odd, "args": ["stat -c %u /img/out/file /part/file; cat /part/file"],
+        "volumeMounts": [{"name": "v", "mountPath": "/img"}, {"name": "v", "mountPath": "/part", "subPath": "out"}]});
+    let more = json!({"restartPolicy": "Never", "hostUsers": false, "volumes": volume(&odd)});
+    s.cluster.ok_with(&["create", "-f", "-"], &pods::pod("volume", container, more));
+    assert_eq!(pods::terminated(&s.cluster, "volume")["exitCode"], 0);
+    assert_eq!(pods::printed(&s.cluster, "volume"), "0\n0\ninside\n");
+    let beside = json!({"name": "beside", "image": odd, "args": ["echo beside"]});
+    let waiting =
+        json!({"name": "main", "image": odd, "volumeMounts": [{"name": "v", "mountPath": "/img"}]});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "volume-missing"},
+        "spec": {"restartPolicy": "Never", "volumes": volume(&liar.name("nosuch")), "containers": [waiting, beside]}});
+    s.cluster.ok_with(&["create", "-f", "-"], &pod.to_string());
+    eventually("volume-missing: one waits, one has run", || {
+        let pod = s.cluster.get(&["pod", "volume-missing"]);
+        let state = |name: &str| {
+            let all = pod["status"]["containerStatuses"].as_array()?;
+            Some(all.iter().find(|c| c["name"] == name)?["state"].clone())
+        };
+        let told = state("main")?["waiting"].clone();
+        let ran = state("beside")?["terminated"]["exitCode"] == 0;
+        (ran && told["reason"] == BACK_OFF && told["message"].as_str()?.contains("nosuch"))
+            .then_some(())
+    });
+
     // What images say of how they run.
     for (name, run, reason, part) in [
         ("nothing", json!({}), "CreateContainerError", "no command specified"),
