@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use rimward_api::{Block, local_volumes};
 use rimward_client::Error;
@@ -221,6 +222,52 @@ fn describe(stored: &Node, said: &Node) -> Node {
     next
 }
 
+/// Extended resources are what others say the node has, by writing its capacity; all of that is for pods.
+/// <https://kubernetes.io/docs/tasks/administer-cluster/extended-resource-node/>
+fn allocate_extended(next: &mut NodeStatus, stored: &NodeStatus) {
+    for list in [&mut next.capacity, &mut next.allocatable] {
+        let list = list.get_or_insert_default();
+        list.retain(|name, _| !is_extended(name));
+        let capacity = stored.capacity.iter().flatten().filter(|(name, _)| is_extended(name));
+        list.extend(capacity.map(|(name, amount)| (name.clone(), amount.clone())));
+    }
+}
+
+/// The node's own are `cpu`, `hugepages-2Mi` and the like.
+fn is_extended(resource: &str) -> bool {
+    resource.contains('/')
+}
+
+/// Whether others changed what extended resources the node has, and its allocatable does not tell.
+pub(crate) fn has_unallocated(node: &Node) -> bool {
+    let Some(status) = &node.status else { return false };
+    let of = |list: &Option<BTreeMap<String, Quantity>>| -> BTreeMap<String, Quantity> {
+        let all = list.iter().flatten().filter(|(name, _)| is_extended(name));
+        all.map(|(name, amount)| (name.clone(), amount.clone())).collect()
+    };
+    of(&status.capacity) != of(&status.allocatable)
+}
+
+/// Makes allocatable what others say that the node has.
+pub(crate) async fn allocate(inner: &Inner, name: &str) -> Result<(), Error> {
+    if !inner.world.nodes.get("", name).is_some_and(|node| has_unallocated(&node)) {
+        return Ok(());
+    }
+    for _ in 0..=CONFLICTS_MAX {
+        let mut stored = inner.client.get::<Node>("", name).await?;
+        if !has_unallocated(&stored) {
+            return Ok(());
+        }
+        let before = stored.status.clone().unwrap_or_default();
+        allocate_extended(stored.status.get_or_insert_default(), &before);
+        match inner.client.update_status(&stored).await {
+            Err(e) if e.is_conflict() => {}
+            other => return other.map(drop),
+        }
+    }
+    Ok(())
+}
+
 /// The node's status over the stored one: conditions of types that it does not speak of stay, and a
 /// condition that did not change keeps its times.
 fn merge_status(
@@ -234,6 +281,7 @@ fn merge_status(
         volumes_in_use: stored.volumes_in_use.clone(),
         ..said.unwrap_or_default()
     };
+    allocate_extended(&mut next, &stored);
     let old = stored.conditions.unwrap_or_default();
     let said = next.conditions.take().unwrap_or_default();
     let others = old.iter().filter(|c| !said.iter().any(|s| s.type_ == c.type_)).cloned();
@@ -332,6 +380,29 @@ mod tests {
         };
         let third = merge_status(Some(first), Some(not_ready), at(3));
         assert_eq!(third.conditions.unwrap()[1].last_transition_time, Some(Time(at(3))));
+    }
+
+    #[test]
+    fn what_others_say_a_node_has_is_for_pods() {
+        let list = |entries: &[(&str, &str)]| {
+            let entry =
+                |(name, amount): &(&str, &str)| (name.to_string(), Quantity(amount.to_string()));
+            Some(entries.iter().map(entry).collect::<BTreeMap<_, _>>())
+        };
+        let status = |capacity: &[(&str, &str)], allocatable: &[(&str, &str)]| NodeStatus {
+            capacity: list(capacity),
+            allocatable: list(allocatable),
+            ..NodeStatus::default()
+        };
+        let said = status(&[("cpu", "2")], &[("cpu", "1")]);
+        let stored =
+            status(&[("cpu", "1"), ("example.com/dongle", "4")], &[("example.com/gone", "1")]);
+        let node = Node { status: Some(stored.clone()), ..Node::default() };
+        assert!(has_unallocated(&node));
+        let next = merge_status(Some(stored), Some(said), Timestamp::UNIX_EPOCH);
+        assert_eq!(next.capacity, list(&[("cpu", "2"), ("example.com/dongle", "4")]));
+        assert_eq!(next.allocatable, list(&[("cpu", "1"), ("example.com/dongle", "4")]));
+        assert!(!has_unallocated(&Node { status: Some(next), ..Node::default() }));
     }
 
     #[test]

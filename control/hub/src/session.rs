@@ -275,6 +275,11 @@ async fn push_changes(session: &Session, revision: &mut u64, writer: &mut Writer
             bytes = 0;
         }
         let inner = session.inner();
+        if kind == ObjectKind::Node
+            && let Err(cause) = registration::allocate(inner, session.node()).await
+        {
+            tracing::warn!(node = session.node(), %cause, "cannot make its extended resources allocatable");
+        }
         match inner.world.look_up(&inner.looking, session.node(), kind, &key).await {
             Ok(Some(json)) => {
                 bytes += json.len();

@@ -105,7 +105,8 @@ fn unpack_to(blob: &Path, dir: &Path, wanted: &str, limits: Limits) -> Result<()
         .map_err(at)?;
     let file = File::open(blob).map_err(|e| io(blob, &e))?;
     let plain = decompressed(file).map_err(|e| io(blob, &e))?;
-    let mut tar = Hashing { inner: plain, hash: Sha256::new(), left: limits.bytes_max };
+    let inner = AtMost::new(plain, limits.bytes_max, dir);
+    let mut tar = Hashing { inner, hash: Sha256::new() };
     unpack::unpack(&mut tar, dir, &limits)?;
     // The end of an archive is padding, which the diffID covers too.
     std::io::copy(&mut tar, &mut std::io::sink()).map_err(UnpackError::from)?;
@@ -142,18 +143,50 @@ pub(crate) fn decompressed(file: File) -> std::io::Result<Box<dyn Read>> {
     })
 }
 
-/// Hashes what is read, and reads no more than it may.
+/// Reads no more than it may, and no more than the disk has room for, which others take from as well. An end in the
+/// place of an error could be taken for the archive's own.
+pub(crate) struct AtMost<'a, R> {
+    inner: R,
+    left: u64,
+    /// Where what is read goes.
+    dir: &'a Path,
+    unlooked: u64,
+}
+
+impl<'a, R> AtMost<'a, R> {
+    /// The disk is looked at whenever so many bytes more were read.
+    const LOOK_BYTES: u64 = 4 << 20;
+
+    pub fn new(inner: R, left: u64, dir: &'a Path) -> Self {
+        Self { inner, left, dir, unlooked: 0 }
+    }
+}
+
+impl<R: Read> Read for AtMost<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        let too_much = || std::io::Error::other(unpack::TOO_MUCH);
+        self.left = self.left.checked_sub(len as u64).ok_or_else(too_much)?;
+        self.unlooked += len as u64;
+        if self.unlooked > Self::LOOK_BYTES {
+            self.unlooked = 0;
+            if room(self.dir)? == 0 {
+                return Err(too_much());
+            }
+        }
+        Ok(len)
+    }
+}
+
+/// Hashes what is read.
 struct Hashing<R> {
     inner: R,
     hash: Sha256,
-    left: u64,
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let len = self.inner.read(buffer)?;
-        let left = self.left.checked_sub(len as u64);
-        self.left = left.ok_or_else(|| std::io::Error::other(unpack::TOO_MUCH))?;
         self.hash.update(&buffer[..len]);
         Ok(len)
     }

@@ -13,7 +13,7 @@ pub(crate) fn number(name: &str) -> Option<u32> {
 /// The name of a call that this table has.
 pub(crate) fn name(number: i64) -> Option<&'static str> {
     let mut all = COMMON.iter().chain(OF_THIS_ARCHITECTURE);
-    all.find(|(_, known)| i64::from(*known) == number).map(|(name, _)| *name)
+    all.find(|(_, known)| *known == number).map(|(name, _)| *name)
 }
 
 #[rustfmt::skip]

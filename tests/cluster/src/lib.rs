@@ -23,6 +23,15 @@ use serde_json::Value;
 /// How long a condition may take to come about on a loaded CI machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// More of it where the processor is emulated.
+pub fn patience() -> Duration {
+    if in_vm() { 5 * PATIENCE } else { PATIENCE }
+}
+
+fn in_vm() -> bool {
+    std::env::var_os("RIMWARD_VM").is_some()
+}
+
 /// Options of a node for which how full the developer's disk is makes no difference.
 pub const ANY_DISK: [&str; 2] = ["--eviction-hard", "nodefs.available<64Mi,nodefs.inodesFree<1000"];
 
@@ -51,16 +60,15 @@ pub fn skip_without_root(test: &str) -> bool {
 /// Says loudly that a test which needs a machine of its own does nothing now: one with cgroup v2 alone, swap, huge
 /// pages and an NFS server.
 pub fn skip_without_vm(test: &str) -> bool {
-    let here = std::env::var_os("RIMWARD_VM").is_some();
-    if !here {
+    if !in_vm() {
         eprintln!(
             "SKIPPED {test}: it needs cgroup v2, swap, huge pages and an NFS server: run scripts/test-in-vm"
         );
     }
-    !here
+    !in_vm()
 }
 
-/// Tries until there is an answer; panics with `what` when [`PATIENCE`] is over.
+/// Tries until there is an answer; panics with `what` when [`patience`] is over.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -68,7 +76,7 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = attempt() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "did not come about: {what}");
+        assert!(start.elapsed() < patience(), "did not come about: {what}");
         std::thread::park_timeout(Duration::from_millis(50));
     }
 }
@@ -244,7 +252,7 @@ impl Cluster {
             || !self.kubectl(&["get", "--raw", "/readyz"]).status.success()
         {
             assert!(self.process.is_running(), "rimward ended:\n{}", self.process.log());
-            assert!(start.elapsed() < PATIENCE, "the API does not answer");
+            assert!(start.elapsed() < patience(), "the API does not answer");
             std::thread::park_timeout(Duration::from_millis(50));
         }
     }
@@ -281,7 +289,7 @@ impl Cluster {
     /// For tests that follow kubectl's output as it comes.
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
         // A server that hangs is a failure, not a hanging test.
-        let kubectl = ["timeout", "120", "kubectl"];
+        let kubectl = ["timeout", if in_vm() { "600" } else { "120" }, "kubectl"];
         let mut words = self.wrap.iter().map(String::as_str).chain(kubectl);
         let mut command = Command::new(words.next().expect("at least kubectl"));
         command.args(words).args(args).env("KUBECONFIG", self.kubeconfig());

@@ -37,7 +37,7 @@ fn one(name: &str, image: &str, script: &str, more: Value) -> String {
 
 fn wait_ready(cluster: &Cluster, pods: &[&str]) {
     let pods: Vec<String> = pods.iter().map(|name| format!("pod/{name}")).collect();
-    let words = ["wait", "--for=condition=Ready", "--timeout=100s"];
+    let words = ["wait", "--for=condition=Ready", "--timeout=400s"];
     let words: Vec<&str> = words.into_iter().chain(pods.iter().map(String::as_str)).collect();
     cluster.ok(&words);
 }
@@ -271,7 +271,7 @@ fn volumes_of_an_nfs_server() {
     let after =
         cluster.get(&["pod", "writer"])["status"]["containerStatuses"][0]["containerID"].clone();
     assert_eq!(before, after);
-    cluster.ok(&["delete", "pod", "--all", "--timeout=100s"]);
+    cluster.ok(&["delete", "pod", "--all", "--timeout=400s"]);
     eventually("nothing of it is mounted", || {
         let mounts = std::fs::read_to_string("/proc/mounts").expect("it is there");
         (!mounts.lines().any(|line| line.contains(" nfs4 "))).then_some(())

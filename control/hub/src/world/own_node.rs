@@ -10,6 +10,7 @@ use rimward_api::ObjectKey;
 use rimward_tunnel::wire::ObjectKind;
 
 use super::{Entry, World};
+use crate::registration::has_unallocated;
 
 impl World {
     /// Marks what changes of a node concern it.
@@ -19,7 +20,8 @@ impl World {
             let Some(world) = weak.upgrade() else { return };
             let said = |node: Option<&Arc<Node>>| node.map(|node| told(node));
             // Most changes are of status, which the node said itself.
-            if said(change.old) != said(change.new) {
+            let unallocated = change.new.is_some_and(|node| has_unallocated(node));
+            if unallocated || said(change.old) != said(change.new) {
                 let own = (ObjectKind::Node, change.key.clone());
                 world.interest.lock().mark(&change.key.name, own);
             }

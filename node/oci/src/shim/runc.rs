@@ -89,8 +89,9 @@ fn failure(log: &str) -> Option<String> {
         msg: String,
     }
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let errors = lines.filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"));
-    errors.last().map(|line| line.msg.trim().to_owned())
+    let mut errors =
+        lines.filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"));
+    errors.next_back().map(|line| line.msg.trim().to_owned())
 }
 
 #[cfg(test)]

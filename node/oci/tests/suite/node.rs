@@ -240,6 +240,8 @@ fn layer(dir: &Path) -> PathBuf {
         return layer;
     }
     let made = dir.join("layer.new");
+    // Of a node that was killed just then.
+    let _there_is_none_mostly = std::fs::remove_dir_all(&made);
     for name in ["bin", "etc", "tmp", "home/web"] {
         std::fs::create_dir_all(made.join(name)).unwrap();
     }

@@ -119,7 +119,8 @@ async fn files_of_the_unified_hierarchy() {
     let tending = read(pods.parent().unwrap().join("shims"), "cgroup.procs");
     let mut tending: Vec<i32> = tending.lines().map(|pid| pid.parse().unwrap()).collect();
     let mut all = shims(&node.dir);
-    (tending.sort_unstable(), all.sort_unstable());
+    tending.sort_unstable();
+    all.sort_unstable();
     assert_eq!(tending, all);
     assert_eq!(all.len(), 2);
 
