@@ -87,8 +87,8 @@ fn a_pod_of_both_kinds() {
     }
     let (cluster, image) = cluster();
     cluster.push(&repository().join("examples/greeter/greeter.wasm"), "greeter:v1");
-    let ask = "for at in $POD_IP 127.0.0.1; do until wget -q -O - http://$at:8080/ 2>/dev/null; do sleep 0.1; done; \
-               done; echo asked; exec httpd -f -p 127.0.0.1:7001 -h /etc";
+    let ask = "httpd -p 127.0.0.1:7001 -h /etc; for at in $POD_IP 127.0.0.1; do \
+               until wget -q -O - http://$at:8080/ 2>/dev/null; do sleep 0.1; done; done; echo asked; sleep 3600";
     let field = |name: &str, path: &str| json!([{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}]);
     cluster.ok(&["create", "configmap", "greeter", "--from-literal=greeting=Hello"]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "both"}, "spec": {
