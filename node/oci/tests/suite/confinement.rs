@@ -143,12 +143,14 @@ async fn the_machine_is_out_of_reach() {
 #[tokio::test]
 async fn devices_of_the_machine_are_not_a_containers() {
     let mut node = Node::new().await;
-    let disk = std::fs::read_dir("/sys/block").unwrap().flatten().find_map(|disk| {
-        let size = std::fs::read_to_string(disk.path().join("size")).ok()?;
-        let number = std::fs::read_to_string(disk.path().join("dev")).ok()?;
-        (size.trim() != "0").then(|| number.trim().replace(':', " "))
-    });
-    let disk = disk.expect("the machine has a disk");
+    // One of the test's own: those that the machine began with may be out of reach for root too.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    let attached = Attached(losetup(&["--find", "--show", file.to_str().unwrap()]));
+    let name = attached.0.trim_start_matches("/dev/");
+    let number = std::fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap();
+    let disk = number.trim().replace(':', " ");
     let script = format!(
         "mknod /tmp/disk b {disk} && echo made; \
          head -c 1 /tmp/disk 2>&1 >/dev/null | grep -o 'Operation not permitted'; \
@@ -173,4 +175,19 @@ async fn devices_of_the_machine_are_not_a_containers() {
     spec.linux.privileged = true;
     assert_eq!(node.output(&spec).await, ["1"]);
     node.end().await;
+}
+
+/// A loop device, detached when dropped.
+struct Attached(String);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        losetup(&["--detach", &self.0]);
+    }
+}
+
+fn losetup(args: &[&str]) -> String {
+    let output = std::process::Command::new("losetup").args(args).output().unwrap();
+    assert!(output.status.success(), "losetup {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
