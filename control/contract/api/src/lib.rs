@@ -1,7 +1,8 @@
-//! The words that both ends speak: object identity, Status, selectors, quantities, names.
+//! The words that both ends speak: object identity, Status, selectors, quantities, names; and the few rules
+//! that both ends go by ([`nodes`]: which nodes a pod may be on, [`static_pods`], [`local_volumes`]).
 //!
-//! Pure data and pure functions. It refuses to do I/O, to know a clock (callers pass `now`), and to
-//! know any single kind: what a kind is stands in `rimward-control-kinds`.
+//! Pure data and pure functions. It refuses to do I/O, to know a clock (callers pass `now`), and to say
+//! what a kind is: that stands in `rimward-control-kinds`.
 //!
 //! Typed kinds are those of [`k8s_openapi`]; the API server itself works on untyped JSON, because a
 //! typed decode drops the fields that it does not know.
